@@ -1,0 +1,315 @@
+"""What a model is asked: `Example`, the contract that every task fulfils, and `Task`, a seeded generator of them.
+
+An `Example` is a prompt with its forced answer, both as ids of one tokenisation, and everything that causal tracing
+needs to know about it by construction: typed token spans, aligned corrupt twins, a foil, candidates and the chance
+level of a uniform guess among them. `check_example` states the invariants; the property tests run it over all tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from interp.errors import BrokenData, UsageError
+from interp.models.tokens import Encoded, Tokens, as_tokens
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Half-open token range `[start, end)` of a prompt, with the role it plays.
+
+    Roles: `key value query evidence distractor_key distractor_value stale_value subject relation instruction filler`.
+    `item` tells needles or pairs apart (0 is the one asked for), `hop` the copies or steps of a chain.
+    """
+
+    start: int
+    end: int
+    role: str
+    item: int = -1
+    hop: int = 0
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One prompt, its forced answer, and what is known about both by construction.
+
+    Attributes:
+        task: name of the task that made it.
+        ids: token ids of the prompt only.
+        answer_ids: ids forced after the prompt.
+        text: the prompt as text; None for tasks over bare token ids.
+        offsets: character range of each prompt token; None where `text` is.
+        spans: typed token ranges of the prompt.
+        alternatives: other id sequences that count as right.
+        foil_ids: the single wrong answer of the logit difference; empty where there is none.
+        candidates: closed set of possible answers, the right one first; empty where the set is open.
+        corrupt: aligned twins of the same length, by kind (`value_swap`, `needle_drop`, ...).
+        chance: accuracy of a uniform guess among `candidates` (among the vocabulary where there are none).
+        cluster: unit of resampling: haystack, subject, template.
+        group: examples of one group share a context.
+        meta: generator parameters and what was realised (depth, distance, template, ...).
+    """
+
+    task: str
+    ids: Ids
+    answer_ids: Ids
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] | None = None
+    spans: tuple[Span, ...] = ()
+    alternatives: tuple[Ids, ...] = ()
+    foil_ids: Ids = ()
+    candidates: tuple[Ids, ...] = ()
+    corrupt: Mapping[str, Example] = field(default_factory=dict)
+    chance: float = 0.0
+    cluster: str = ""
+    group: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def spans_of(self, role: str, item: int | None = None) -> tuple[Span, ...]:
+        """Spans with this role (and item), in order of position."""
+        return tuple(sorted(s for s in self.spans if s.role == role and item in (None, s.item)))
+
+    @property
+    def answer_rows(self) -> range:
+        """Positions whose logits predict the answer: the last prompt token and the answer's own tokens but the last."""
+        return range(len(self.ids) - 1, len(self.ids) - 1 + len(self.answer_ids))
+
+    @property
+    def full_ids(self) -> Ids:
+        """Prompt and forced answer."""
+        return self.ids + self.answer_ids
+
+    def key(self) -> str:
+        """Content hash: two examples with the same key are the same question."""
+        state = [self.task, self.ids, self.answer_ids, self.foil_ids, self.candidates]
+        state.append([[s.start, s.end, s.role, s.item, s.hop] for s in self.spans])
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text with an optional role; an `Example` is put together from pieces and tokenised once, whole.
+
+    A role may cover several pieces: give `within` the roles of enclosing spans (`evidence` around `key` and `value`).
+    """
+
+    text: str
+    role: str | None = None
+    item: int = -1
+    within: str | None = None
+
+
+class Redraw(Exception):
+    """This draw cannot be asked with this tokenizer (a value merges with its neighbour, a length cannot be met)."""
+
+
+def assemble(
+    tokens: Tokens, pieces: Sequence[Piece], answer: str
+) -> tuple[Encoded, Ids, tuple[Span, ...], str]:
+    """Tokenise prompt and answer once and find the token span of every piece that has a role.
+
+    Returns:
+        the prompt's encoding, the answer's ids, the spans (sorted), the prompt's text.
+
+    Raises:
+        Redraw: the answer does not start at a token boundary, or the prompt tokenises differently on its own.
+    """
+    text = "".join(p.text for p in pieces)
+    whole = tokens.encode(text + answer)
+    alone = tokens.encode(text)
+    cut = len(alone)
+    # A tokenizer may close every text with a special token; then the prompt's ids are not a prefix and we say so.
+    if whole.ids[:cut] != alone.ids or len(whole) <= cut:
+        raise Redraw("prompt and answer merge into one token")
+    spans: list[Span] = []
+    enclosing: dict[tuple[str, int], tuple[int, int]] = {}
+    at = 0
+    for piece in pieces:
+        stop = at + len(piece.text)
+        if piece.text.strip() and (piece.role or piece.within):
+            first, last = alone.tokens_of(at, stop)
+            if piece.role:
+                spans.append(Span(first, last, piece.role, piece.item))
+            if piece.within:
+                a, b = enclosing.get((piece.within, piece.item), (first, last))
+                enclosing[piece.within, piece.item] = (min(a, first), max(b, last))
+        at = stop
+    spans += [Span(a, b, role, item) for (role, item), (a, b) in enclosing.items()]
+    return alone, whole.ids[cut:], tuple(sorted(spans)), text
+
+
+COPY_ROLES = ("value",)
+
+
+def check_example(example: Example, tokens: Tokens | None = None, *, copies: bool = False) -> None:
+    """Raise `BrokenData` unless the example keeps the contract.
+
+    Args:
+        example: the example (its corrupt twins are checked with it).
+        tokens: where given, the text must tokenise to the ids, alone and together with the answer.
+        copies: the answer must stand in the prompt as the `value` span of item 0, and nowhere outside declared spans.
+    """
+
+    def fail(what: str) -> None:
+        raise BrokenData(f"{example.task}: {what}")
+
+    n = len(example.ids)
+    if not n or not example.answer_ids:
+        fail("prompt and answer must hold at least one token each")
+    for span in example.spans:
+        if not 0 <= span.start < span.end <= n:
+            fail(f"span {span} lies outside the prompt of {n} tokens")
+    for role in {s.role for s in example.spans}:
+        same = example.spans_of(role)
+        for a, b in zip(same, same[1:], strict=False):
+            if b.start < a.end:
+                fail(f"spans {a} and {b} of one role overlap")
+    if example.candidates:
+        if example.answer_ids not in example.candidates:
+            fail("the answer is not among the candidates")
+        if len(set(example.candidates)) != len(example.candidates):
+            fail("two candidates are the same")
+    if example.foil_ids and example.foil_ids in (example.answer_ids, *example.alternatives):
+        fail("the foil is a right answer")
+    if not 0.0 < example.chance <= 1.0:
+        fail(f"chance is {example.chance}, not in (0, 1]")
+    if tokens is not None and example.text is not None:
+        if tokens.encode(example.text).ids != example.ids:
+            fail("tokenising the text again gives other ids")
+    for kind, twin in example.corrupt.items():
+        if len(twin.ids) != n:
+            fail(f"corruption {kind} has {len(twin.ids)} tokens, the clean prompt {n}")
+        changed = [i for i, (a, b) in enumerate(zip(example.ids, twin.ids, strict=True)) if a != b]
+        if not changed:
+            fail(f"corruption {kind} changes nothing")
+        declared = {i for s in example.spans for i in range(s.start, s.end)}
+        outside = [i for i in changed if i not in declared]
+        if outside:
+            fail(f"corruption {kind} changes tokens {outside[:5]} outside the declared spans")
+        check_example(twin, tokens)
+    if copies:
+        value = example.spans_of("value", 0)
+        if not value:
+            fail("no value span of item 0")
+        for span in value:
+            if example.ids[span.start : span.end] != example.answer_ids:
+                fail("the tokens of the value span are not the answer's")
+        declared = {i for s in example.spans for i in range(s.start, s.end)}
+        m = len(example.answer_ids)
+        for i in range(n - m + 1):
+            if example.ids[i : i + m] == example.answer_ids and not set(range(i, i + m)) <= declared:
+                fail(f"the answer also stands at token {i}, outside every declared span")
+
+
+def stable_seed(*parts: Any) -> list[int]:
+    """Entropy for `numpy.random.default_rng` from any JSON-able parts; the same in every process."""
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).digest()
+    return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
+
+
+class Task(ABC):
+    """A seeded generator of Examples.
+
+    A subclass names itself (`name`), says where the task comes from (`source`), takes its parameters in `__init__`
+    and hands them to `super().__init__` (they are the task's identity), and writes `make`. Example `i` depends on the
+    seed, the parameters and `i` only: asking for more examples never changes the first ones.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    copies: ClassVar[bool] = False
+    """Whether the answer stands in the prompt, so that copying from the context is measurable."""
+
+    max_redraws: ClassVar[int] = 64
+
+    def __init__(self, *, n: int, seed: int, **params: Any):
+        if n < 1:
+            raise UsageError(f"task {self.name}: n is {n}; ask for at least one example")
+        self.n = n
+        self.seed = seed
+        self.params = params
+        self.redraws: Counter[str] = Counter()
+        self._made: dict[str, list[Example]] = {}
+
+    @abstractmethod
+    def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
+        """Example number `index`, drawn with `rng`; raise `Redraw` where this draw cannot be asked."""
+
+    def examples(self, source: Any) -> list[Example]:
+        """The `n` examples for a model (or tokenizer); made once and kept.
+
+        Raises:
+            BrokenData: no draw could be asked within `max_redraws` tries.
+        """
+        tokens = as_tokens(source)
+        if tokens.fingerprint not in self._made:
+            self._made[tokens.fingerprint] = list(self.stream(tokens))
+        return self._made[tokens.fingerprint]
+
+    def stream(self, source: Any) -> Iterator[Example]:
+        """Like `examples`, one at a time and without keeping them."""
+        tokens = as_tokens(source)
+        for index in range(self.n):
+            yield self._draw(index, tokens)
+
+    def _draw(self, index: int, tokens: Tokens) -> Example:
+        reason = ""
+        for attempt in range(self.max_redraws):
+            rng = np.random.default_rng(stable_seed(self.name, self.params, self.seed, index, attempt))
+            try:
+                return self.make(index, rng, tokens)
+            except Redraw as why:
+                reason = str(why)
+                self.redraws[reason] += 1
+        raise BrokenData(
+            f"task {self.name}: example {index} could not be made in {self.max_redraws} draws ({reason})"
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What identifies the task: name, n, seed, parameters."""
+        return {"task": self.name, "n": self.n, "seed": self.seed, **self.params}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if k != "task")
+        return f"{self.name}({inner})"
+
+
+class FixedTask(Task):
+    """A task whose examples are given: a filtered task, a user's list or function, a JSONL file."""
+
+    name = "fixed"
+    source = "given by the user"
+
+    def __init__(self, examples: Iterable[Example], *, name: str = "fixed", copies: bool = False, **params: Any):
+        self._given = list(examples)
+        if not self._given:
+            raise BrokenData(f"task {name}: there is no example in it")
+        self.name = name  # type: ignore[misc]
+        self.copies = copies  # type: ignore[misc]
+        super().__init__(n=len(self._given), seed=0, **params)
+
+    def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
+        return self._given[index]
+
+    def examples(self, source: Any) -> list[Example]:
+        """The given examples; their ids stand, so no tokenizer is needed."""
+        return self._given
+
+    def config(self) -> dict[str, Any]:
+        data = hashlib.sha256("".join(e.key() for e in self._given).encode()).hexdigest()[:16]
+        return {**super().config(), "data": data}
