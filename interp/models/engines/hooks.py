@@ -1,0 +1,334 @@
+"""The reference engine: plain torch hooks on the untouched Hugging Face module.
+
+SDPA and flash kernels, the KV cache, `device_map`, quantised weights and GGUF keep working, since nothing of the model
+is replaced: hooks are put on for one run and taken off after it, by an exception too. Every tap must fire exactly once
+a forward pass, or the run fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from interp.errors import EngineError, UsageError
+from interp.models.batch import Batch
+from interp.models.engines.attention import AttentionCall, tapped_attention
+from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Tap, Taps, Trace
+from interp.models.families import Place
+from interp.models.sites import Site
+
+if TYPE_CHECKING:
+    from interp.models.subject import CausalLM
+
+_EMBED = Place("", "out")
+_KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
+
+
+def as_list(taps: Tap | Sequence[Tap]) -> list[Tap]:
+    """Taps of one site as a list."""
+    return list(taps) if isinstance(taps, (list, tuple)) else [taps]  # type: ignore[list-item]
+
+
+class Session:
+    """Taps bound to one model: hooks, counters and what was recorded, for one run or one generation."""
+
+    def __init__(self, subject: CausalLM, taps: Taps, rows: Rows | None, frame: Frame):
+        self.subject = subject
+        self.frame = frame
+        self.rows_wanted = rows
+        self.records: dict[Site, Any] = {}
+        self.rows: dict[int, Any] = {}
+        self.fired: dict[Site, int] = {}
+        self.taps: dict[Site, list[Tap]] = {}
+        for site in sorted(taps):
+            subject.check(site)
+            self.taps[site] = as_list(taps[site])
+            self.fired[site] = 0
+        self._carry: dict[int, torch.Tensor] = {}
+
+    # -- what happens at a site --------------------------------------------------------------------------------------
+
+    def visit(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+        """Run the taps of one site on its tensor and return what goes on from there."""
+        self.fired[site] += 1
+        for tap in self.taps[site]:
+            if isinstance(tap, (Record, Reduce)):
+                self.records[site] = tap.read(value, self.frame)
+                continue
+            edit = getattr(tap, "edit", None)
+            out = edit(value, self.frame) if edit is not None else tap(value)  # type: ignore[operator]
+            if out is None:
+                if edit is None:
+                    self.records[site] = value.detach()
+            elif out.shape != value.shape:
+                raise EngineError(f"tap at {site} returned shape {tuple(out.shape)}, not {tuple(value.shape)}")
+            else:
+                value = out.to(value.dtype)
+        return value
+
+    def _at(self, sites: list[Site], place: Place, tensor: torch.Tensor) -> torch.Tensor:
+        """Visit the sites that are cut out of one module's tensor; returns the tensor to go on with."""
+        for site in sites:
+            whole = self._split(place, tensor)
+            view = whole if site.index is None else _narrow(site, whole)
+            out = self.visit(site, view)
+            if out is not view:
+                tensor = tensor.clone()
+                target = self._split(place, tensor)
+                (target if site.index is None else _narrow(site, target)).copy_(out)
+        return tensor
+
+    def _split(self, place: Place, x: torch.Tensor) -> torch.Tensor:
+        s = self.subject
+        match place.part:
+            case "":
+                return x
+            case "heads":
+                return x.view(*x.shape[:-1], s.n_heads, s.d_head)
+            case "kv":
+                return x.view(*x.shape[:-1], s.n_kv_heads, s.d_head)
+            case "fused_q" | "fused_k" | "fused_v":
+                third = x.view(*x.shape[:-1], 3, s.n_heads, s.d_head)
+                return third[..., "qkv".index(place.part[-1]), :, :]
+            case _:
+                headwise = x.view(*x.shape[:-1], s.n_heads, 3, s.d_head)
+                return headwise[..., "qkv".index(place.part[-1]), :]
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Hooks on, and off again however the block is left."""
+        with ExitStack() as stack:
+            hook = self._hook_onto(stack)
+            model = self.subject.hf
+            hook(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for place_key, sites in self._by_place().items():
+                layer, place = place_key
+                module = model.get_input_embeddings() if layer is None else self.subject.module(layer, place.module)
+                if place.side == "in":
+                    hook(module.register_forward_pre_hook(self._input_hook(sites, place), with_kwargs=True))
+                else:
+                    hook(module.register_forward_hook(self._output_hook(sites, place)))
+            for site in self.taps:
+                if site.kind == "head_out":
+                    self._hook_head_out(hook, site)
+                elif site.kind == "logits":
+                    hook(model.register_forward_hook(self._logits_hook(site)))
+            kernel = self._kernel_layers()
+            if kernel:
+                modules = {i: self.subject.module(i, self.subject.family.attention) for i in kernel}
+                stack.enter_context(tapped_attention(model, modules, self._attention))
+            yield
+        self._check_fired()
+
+    @staticmethod
+    def _hook_onto(stack: ExitStack) -> Callable[[Any], None]:
+        return lambda handle: stack.callback(handle.remove) and None
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        cache = kwargs.get("past_key_values")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self.frame.past = int(cache.get_seq_length()) if cache is not None else 0
+        self.frame.width = int(ids.shape[1])
+        self.frame.forwards += 1
+        self._carry.clear()
+
+    def _by_place(self) -> dict[tuple[int | None, Place], list[Site]]:
+        """Sites grouped by the module tensor they are cut from, in order of execution."""
+        groups: dict[tuple[int | None, Place], list[Site]] = {}
+        family = self.subject.family
+        for site in self.taps:
+            if site.kind in _KERNEL_KINDS or site.kind in ("head_out", "logits"):
+                continue
+            place = _EMBED if site.kind == "embed" else family.sites[site.kind]
+            groups.setdefault((site.layer, place), []).append(site)
+            if site.kind == "resid_mid":  # an edit there must reach the residual stream too, see _input_hook
+                groups.setdefault((site.layer, family.sites["resid_post"]), [])
+        # The carried change joins resid_post, and later blocks see it through their own input.
+        return groups
+
+    def _input_hook(self, sites: list[Site], place: Place) -> Callable[..., Any]:
+        middle = [s for s in sites if s.kind == "resid_mid"]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = args[0] if args else kwargs["hidden_states"]
+            out = self._at(sites, place, value)
+            if out is value:
+                return None
+            if middle:
+                # The norm reads resid_mid, but the block adds its own copy of it at the end: carry the change there.
+                assert middle[0].layer is not None
+                self._carry[middle[0].layer] = out - value
+            return ((out, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": out})
+
+        return hook
+
+    def _output_hook(self, sites: list[Site], place: Place) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            value = output[0] if isinstance(output, tuple) else output
+            out = value
+            if place == self.subject.family.sites["resid_post"]:
+                layer = self.subject.layer_of(module)
+                if layer in self._carry:
+                    out = out + self._carry.pop(layer)
+            out = self._at(sites, place, out)
+            if out is value:
+                return None
+            return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        return hook
+
+    def _hook_head_out(self, hook: Callable[[Any], None], site: Site) -> None:
+        assert site.layer is not None
+        projection = self.subject.module(site.layer, self.subject.family.out_proj)
+        weight = self.subject.out_weight(site.layer)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+            z = args[0].view(*args[0].shape[:-1], self.subject.n_heads, self.subject.d_head)
+            w = weight if site.index is None else weight[site.index : site.index + 1]
+            z = z if site.index is None else z[..., site.index : site.index + 1, :]
+            share = torch.einsum("bthd,hdm->bthm", z, w)
+            view = share if site.index is None else share[..., 0, :]
+            out = self.visit(site, view)
+            if out is view:
+                return None
+            change = out - view
+            return output + (change.sum(-2) if site.index is None else change)
+
+        hook(projection.register_forward_hook(after))
+
+    def _logits_hook(self, site: Site) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            out = self.visit(site, output.logits)
+            if out is not output.logits:
+                output.logits = out
+            return output
+
+        return hook
+
+    # -- attention ---------------------------------------------------------------------------------------------------
+
+    def _kernel_layers(self) -> set[int]:
+        layers = {s.layer for s in self.taps if s.kind in _KERNEL_KINDS and s.layer is not None}
+        if self.rows_wanted is not None:
+            wanted = self.rows_wanted.layers
+            layers |= set(range(self.subject.n_layers)) if wanted is None else set(wanted)
+        return layers
+
+    def _attention(self, call: AttentionCall) -> AttentionCall:
+        for site in self.taps:
+            if site.layer != call.layer or site.kind not in _KERNEL_KINDS:
+                continue
+            if site.kind == "attention":
+                call = self._visit_attention(site, call)
+                continue
+            t = call.q.shape[2]
+            heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
+            whole = heads.transpose(1, 2)
+            view = whole if site.index is None else _narrow(site, whole)
+            out = self.visit(site, view)
+            if out is view:
+                continue
+            edited = heads.clone()
+            target = edited.transpose(1, 2)
+            (target if site.index is None else _narrow(site, target)).copy_(out)
+            if site.kind == "q_rot":
+                call = call.with_(q=edited)
+            else:
+                call = call.with_(k=torch.cat([call.k[:, :, :-t], edited], dim=2))
+        if self.rows_wanted is not None and (
+            self.rows_wanted.layers is None or call.layer in self.rows_wanted.layers
+        ):
+            self._reduce_rows(call)
+        return call
+
+    def _visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
+        self.fired[site] += 1
+        for tap in self.taps[site]:
+            if isinstance(tap, (Record, Reduce)):
+                self.records[site] = call if isinstance(tap, Record) else tap.fn(call, self.frame)  # type: ignore[arg-type]
+                continue
+            edit = getattr(tap, "edit", None)
+            out: Any = edit(call, self.frame) if edit is not None else tap(call)  # type: ignore
+            if out is None:
+                if edit is None:
+                    self.records[site] = call
+            else:
+                call = out
+        return call
+
+    def _reduce_rows(self, call: AttentionCall) -> None:
+        assert self.rows_wanted is not None
+        columns = self.rows_wanted.columns.to(call.q.device) - self.frame.past
+        absent = (columns < 0) | (columns >= self.frame.width)
+        probs = call.rows(columns.clamp(0, self.frame.width - 1))
+        if absent.any():
+            probs = probs.masked_fill(absent[:, None, :, None], 0.0)
+        self.rows[call.layer] = self.rows_wanted.reduce(RowBlock(call.layer, probs, self.frame))
+
+    def _check_fired(self) -> None:
+        wrong = {s: n for s, n in self.fired.items() if n != self.frame.forwards}
+        if wrong:
+            told = ", ".join(f"{s} fired {n}x" for s, n in wrong.items())
+            raise EngineError(f"taps must fire once in each of {self.frame.forwards} forward passes, but {told}")
+
+
+def _narrow(site: Site, view: torch.Tensor) -> torch.Tensor:
+    """One head (second-last dimension) or one neuron (last) of a site's tensor."""
+    assert site.index is not None
+    return view[..., site.index] if site.kind == "neurons" else view[..., site.index, :]
+
+
+class HooksEngine:
+    """The reference engine."""
+
+    name = "hooks"
+    capabilities = frozenset({"rows", "attention", "cache", "generate", "grad"})
+
+    def __init__(self, subject: CausalLM):
+        self.subject = subject
+
+    def run(
+        self,
+        batch: Batch,
+        taps: Taps,
+        *,
+        rows: Rows | None = None,
+        keep: int | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+        mask: Any = None,
+        past: int = 0,
+    ) -> Trace:
+        """One forward pass over columns `[past, width)` of the batch.
+
+        Args:
+            batch: what is run.
+            taps: what is watched and edited.
+            rows: which attention rows to reduce.
+            keep: logits of this many last columns; default the columns that predict answers.
+            cache: KV cache that holds columns `[0, past)`; it is extended in place.
+            use_cache: return a KV cache of all columns.
+            mask: 4-D additive attention mask (or one for each type of layer) in place of the padding mask.
+        """
+        if past and cache is None:
+            raise UsageError("columns can only be skipped with a KV cache that holds them")
+        frame = Frame(batch)
+        session = Session(self.subject, taps, rows, frame)
+        kwargs: dict[str, Any] = {
+            "input_ids": batch.ids[:, past:],
+            "attention_mask": batch.mask if mask is None else mask,
+            "position_ids": batch.positions[:, past:],
+            "use_cache": use_cache or cache is not None,
+            "logits_to_keep": batch.keep if keep is None else keep,
+        }
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        with session.installed():
+            out = self.subject.hf(**kwargs)
+        return Trace(out.logits, session.records, session.rows, out.get("past_key_values"))

@@ -1,0 +1,322 @@
+"""`CausalLM`: a language model with what is needed to run it under taps and interventions.
+
+It holds the Hugging Face module untouched, the tokenizer, the row of the site table and an engine. `run` traces,
+`generate` decodes, and `apply` is a context in which interventions hold for both; leaving it, by an exception too,
+restores every bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from interp.errors import EngineError, UsageError
+from interp.models.batch import Batch, Prompt
+from interp.models.engines.base import Engine, Frame, Rows, Tap, Taps, Trace
+from interp.models.engines.hooks import HooksEngine, Session, as_list
+from interp.models.families import Family, resolve
+from interp.models.sites import INDEXED, KV_HEADS, MLP, QUERY_HEADS, Component, Head, Neuron, Site
+from interp.models.tokens import Tokens
+
+
+class Lowers(Protocol):
+    """An intervention, as a subject sees it: it lowers to taps for a batch."""
+
+    def lower(self, subject: CausalLM, batch: Batch) -> dict[Site, list[Tap]]: ...
+
+    def key(self) -> str: ...
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A model that can be looked at: language models here, diffusion pipelines and small memory models behind it."""
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def run(self, batch: Any, taps: Any = None, **options: Any) -> Any: ...
+
+
+class CausalLM:
+    """A causal language model.
+
+    Args:
+        hf: a Hugging Face causal language model; it is put into eval mode and otherwise left alone.
+        tokens: its tokenizer, or None for models over bare ids.
+        name: what tables and figures call it.
+        family: row of the site table; default by `config.model_type`.
+
+    Raises:
+        UnknownArchitecture: the model fits no row of the site table.
+    """
+
+    kind: Literal["causal_lm"] = "causal_lm"
+
+    def __init__(self, hf: nn.Module, tokens: Tokens | None, *, name: str, family: Family | str | None = None):
+        self.hf: Any = hf.eval()
+        self._tokens = tokens
+        self.name = name
+        self.family = resolve(hf, family)
+        self.config: Any = hf.config
+        self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
+        self._layer_ids = {id(block): i for i, block in enumerate(self.blocks)}
+        self.engine: Engine = HooksEngine(self)
+        self._edits: tuple[Lowers, ...] = ()
+
+    # -- shape -------------------------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer; asking for it where there is none is an error that says how to give one."""
+        return self._tokens if self._tokens is not None else Tokens(None)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the model came with a tokenizer."""
+        return self._tokens is not None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads a layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key-value heads (groups) a layer."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.n_heads)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return int(getattr(self.config, "head_dim", None) or self.d_model // self.n_heads)
+
+    @cached_property
+    def d_mlp(self) -> int:
+        """Hidden units of an MLP."""
+        weight = self.module(0, self.family.sites["neurons"].module).weight
+        return int(weight.numel() // self.d_model)
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the positions allow, in tokens."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 2**31 - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings live, so where inputs go."""
+        weight: torch.Tensor = self.hf.get_input_embeddings().weight
+        return weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
+
+    def kv_head(self, head: int) -> int:
+        """The KV group that a query head reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+    def heads(self) -> list[Head]:
+        """All query heads, layer by layer."""
+        return [Head(i, h) for i in range(self.n_layers) for h in range(self.n_heads)]
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def module(self, layer: int, path: str) -> nn.Module:
+        """A module of a block, by its path."""
+        return self.blocks[layer].get_submodule(path)
+
+    def layer_of(self, block: nn.Module) -> int:
+        """Index of a block."""
+        return self._layer_ids[id(block)]
+
+    def out_weight(self, layer: int) -> Float[torch.Tensor, "h d_head d"]:
+        """W_O of each head, such that z @ W_O is its share of the projection's output."""
+        projection: Any = self.module(layer, self.family.out_proj)
+        # GPT-2 keeps (in, out), nn.Linear (out, in).
+        weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
+        return weight.reshape(self.n_heads, self.d_head, -1)  # type: ignore[no-any-return]
+
+    def check(self, item: Site | Component) -> None:
+        """Raise `UsageError` unless the site or component exists in this model, saying what does."""
+        if isinstance(item, (Head, MLP, Neuron)):
+            if not 0 <= item.layer < self.n_layers:
+                raise UsageError(f"{item}: {self.name} has layers 0 to {self.n_layers - 1}")
+            if isinstance(item, Head) and not 0 <= item.head < self.n_heads:
+                raise UsageError(f"{item}: {self.name} has heads 0 to {self.n_heads - 1} in each layer")
+            if isinstance(item, Neuron) and not 0 <= item.i < self.d_mlp:
+                raise UsageError(f"{item}: {self.name} has neurons 0 to {self.d_mlp - 1} in each layer")
+            return
+        if item.layer is not None and item.layer >= self.n_layers:
+            raise UsageError(f"site {item}: {self.name} has layers 0 to {self.n_layers - 1}")
+        known = {*self.family.sites, "embed", "logits", "attention", "q_rot", "k_rot", "head_out"}
+        if item.kind not in known:
+            why = "attention and MLP are parallel in it" if self.family.parallel else "its row has no such site"
+            raise UsageError(f"site {item}: {self.name} ({self.family.name}) has none: {why}")
+        if item.index is not None and item.kind in INDEXED:
+            size = self.n_heads if item.kind in QUERY_HEADS else self.n_kv_heads
+            size = size if item.kind in QUERY_HEADS | KV_HEADS else self.d_mlp
+            if not 0 <= item.index < size:
+                raise UsageError(f"site {item}: {self.name} has indices 0 to {size - 1} there")
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def batch(self, examples: Sequence[Prompt], *, forced: bool = True) -> Batch:
+        """Examples as a left-padded batch on the model's device.
+
+        Raises:
+            UsageError: an example is longer than the model's context.
+        """
+        for example in examples:
+            self.check_length(len(example.ids) + len(example.answer_ids))
+        pad = self._tokens.pad_id if self._tokens else 0
+        return Batch.of(examples, forced=forced, pad_id=pad, device=self.device)
+
+    def check_length(self, n: int) -> None:
+        """Raise `UsageError` if `n` tokens do not fit the context."""
+        if n > self.context_length:
+            raise UsageError(
+                f"{n} tokens do not fit the context of {self.name}, {self.context_length} tokens; ask for a shorter length"
+            )
+
+    def run(
+        self,
+        batch: Batch | Sequence[Prompt],
+        taps: Taps | Mapping[str, Tap] | None = None,
+        *,
+        rows: Rows | None = None,
+        keep: int | None = None,
+        start: Any = None,
+        stop: int | None = None,
+        grad: bool = False,
+        **options: Any,
+    ) -> Trace:
+        """One forward pass under taps and the interventions applied; see `Trace`.
+
+        Args:
+            batch: a batch, or examples (their answers are forced).
+            taps: what is watched and edited, by site (or its name, as in `z[12].3`).
+            rows: attention rows to reduce.
+            keep: logits of this many last columns; default those that predict answers.
+            start, stop: resume points; for engines that declare `resume`.
+            grad: keep the graph.
+            options: cache, use_cache, mask, past: see `HooksEngine.run`.
+        """
+        if (start is not None or stop is not None) and "resume" not in self.engine.capabilities:
+            raise EngineError(f"engine '{self.engine.name}' cannot resume: run without start and stop")
+        if not isinstance(batch, Batch):
+            batch = self.batch(batch)
+        every = self._with_edits(taps or {}, batch)
+        with torch.set_grad_enabled(grad):
+            return self.engine.run(batch, every, rows=rows, keep=keep, **options)
+
+    def _with_edits(self, taps: Mapping[Any, Any], batch: Batch) -> dict[Site, list[Tap]]:
+        """Taps of the applied interventions first, then the caller's: what is recorded is what flows on."""
+        every: dict[Site, list[Tap]] = {}
+        for edit in self._edits:
+            for site, edits in edit.lower(self, batch).items():
+                every.setdefault(site, []).extend(edits)
+        for where, tap in taps.items():
+            every.setdefault(Site.parse(where), []).extend(as_list(tap))
+        return every
+
+    def generate(
+        self,
+        batch: Batch | Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        taps: Taps | Mapping[str, Tap] | None = None,
+        **options: Any,
+    ) -> list[list[int]]:
+        """Continue each prompt, greedily by default, batched and with KV cache, under taps and interventions.
+
+        Args:
+            batch: a batch of prompts, or examples (their answers are not fed).
+            max_new_tokens: at most so many tokens are added.
+            taps: fire once a step, on the new columns.
+            options: handed to transformers' `generate` (sampling, stop criteria, ...).
+
+        Returns:
+            new token ids of each row, without padding, up to and with the end-of-text token.
+        """
+        if not isinstance(batch, Batch):
+            batch = self.batch(batch, forced=False)
+        if batch.forced:
+            raise UsageError("generation starts from prompts; build the batch with forced=False")
+        self.check_length(batch.width + max_new_tokens)
+        session = Session(self, self._with_edits(taps or {}, batch), None, Frame(batch))
+        pad = self._tokens.pad_id if self._tokens else 0
+        settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "use_cache": True,
+            "pad_token_id": pad,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            **options,
+        }
+        with torch.no_grad(), session.installed():
+            out = self.hf.generate(batch.ids, attention_mask=batch.mask, **settings)
+        eos = self.hf.generation_config.eos_token_id
+        stops = {eos} if isinstance(eos, int) else set(eos or ())
+        return [_upto(row, stops) for row in out[:, batch.width :].tolist()]
+
+    @contextmanager
+    def apply(self, *interventions: Lowers) -> Iterator[CausalLM]:
+        """Interventions hold for every run and generation inside the block; leaving it restores every bit."""
+        before = self._edits
+        self._edits = (*before, *interventions)
+        try:
+            yield self
+        finally:
+            self._edits = before
+
+    # -- identity ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Hash of names, shapes, types and data of all weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.hf.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model as it runs now: its weights and the interventions applied."""
+        edits = "".join("+" + e.key() for e in self._edits)
+        return self.weights_hash + edits
+
+    def __repr__(self) -> str:
+        return (
+            f"CausalLM({self.name}: {self.family.name}, {self.n_layers} layers x {self.n_heads} heads "
+            f"({self.n_kv_heads} KV), d {self.d_model}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+def _upto(row: list[int], stops: set[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in stops:
+            return row[: i + 1]
+    return row
