@@ -1,0 +1,74 @@
+"""A microscope and a scalpel for memory in neural networks.
+
+Load a model, pose a task, trace it, intervene, measure the effect, locate a mechanism, sweep, plot. The names below
+are the public face; each is imported when it is first used, so that `import interp` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from interp.intervene.ablate import ablate
+    from interp.intervene.patch import patch
+    from interp.locate.retrieval_heads import RetrievalHeads
+    from interp.measure.known import known_to
+    from interp.models.load import load
+    from interp.models.sites import MLP, Head, Neuron, Site
+    from interp.tasks.base import Example, Span, Task
+    from interp.tasks.registry import task
+
+_PUBLIC = {
+    "load": "interp.models.load:load",
+    "task": "interp.tasks.registry:task",
+    "Example": "interp.tasks.base:Example",
+    "Span": "interp.tasks.base:Span",
+    "Task": "interp.tasks.base:Task",
+    "Site": "interp.models.sites:Site",
+    "Head": "interp.models.sites:Head",
+    "MLP": "interp.models.sites:MLP",
+    "Neuron": "interp.models.sites:Neuron",
+    "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
+    "ablate": "interp.intervene.ablate:ablate",
+    "patch": "interp.intervene.patch:patch",
+    "known_to": "interp.measure.known:known_to",
+    "errors": "interp.errors",
+    "plot": "interp.plot",
+}
+"""Where each public name lives: `module:attribute`, or a module alone."""
+
+__all__ = [
+    "MLP",
+    "Example",
+    "Head",
+    "Neuron",
+    "RetrievalHeads",
+    "Site",
+    "Span",
+    "Task",
+    "ablate",
+    "errors",
+    "known_to",
+    "load",
+    "patch",
+    "plot",
+    "task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'interp' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
