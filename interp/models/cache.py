@@ -21,7 +21,7 @@ from typing import Any
 from interp.errors import MissingResource
 
 Progress = Callable[[int, int, str], None]
-"""Told about long work as `progress(done, total, what)`."""
+"""Told about long work as `progress(done, total, what)`; `total` is 0 where it is not known."""
 
 MANIFEST = "interp-manifest.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,75 @@
+"""The command line: `interp <group> <command>`.
+
+Each group is one module of this package with a `typer.Typer` called `app`, or plain functions for commands without a
+group. They import what they need inside their functions, so that `interp --help` imports neither torch nor pandas.
+Results go to stdout (tables for people, `--json` for machines), progress and messages to stderr.
+
+Exit codes: 0 done, 1 a part of the work failed, 2 wrong usage or configuration, 3 something is missing, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from interp.cli import models, tasks
+from interp.cli.console import err, say
+from interp.errors import InterpError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class _Commands(TyperGroup):
+    """The root group: what is raised on purpose becomes one line on stderr and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InterpError as error:
+            say("error", str(error))
+            raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            say("error", f"{os.strerror(error.errno)}: {error.filename or 'the disk'}")
+            raise typer.Exit(3) from error
+        except KeyboardInterrupt as error:
+            say("interrupted", "what was finished is kept")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    name="interp",
+    cls=_Commands,
+    help="A microscope and a scalpel for memory in neural networks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from interp import __version__
+
+        print(f"interp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if not err.is_terminal:
+        # Bars of other libraries are for terminals; a log gets lines.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+app.add_typer(models.app, name="models")
+app.add_typer(tasks.app, name="tasks")
