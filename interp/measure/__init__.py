@@ -1,0 +1,44 @@
+"""What a cut did: metrics, paired effects with matched controls, and what a model knows.
+
+The package itself can be called: `interp.measure(model, task, cut)` is `interp.measure.effects.measure`, and
+`interp.measure.known_to(model, task)` keeps what the model answers right.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+_NAMES = {
+    "known_to": "interp.measure.known",
+    "census": "interp.measure.known",
+    "evaluate": "interp.measure.outcomes",
+    "contrast": "interp.measure.effects",
+    "dose": "interp.measure.effects",
+    "with_controls": "interp.measure.effects",
+    "matched_heads": "interp.measure.controls",
+}
+
+
+class _Measure(ModuleType):
+    """The package as a callable, so that the verb and its vocabulary share one name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from interp.measure.effects import measure
+
+        return measure(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _NAMES:
+            from importlib import import_module
+
+            found = import_module(_NAMES[name])
+            # A submodule of the same name would shadow the function: bind the function.
+            value = getattr(found, name)
+            setattr(self, name, value)
+            return value
+        raise AttributeError(f"module 'interp.measure' has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Measure

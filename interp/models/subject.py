@@ -71,6 +71,7 @@ class CausalLM:
         self._layer_ids = {id(block): i for i, block in enumerate(self.blocks)}
         self.engine: Engine = HooksEngine(self)
         self._edits: tuple[Lowers, ...] = ()
+        self.hooked = False
 
     # -- shape -------------------------------------------------------------------------------------------------------
 

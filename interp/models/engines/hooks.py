@@ -103,7 +103,11 @@ class Session:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Hooks on, and off again however the block is left."""
+        if self.subject.hooked:
+            raise EngineError("a tap ran the model it taps: compute what an edit needs before the pass")
         with ExitStack() as stack:
+            self.subject.hooked = True
+            stack.callback(setattr, self.subject, "hooked", False)
             hook = self._hook_onto(stack)
             model = self.subject.hf
             hook(model.register_forward_pre_hook(self._begin, with_kwargs=True))

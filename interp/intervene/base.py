@@ -1,0 +1,109 @@
+"""What an intervention is: a frozen description of what is cut or edited, that lowers to taps.
+
+`+` composes. Several *conditions* can share one forward pass: each row of a batch, or each token of a packed one, has
+its own (`lower_conditions`). A description names everything that changes a number: components, mode, scope and
+reference; they make its `key` and appear in every result row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+
+from interp.models.batch import Batch
+from interp.models.engines.base import Tap
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+
+Scope = str | tuple[str, ...]
+
+
+def scope_name(scope: Scope) -> str:
+    """`all`, `answer`, or the roles joined by `+`."""
+    return scope if isinstance(scope, str) else "+".join(scope)
+
+
+class Intervention(ABC):
+    """A frozen description of a cut or an edit."""
+
+    @abstractmethod
+    def atoms(self) -> tuple[Atom, ...]:
+        """The single cuts and edits it is made of."""
+
+    def __add__(self, other: Intervention) -> Compose:
+        return Compose(self.atoms() + other.atoms())
+
+    def lower(self, subject: CausalLM, batch: Batch) -> dict[Site, list[Tap]]:
+        """Taps that do this to every row of a batch."""
+        return lower_conditions(subject, batch, [self], torch.zeros(len(batch), dtype=torch.long))
+
+    def config(self) -> list[dict[str, Any]]:
+        """JSON-able description."""
+        return [atom.describe() for atom in self.atoms()]
+
+    def key(self) -> str:
+        """Content hash of the description."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Atom(Intervention):
+    """A single cut or edit."""
+
+    def atoms(self) -> tuple[Atom, ...]:
+        return (self,)
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """JSON-able description."""
+
+    @abstractmethod
+    def group(self) -> tuple[Any, ...]:
+        """Atoms of one group differ in their components only and are lowered together."""
+
+    @classmethod
+    @abstractmethod
+    def lower_group(
+        cls, subject: CausalLM, batch: Batch, atoms: Sequence[tuple[int, Any]], of: Int[torch.Tensor, "b *t"], n: int
+    ) -> dict[Site, list[Tap]]:
+        """Taps for atoms (each with the number of its condition) of one group; `of` says which condition holds where."""
+
+
+@dataclass(frozen=True)
+class Compose(Intervention):
+    """Several interventions at once."""
+
+    parts: tuple[Atom, ...]
+
+    def atoms(self) -> tuple[Atom, ...]:
+        return self.parts
+
+
+def lower_conditions(
+    subject: CausalLM,
+    batch: Batch,
+    conditions: Sequence[Intervention | None],
+    of: Int[torch.Tensor, "b *t"],
+) -> dict[Site, list[Tap]]:
+    """Taps under which each row (or token) of a batch meets its own condition.
+
+    Args:
+        conditions: interventions; None leaves the model as it is.
+        of: which condition holds, for each row (shape b) or each column of each row (shape b t).
+    """
+    groups: dict[tuple[Any, ...], list[tuple[int, Atom]]] = {}
+    for number, condition in enumerate(conditions):
+        for atom in condition.atoms() if condition is not None else ():
+            groups.setdefault((type(atom), *atom.group()), []).append((number, atom))
+    taps: dict[Site, list[Tap]] = {}
+    for (cls, *_), atoms in groups.items():
+        lowered = cls.lower_group(subject, batch, atoms, of.to(batch.ids.device), len(conditions))
+        for site, more in lowered.items():
+            taps.setdefault(site, []).extend(more)
+    return taps

@@ -1,0 +1,211 @@
+"""`load`: from a name, a folder, a GGUF file or a loaded module to a `CausalLM`.
+
+A model that loads has passed the self-check: on a few tokens, resid_pre + attn_out + mlp_out equals resid_post in
+every layer, and the heads' shares sum to the output projection's output. A wrong row of the site table cannot pass.
+"""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.errors import MissingResource, UnknownArchitecture, UsageError
+from interp.models.batch import Batch
+from interp.models.engines.base import Record
+from interp.models.families import Family
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.models.tokens import Tokens
+
+
+def load(
+    source: Any,
+    *,
+    tokenizer: Any = None,
+    name: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    family: Family | str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> CausalLM:
+    """Load a causal language model, ready to be traced.
+
+    Args:
+        source: a default model's name (`smollm2`), a hub id, a folder, a `.gguf` file, or a loaded Hugging Face module.
+        tokenizer: tokenizer of a loaded module (or in place of the model's own).
+        name: what tables call the model; default from `source`.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda:1`, `mps`.
+        dtype: `auto` (fp32 on CPU, the checkpoint's elsewhere), `float32`, `bfloat16`, ...
+        family: row of the site table for an architecture that is not in it.
+        kwargs: handed to `from_pretrained` (`device_map`, `revision`, `quantization_config`, ...).
+
+    Raises:
+        MissingResource: no such model, or no network to fetch it.
+        UnknownArchitecture: no row of the site table fits.
+    """
+    if isinstance(source, nn.Module):
+        if kwargs:
+            raise UsageError(f"a loaded module takes no {', '.join(kwargs)}")
+        return _subject(source, tokenizer, name or _module_name(source), family)
+    if not isinstance(source, (str, Path)):
+        raise UsageError(f"cannot load a {type(source).__name__}; give a name, a folder, a .gguf file or a module")
+    path, label = _locate(str(source))
+    where = _device(device)
+    kwargs.setdefault("dtype", _dtype(dtype, where))
+    if trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    module, found = _from_pretrained(path, label, tokenizer, kwargs)
+    if "device_map" not in kwargs:
+        module = module.to(where)
+    return _subject(module, found, name or label, family)
+
+
+def _module_name(module: nn.Module) -> str:
+    given = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
+    return Path(str(given)).name
+
+
+def _subject(module: nn.Module, tokenizer: Any, name: str, family: Family | str | None) -> CausalLM:
+    if type(module).__name__ == "TransformerBridge":
+        raise UsageError(
+            "a TransformerBridge has rewritten its module; give the Hugging Face module it was made from, loaded anew"
+        )
+    tokens = None if tokenizer is None else tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
+    subject = CausalLM(module, tokens, name=name, family=family)
+    self_check(subject)
+    return subject
+
+
+def _locate(source: str) -> tuple[str, str]:
+    """Where `from_pretrained` finds it, and what to call it."""
+    from interp.models import registry
+
+    if source in registry.REGISTRY:
+        return str(registry.resolve(source) or registry.fetch(source)), source
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path), path.stem if path.suffix == ".gguf" else path.resolve().name
+    if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
+        raise MissingResource(f"there is no file or folder '{source}'")
+    return source, source
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"no device '{device}'; write auto, cpu, cuda, cuda:1 or mps") from None
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"no dtype '{dtype}'; write auto, float32, bfloat16, float16 or float64")
+    return found
+
+
+def _from_pretrained(path: str, label: str, tokenizer: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = Path(path)
+    if not file.exists() and _unreachable():
+        kwargs = {**kwargs, "local_files_only": True}
+    where = {"pretrained_model_name_or_path": path}
+    if file.suffix == ".gguf":
+        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        with _quiet():
+            module = AutoModelForCausalLM.from_pretrained(**where, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(error, label, file.exists()) from error
+    if tokenizer is None:
+        known = ("revision", "token", "trust_remote_code", "local_files_only")
+        passed = {k: kwargs[k] for k in known if k in kwargs}
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(**where, **passed)
+        except (OSError, ValueError, KeyError, ImportError):
+            tokenizer = None  # tasks over text then say that there is none, and how to give one
+    return module, tokenizer
+
+
+def _unreachable() -> bool:
+    """Whether the hub's name cannot be looked up; asking it would then take half a minute of retries."""
+    if urllib.request.getproxies():
+        return False
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _explain(error: Exception, label: str, local: bool) -> Exception:
+    from interp.models import registry
+
+    text = " ".join(str(error).split())
+    if "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
+        return UnknownArchitecture(f"'{label}': transformers has no causal language model for it ({text[:160]})")
+    if local:
+        return MissingResource(f"'{label}' could not be loaded as a causal language model: {text[:200]}")
+    near = difflib.get_close_matches(label, registry.REGISTRY, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return MissingResource(
+        f"no model '{label}': it is no default model ({', '.join(registry.REGISTRY)}), no folder, and the hub did not "
+        f"give it (no such id, or no network). {hint}Write a folder, or run: interp models fetch smollm2"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of other libraries while loading."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def self_check(subject: CausalLM) -> None:
+    """Run the residual identity on a few tokens.
+
+    Raises:
+        UnknownArchitecture: a layer does not keep it, so its row of the site table is wrong.
+    """
+    ids = [(7 * i + 3) % int(subject.config.vocab_size) for i in range(8)]
+    batch = Batch.of_ids([ids], device=subject.device)
+    kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post", "z"]
+    sites = [Site(kind, i) for kind in kinds for i in range(subject.n_layers)]
+    trace = subject.run(batch, {s: Record() for s in sites} | {Site("head_out", 0): Record()}, keep=1)
+    loose = subject.dtype not in (torch.float32, torch.float64)
+    for i in range(subject.n_layers):
+        parts = [trace[Site(k, i)].float().cpu() for k in kinds[:4]]
+        gap = float((sum(parts[:3]) - parts[3]).abs().max())
+        scale = max(float(p.abs().max()) for p in parts)
+        if not gap <= (0.05 if loose else 1e-4) * max(scale, 1.0):
+            raise UnknownArchitecture(
+                f"{subject.name}: in layer {i} resid_pre + attn_out + mlp_out misses resid_post by {gap:.3g}, so the "
+                f"row '{subject.family.name}' of the site table does not fit this model"
+            )
