@@ -55,7 +55,9 @@ class Ablate(Atom):
         if self.mode == "uniform" and not all(isinstance(c, Head) for c in self.components):
             raise UsageError("mode 'uniform' changes attention patterns, so it takes heads only")
         if self.reference is not None:
-            allowed = {"mean": ("pooled", "position", "role"), "resample": ("pooled", "twin")}.get(self.mode, ())
+            allowed = {"mean": ("pooled", "position", "role"), "resample": ("pooled", "twin")}.get(
+                self.mode, ()
+            )
             if self.reference.pool not in allowed:
                 raise UsageError(
                     f"mode '{self.mode}' takes no reference pooled as '{self.reference.pool}'"
@@ -100,7 +102,12 @@ class Ablate(Atom):
 
     @classmethod
     def lower_group(
-        cls, subject: CausalLM, batch: Batch, atoms: Sequence[tuple[int, Any]], of: Int[torch.Tensor, "b *t"], n: int
+        cls,
+        subject: CausalLM,
+        batch: Batch,
+        atoms: Sequence[tuple[int, Any]],
+        of: Int[torch.Tensor, b * t],
+        n: int,
     ) -> dict[Site, list[Tap]]:
         first: Ablate = atoms[0][1]
         if first.needs_reference:
@@ -132,7 +139,7 @@ class _Where:
 
     batch: Batch
     member: Bool[torch.Tensor, "c u"]
-    of: Int[torch.Tensor, "b *t"]
+    of: Int[torch.Tensor, b * t]
     scope: Scope
 
     def mask(self, frame: Frame) -> Bool[torch.Tensor, "b t u"]:
@@ -247,7 +254,9 @@ def _by_twin(twins: list[torch.Tensor], batch: Batch, frame: Frame) -> torch.Ten
     places = _positions(batch, frame)
     for values, at in zip(twins, places, strict=True):
         if int(at.max()) >= len(values):
-            raise UsageError("resampling from the twin does not reach generated tokens; force the answer instead")
+            raise UsageError(
+                "resampling from the twin does not reach generated tokens; force the answer instead"
+            )
     return torch.stack([values[at] for values, at in zip(twins, places, strict=True)])
 
 

@@ -70,9 +70,14 @@ class Atom(Intervention):
     @classmethod
     @abstractmethod
     def lower_group(
-        cls, subject: CausalLM, batch: Batch, atoms: Sequence[tuple[int, Any]], of: Int[torch.Tensor, "b *t"], n: int
+        cls,
+        subject: CausalLM,
+        batch: Batch,
+        atoms: Sequence[tuple[int, Any]],
+        of: Int[torch.Tensor, b * t],
+        n: int,
     ) -> dict[Site, list[Tap]]:
-        """Taps for atoms (each with the number of its condition) of one group; `of` says which condition holds where."""
+        """Taps for the atoms of one group, each with the number of its condition; `of` says which one holds where."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def lower_conditions(
     subject: CausalLM,
     batch: Batch,
     conditions: Sequence[Intervention | None],
-    of: Int[torch.Tensor, "b *t"],
+    of: Int[torch.Tensor, b * t],
 ) -> dict[Site, list[Tap]]:
     """Taps under which each row (or token) of a batch meets its own condition.
 

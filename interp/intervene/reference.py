@@ -146,7 +146,9 @@ class Reference:
     def twins(self, subject: CausalLM, example: Example, kind: str, layers: Sequence[int]) -> torch.Tensor:
         """Activations of an example's corrupt twin, its own clean answer forced, (layers, tokens, *unit shape)."""
         if not example.corrupt:
-            raise UsageError(f"{example.task}: resample from the twin needs examples with a corruption; this has none")
+            raise UsageError(
+                f"{example.task}: resample from the twin needs examples with a corruption; this has none"
+            )
         name = self.twin or next(iter(example.corrupt))
         if name not in example.corrupt:
             raise UsageError(f"{example.task}: no corruption '{name}'; it has {', '.join(example.corrupt)}")

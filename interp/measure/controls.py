@@ -35,7 +35,9 @@ def matched_heads(
         UsageError: a component is no head, or no head is left to draw.
     """
     if not all(isinstance(c, Head) for c in chosen):
-        raise UsageError("matched controls are defined for heads so far; pass controls=0 for other components")
+        raise UsageError(
+            "matched controls are defined for heads so far; pass controls=0 for other components"
+        )
     heads = [c for c in chosen if isinstance(c, Head)]
     taken = {*heads, *(c for c in avoid if isinstance(c, Head))}
     pools = _pools(subject, heads, taken)
@@ -57,11 +59,16 @@ def matched_heads(
 
 def _pools(subject: CausalLM, heads: Sequence[Head], taken: set[Head]) -> list[tuple[list[Head], int]]:
     """The free heads of each layer to draw from, and how many: the chosen head's own layer, else the nearest one."""
-    free = {i: [Head(i, j) for j in range(subject.n_heads) if Head(i, j) not in taken] for i in range(subject.n_layers)}
+    free = {
+        i: [Head(i, j) for j in range(subject.n_heads) if Head(i, j) not in taken]
+        for i in range(subject.n_layers)
+    }
     from_layer: Counter[int] = Counter()
     for head in sorted(heads):
         near = [i for i in free if from_layer[i] < len(free[i])]
         if not near:
-            raise UsageError(f"{len(heads)} heads are chosen and too few are left to draw as many controls from")
+            raise UsageError(
+                f"{len(heads)} heads are chosen and too few are left to draw as many controls from"
+            )
         from_layer[min(near, key=lambda i: (abs(i - head.layer), i))] += 1
     return [(free[i], k) for i, k in sorted(from_layer.items())]

@@ -19,8 +19,8 @@ from interp.errors import AtChance, UsageError
 from interp.intervene.ablate import Ablate
 from interp.intervene.reference import Reference
 from interp.measure.controls import matched_heads
-from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
 from interp.measure.metrics import METRICS
+from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
 from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci
 from interp.models.sites import Component
 from interp.models.subject import CausalLM
@@ -136,13 +136,21 @@ def measure(
     conditions = [_named_reference(c, task) for c in conditions]
     labels = {"subject": subject.name, "mechanism": mechanism, "locator": locator, "seed": seed}
     frames = [
-        _measure_one(subject, task, conditions, {**labels, "role": role}, chosen, floor=floor, progress=progress)
+        _measure_one(
+            subject, task, conditions, {**labels, "role": role}, chosen, floor=floor, progress=progress
+        )
     ]
     for other in _off_target(off_target):
         only = ("nll",) if not any(e.candidates for e in other.examples(subject)) else chosen
         frames.append(
             _measure_one(
-                subject, other, conditions, {**labels, "role": "off_target"}, only, floor="mark", progress=progress
+                subject,
+                other,
+                conditions,
+                {**labels, "role": "off_target"},
+                only,
+                floor="mark",
+                progress=progress,
             )
         )
     return pd.concat(frames, ignore_index=True)
@@ -194,8 +202,32 @@ def _measure_one(
 
 
 COLUMNS = [
-    *["subject", "task", "role", "mechanism", "locator", "condition", "draw", "k", "components", "mode", "scope"],
-    *["reference", "metric", "value", "delta", "ci_lo", "ci_hi", "p", "n", "n_clusters", "n_distinct", "seed"],
+    *[
+        "subject",
+        "task",
+        "role",
+        "mechanism",
+        "locator",
+        "condition",
+        "draw",
+        "k",
+        "components",
+        "mode",
+        "scope",
+    ],
+    *[
+        "reference",
+        "metric",
+        "value",
+        "delta",
+        "ci_lo",
+        "ci_hi",
+        "p",
+        "n",
+        "n_clusters",
+        "n_distinct",
+        "seed",
+    ],
     "status",
 ]
 
@@ -210,7 +242,9 @@ def at_chance(outcomes: Outcomes) -> bool:
     return not low > _chance(outcomes)
 
 
-def _rows(outcomes: Outcomes, c: Condition, metrics: Sequence[str], status: str, seed: int) -> list[dict[str, Any]]:
+def _rows(
+    outcomes: Outcomes, c: Condition, metrics: Sequence[str], status: str, seed: int
+) -> list[dict[str, Any]]:
     cut = c.intervention
     clusters = outcomes.clusters
     out = []
@@ -222,7 +256,9 @@ def _rows(outcomes: Outcomes, c: Condition, metrics: Sequence[str], status: str,
         delta = value - clean
         if cut is None:
             low, high = (
-                proportion_ci(value, clusters) if metric == "accuracy" else bootstrap_ci(value, clusters, seed=seed)
+                proportion_ci(value, clusters)
+                if metric == "accuracy"
+                else bootstrap_ci(value, clusters, seed=seed)
             )
         else:
             low, high = bootstrap_ci(delta, clusters, seed=seed)

@@ -20,11 +20,17 @@ def known_to(subject: CausalLM, task: Task, *, progress: Progress | None = None)
     right = evaluate(subject, examples, {"clean": None}, progress=progress).values["clean"]["accuracy"] > 0.5
     kept = [e for e, ok in zip(examples, right, strict=True) if ok]
     if not kept:
-        raise NoAcceptedExample(f"{subject.name} answers none of the {len(examples)} examples of {task!r} right")
-    return FixedTask(kept, name=f"known {task.name}", copies=task.copies, of=task.config(), model=subject.name)
+        raise NoAcceptedExample(
+            f"{subject.name} answers none of the {len(examples)} examples of {task!r} right"
+        )
+    return FixedTask(
+        kept, name=f"known {task.name}", copies=task.copies, of=task.config(), model=subject.name
+    )
 
 
-def census(subject: CausalLM, task: Task, *, by: str = "relation", progress: Progress | None = None) -> pd.DataFrame:
+def census(
+    subject: CausalLM, task: Task, *, by: str = "relation", progress: Progress | None = None
+) -> pd.DataFrame:
     """How many examples the model answers right, by a field of `meta` (the relation, the kind of needle).
 
     Returns:
@@ -33,8 +39,14 @@ def census(subject: CausalLM, task: Task, *, by: str = "relation", progress: Pro
     examples = task.examples(subject)
     right = evaluate(subject, examples, {"clean": None}, progress=progress).values["clean"]["accuracy"]
     frame = pd.DataFrame(
-        {by: [str(e.meta.get(by, "")) for e in examples], "known": right, "chance": [e.chance for e in examples]}
+        {
+            by: [str(e.meta.get(by, "")) for e in examples],
+            "known": right,
+            "chance": [e.chance for e in examples],
+        }
     )
-    out = frame.groupby(by, sort=True).agg(n=("known", "size"), known=("known", "sum"), chance=("chance", "mean"))
+    out = frame.groupby(by, sort=True).agg(
+        n=("known", "size"), known=("known", "sum"), chance=("chance", "mean")
+    )
     out["accuracy"] = out["known"] / out["n"]
     return out.reset_index().astype({"known": int})

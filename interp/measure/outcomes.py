@@ -108,5 +108,3 @@ def evaluate(
 def _keep(out: Outcomes, name: str, i: int, scores: Mapping[str, float]) -> None:
     for metric, value in scores.items():
         out.values[name][metric][i] = value
-
-

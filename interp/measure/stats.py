@@ -1,4 +1,4 @@
-"""Intervals and tests, resampled over clusters: examples that share a haystack, a subject or a template move together."""
+"""Intervals and tests over clusters: examples that share a haystack, a subject or a template move together."""
 
 from __future__ import annotations
 

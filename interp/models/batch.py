@@ -7,7 +7,7 @@ token is never fed: nothing is read after it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -81,8 +81,8 @@ class Batch:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         pad = width - mask.sum(1)
         start = torch.full((len(rows),), width - 1)
-        parts = (t.to(device) for t in (ids, mask, positions, pad, start))
-        return cls(*parts, forced=False)
+        ids, mask, positions, pad, start = (t.to(device) for t in (ids, mask, positions, pad, start))
+        return cls(ids, mask, positions, pad, start, forced=False)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -136,8 +136,8 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        tensors = (t.to(device) for t in (self.ids, self.mask, self.positions, self.pad, self.answer_start))
-        return Batch(*tensors, self.examples, self.forced)
+        names = ("ids", "mask", "positions", "pad", "answer_start")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def _role_ranges(example: Prompt, role: str) -> Iterator[tuple[int, int]]:

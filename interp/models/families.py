@@ -199,7 +199,9 @@ def resolve(module: nn.Module, family: Family | str | None = None) -> Family:
             "Add a row: interp.load(..., family=Family(...)), see interp/models/families.py"
         )
     if missing := unresolved(module, row):
-        raise UnknownArchitecture(f"'{model_type}' does not fit the row '{row.name}': no {', '.join(missing)}")
+        raise UnknownArchitecture(
+            f"'{model_type}' does not fit the row '{row.name}': no {', '.join(missing)}"
+        )
     if row.name == "neox" and getattr(config, "use_parallel_residual", False):
         sites = {k: v for k, v in row.sites.items() if k != "resid_mid"}
         return replace(row, sites=sites, parallel=True)

@@ -58,7 +58,9 @@ def load(
             raise UsageError(f"a loaded module takes no {', '.join(kwargs)}")
         return _subject(source, tokenizer, name or _module_name(source), family)
     if not isinstance(source, (str, Path)):
-        raise UsageError(f"cannot load a {type(source).__name__}; give a name, a folder, a .gguf file or a module")
+        raise UsageError(
+            f"cannot load a {type(source).__name__}; give a name, a folder, a .gguf file or a module"
+        )
     path, label = _locate(str(source))
     where = _device(device)
     kwargs.setdefault("dtype", _dtype(dtype, where))
@@ -163,7 +165,9 @@ def _explain(error: Exception, label: str, local: bool) -> Exception:
 
     text = " ".join(str(error).split())
     if "does not recognize this architecture" in text or "Unrecognized configuration class" in text:
-        return UnknownArchitecture(f"'{label}': transformers has no causal language model for it ({text[:160]})")
+        return UnknownArchitecture(
+            f"'{label}': transformers has no causal language model for it ({text[:160]})"
+        )
     if local:
         return MissingResource(f"'{label}' could not be loaded as a causal language model: {text[:200]}")
     near = difflib.get_close_matches(label, registry.REGISTRY, n=1)

@@ -101,7 +101,9 @@ class Site:
         if not match:
             raise UsageError(f"'{text}' is not a site; write kind[layer] or kind[layer].index, as in z[12].3")
         layer, index = match["layer"], match["index"]
-        return cls(match["kind"], None if layer is None else int(layer), None if index is None else int(index))
+        return cls(
+            match["kind"], None if layer is None else int(layer), None if index is None else int(index)
+        )
 
     @property
     def whole(self) -> Site:
@@ -201,13 +203,15 @@ def component(text: str | Component) -> Component:
         return text
     match = _COMPONENT.match(text.strip())
     if not match:
-        raise UsageError(f"'{text}' is no component; write a head as L17H3, an MLP as M12, a neuron as L12N100")
+        raise UsageError(
+            f"'{text}' is no component; write a head as L17H3, an MLP as M12, a neuron as L12N100"
+        )
     if match["m"]:
         return MLP(int(match["m"]))
     if match["a"]:
         return Head(int(match["a"]), int(match["b"]))
     cls: Any = Head if match["t"] == "H" else Neuron
-    return cls(int(match["l"]), int(match["i"]))  # type: ignore[no-any-return]
+    return cls(int(match["l"]), int(match["i"]))
 
 
 def components(items: str | Component | Iterable[str | Component]) -> tuple[Component, ...]:

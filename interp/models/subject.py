@@ -61,7 +61,9 @@ class CausalLM:
 
     kind: Literal["causal_lm"] = "causal_lm"
 
-    def __init__(self, hf: nn.Module, tokens: Tokens | None, *, name: str, family: Family | str | None = None):
+    def __init__(
+        self, hf: nn.Module, tokens: Tokens | None, *, name: str, family: Family | str | None = None
+    ):
         self.hf: Any = hf.eval()
         self._tokens = tokens
         self.name = name
@@ -113,8 +115,8 @@ class CausalLM:
     @cached_property
     def d_mlp(self) -> int:
         """Hidden units of an MLP."""
-        weight = self.module(0, self.family.sites["neurons"].module).weight
-        return int(weight.numel() // self.d_model)
+        down: Any = self.module(0, self.family.sites["neurons"].module)
+        return int(down.weight.numel() // self.d_model)
 
     @property
     def context_length(self) -> int:
@@ -155,7 +157,7 @@ class CausalLM:
         projection: Any = self.module(layer, self.family.out_proj)
         # GPT-2 keeps (in, out), nn.Linear (out, in).
         weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
-        return weight.reshape(self.n_heads, self.d_head, -1)  # type: ignore[no-any-return]
+        return weight.reshape(self.n_heads, self.d_head, -1)
 
     def check(self, item: Site | Component) -> None:
         """Raise `UsageError` unless the site or component exists in this model, saying what does."""
@@ -171,7 +173,9 @@ class CausalLM:
             raise UsageError(f"site {item}: {self.name} has layers 0 to {self.n_layers - 1}")
         known = {*self.family.sites, "embed", "logits", "attention", "q_rot", "k_rot", "head_out"}
         if item.kind not in known:
-            why = "attention and MLP are parallel in it" if self.family.parallel else "its row has no such site"
+            why = (
+                "attention and MLP are parallel in it" if self.family.parallel else "its row has no such site"
+            )
             raise UsageError(f"site {item}: {self.name} ({self.family.name}) has none: {why}")
         if item.index is not None and item.kind in INDEXED:
             size = self.n_heads if item.kind in QUERY_HEADS else self.n_kv_heads
@@ -196,7 +200,7 @@ class CausalLM:
         """Raise `UsageError` if `n` tokens do not fit the context."""
         if n > self.context_length:
             raise UsageError(
-                f"{n} tokens do not fit the context of {self.name}, {self.context_length} tokens; ask for a shorter length"
+                f"{n} tokens do not fit the context of {self.name} ({self.context_length} tokens); ask for a shorter length"
             )
 
     def run(

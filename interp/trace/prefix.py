@@ -35,7 +35,9 @@ class Prefix:
         from transformers import DynamicCache
 
         if subject._edits:
-            raise UsageError("a shared prefix is the intact model's; measure conditions instead of applying them")
+            raise UsageError(
+                "a shared prefix is the intact model's; measure conditions instead of applying them"
+            )
         subject.check_length(len(example.full_ids))
         self.subject = subject
         self.example = example
@@ -54,8 +56,12 @@ class Prefix:
             UsageError: a condition reaches outside the scope `answer`.
         """
         for condition in conditions:
-            if condition is not None and any(atom.describe()["scope"] != "answer" for atom in condition.atoms()):
-                raise UsageError(f"{condition} changes the prompt; only conditions of scope 'answer' share a prefix")
+            if condition is not None and any(
+                atom.describe()["scope"] != "answer" for atom in condition.atoms()
+            ):
+                raise UsageError(
+                    f"{condition} changes the prompt; only conditions of scope 'answer' share a prefix"
+                )
         per = max(1, MAX_PACKED // len(self.suffix))
         parts = [self._packed(conditions[i : i + per]) for i in range(0, len(conditions), per)]
         return torch.cat(parts)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError
@@ -48,7 +48,7 @@ class AttentionCall:
         return replace(self, **changes)
 
     def bias(self, index: torch.Tensor) -> Float[torch.Tensor, "b hh r s"]:
-        """Additive mask of the query rows `index` (b r): 0 where a key is visible, -inf (or the model's own) elsewhere."""
+        """Additive mask of the query rows `index` (b r): 0 where a key is visible, very low elsewhere."""
         b, t, s = self.q.shape[0], self.q.shape[2], self.k.shape[2]
         if self.mask is not None and self.mask.ndim == 4:
             rows = torch.arange(b, device=index.device)[:, None]
@@ -98,8 +98,10 @@ def _kernel(module: nn.Module, base: str) -> Callable[..., Any]:
 
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if base == "eager" and eager is None:
-        raise EngineError(f"{type(module).__name__} has no eager_attention_forward to tap; use attn_implementation='sdpa'")
-    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)  # type: ignore[no-any-return]
+        raise EngineError(
+            f"{type(module).__name__} has no eager_attention_forward to tap; use attn_implementation='sdpa'"
+        )
+    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
 
 
 def _make(base: str) -> Callable[..., Any]:
@@ -110,7 +112,9 @@ def _make(base: str) -> Callable[..., Any]:
         layer = active.layers.get(id(module)) if active else None
         if active is not None and layer is not None:
             if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-                raise EngineError(f"layer {layer}: attention with position biases or sinks cannot be tapped yet")
+                raise EngineError(
+                    f"layer {layer}: attention with position biases or sinks cannot be tapped yet"
+                )
             scaling = kwargs.get("scaling")
             call = AttentionCall(
                 layer,

@@ -111,7 +111,7 @@ class Rows:
     """
 
     columns: Int[torch.Tensor, "b r"]
-    reduce: Callable[[RowBlock], Any] = lambda block: block.probs  # noqa: E731
+    reduce: Callable[[RowBlock], Any] = lambda block: block.probs
     layers: frozenset[int] | None = None
 
 

@@ -65,7 +65,9 @@ class Session:
                 if edit is None:
                     self.records[site] = value.detach()
             elif out.shape != value.shape:
-                raise EngineError(f"tap at {site} returned shape {tuple(out.shape)}, not {tuple(value.shape)}")
+                raise EngineError(
+                    f"tap at {site} returned shape {tuple(out.shape)}, not {tuple(value.shape)}"
+                )
             else:
                 value = out.to(value.dtype)
         return value
@@ -113,7 +115,11 @@ class Session:
             hook(model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for place_key, sites in self._by_place().items():
                 layer, place = place_key
-                module = model.get_input_embeddings() if layer is None else self.subject.module(layer, place.module)
+                module = (
+                    model.get_input_embeddings()
+                    if layer is None
+                    else self.subject.module(layer, place.module)
+                )
                 if place.side == "in":
                     hook(module.register_forward_pre_hook(self._input_hook(sites, place), with_kwargs=True))
                 else:
@@ -132,7 +138,10 @@ class Session:
 
     @staticmethod
     def _hook_onto(stack: ExitStack) -> Callable[[Any], None]:
-        return lambda handle: stack.callback(handle.remove) and None
+        def hook(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        return hook
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         cache = kwargs.get("past_key_values")
@@ -279,7 +288,9 @@ class Session:
         wrong = {s: n for s, n in self.fired.items() if n != self.frame.forwards}
         if wrong:
             told = ", ".join(f"{s} fired {n}x" for s, n in wrong.items())
-            raise EngineError(f"taps must fire once in each of {self.frame.forwards} forward passes, but {told}")
+            raise EngineError(
+                f"taps must fire once in each of {self.frame.forwards} forward passes, but {told}"
+            )
 
 
 def _narrow(site: Site, view: torch.Tensor) -> torch.Tensor:
