@@ -160,4 +160,4 @@ class Reference:
             trace = subject.run(batch, {Site(kind, i): Record() for i in layers}, keep=1)
             return torch.stack([trace[Site(kind, i)][0].float() for i in layers])
 
-        return self._kept(("twin", kind, example.key(), name, tuple(layers)), subject, make)  # type: ignore[no-any-return]
+        return self._kept(("twin", kind, example.key(), name, tuple(layers)), subject, make)

@@ -200,7 +200,7 @@ class CausalLM:
         """Raise `UsageError` if `n` tokens do not fit the context."""
         if n > self.context_length:
             raise UsageError(
-                f"{n} tokens do not fit the context of {self.name} ({self.context_length} tokens); ask for a shorter length"
+                f"{n} tokens do not fit the context of {self.name}, which is {self.context_length}; ask for a shorter length"
             )
 
     def run(
