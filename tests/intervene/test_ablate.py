@@ -1,0 +1,244 @@
+"""Ablation against hand-written hooks, and many conditions in one pass against one run each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.errors import UsageError
+from interp.intervene.ablate import ablate
+from interp.intervene.base import lower_conditions
+from interp.intervene.reference import Reference
+from interp.models.batch import Batch
+from interp.models.engines.base import Record
+from interp.models.sites import MLP, Head, Neuron, Site
+from interp.trace.prefix import Prefix
+from tests.subjects import ALL, examples, subject
+
+
+def by_hand(s, batch, replaced):
+    """z of layer 1, head 2 replaced by `replaced(z)`."""
+    def tap(z):
+        out = z.clone()
+        out[..., 2, :] = replaced(z)[..., 2, :]
+        return out
+
+    return s.run(batch, {"z[1]": tap}).logits
+
+
+def test_zero_mean_and_uniform_equal_hand_written_hooks():
+    s, batch = subject("llama"), subject("llama").batch(examples())
+    with s.apply(ablate("L1H2", "zero")):
+        torch.testing.assert_close(s.run(batch).logits, by_hand(s, batch, torch.zeros_like))
+    # The mean over all real tokens of the reference, by hand.
+    rows = [s.run([e], {"z[1]": Record()})["z[1]"][0] for e in examples()]
+    mean = torch.cat(rows).mean(0)
+    with s.apply(ablate("L1H2", "mean", reference=examples())):
+        torch.testing.assert_close(
+            s.run(batch).logits, by_hand(s, batch, lambda z: mean.expand_as(z)), atol=1e-5, rtol=0
+        )
+    # Uniform attention: z is the running mean of the values of the head's KV group.
+    one = s.batch(examples()[:1])
+    v = s.run(one, {"v[1]": Record()})["v[1]"][:, :, s.kv_head(2)]
+    running = v.cumsum(1) / torch.arange(1, v.shape[1] + 1)[:, None]
+    with s.apply(ablate("L1H2", "uniform")):
+        got = s.run(one, {"z[1].2": Record()})
+    torch.testing.assert_close(got["z[1].2"], running, atol=1e-5, rtol=0)
+
+
+def test_scope_answer_leaves_the_prompt_alone_and_roles_cut_their_tokens_only():
+    s = subject("llama")
+    batch = s.batch(examples())
+    clean = s.run(batch, {"z[1]": Record()})["z[1]"]
+    for scope, expected in (("answer", None), ("value", range(3, 5)), (("key", "value.0"), range(1, 5))):
+        with s.apply(ablate("L1H2", "zero", scope)):
+            cut = s.run(batch, {"z[1]": Record()})["z[1]"]
+        changed = (cut != clean).any(-1)
+        assert not changed[..., [0, 1, 3]].any()
+        for row, e in enumerate(examples()):
+            first = int(batch.pad[row])
+            want = range(len(e.ids) - 1, len(e.ids) + 2) if expected is None else expected
+            assert changed[row, first:, 2].nonzero()[:, 0].tolist() == list(want)
+
+
+def test_mean_by_role_and_by_position_use_the_token_s_own_class():
+    s = subject("llama")
+    data = examples((24, 24, 24))
+    batch = s.batch(data)
+    z = torch.cat([s.run([e], {"z[1].2": Record()})["z[1].2"] for e in data])
+    with s.apply(ablate("L1H2", "mean", reference=Reference(data, "position"))):
+        got = s.run(batch, {"z[1].2": Record()})["z[1].2"]
+    torch.testing.assert_close(got, z.mean(0).expand_as(got), atol=1e-5, rtol=0)
+    with s.apply(ablate("L1H2", "mean", reference=Reference(data, "role"))):
+        got = s.run(batch, {"z[1].2": Record()})["z[1].2"]
+    torch.testing.assert_close(got[0, 3], z[:, 3:5].mean((0, 1)), atol=1e-5, rtol=0)
+    others = torch.cat([z[:, :1], z[:, 5:]], 1).mean((0, 1))
+    torch.testing.assert_close(got[1, 10], others, atol=1e-5, rtol=0)
+
+
+def test_resample_from_the_twin_takes_the_twin_s_values():
+    s = subject("llama")
+    e = examples()[0]
+    twin = Batch.of_ids([[*e.corrupt["value_swap"].ids, *e.answer_ids[:-1]]])
+    expected = s.run(twin, {"z[1].2": Record()})["z[1].2"]
+    with s.apply(ablate("L1H2", "resample", reference=Reference(None, "twin"))):
+        got = s.run([e], {"z[1].2": Record()})["z[1].2"]
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_resample_draws_depend_on_the_seed_and_not_on_the_batch():
+    s = subject("llama")
+    data = examples()
+    cut = ablate("L1H2 L2H0", "resample", reference=data, seed=3)
+    with s.apply(cut):
+        together = s.run(s.batch(data), {"z[1].2": Record()})["z[1].2"]
+        alone = s.run([data[1]], {"z[1].2": Record()})["z[1].2"]
+    torch.testing.assert_close(together[1, -alone.shape[1] :], alone[0])
+    with s.apply(ablate("L1H2", "resample", reference=data, seed=4)):
+        assert not torch.equal(s.run([data[1]], {"z[1].2": Record()})["z[1].2"], alone)
+
+
+def conditions(data):
+    twin = Reference(None, "twin")
+    return [
+        None,
+        ablate("L0H1 L1H2", "zero", "answer"),
+        ablate("L0H1 L1H2", "mean", "answer", data),
+        ablate("L0H1 L1H2", "mean", "answer", Reference(data, "role")),
+        ablate("L0H1 L1H2", "resample", "answer", data),
+        ablate("L0H1", "resample", "answer", twin),
+        ablate("L0H1 L1H2", "uniform", "answer"),
+        ablate([MLP(1), Head(2, 0)], "zero", "answer"),
+        ablate([Neuron(1, 3), Neuron(1, 5)], "mean", "answer", data) + ablate("L2H3", "uniform", "answer"),
+    ]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_packed_conditions_off_one_prefix_equal_one_run_each(family):
+    """KV-prefix reuse, padded and solo, under every mode: the fast path against the naive loop."""
+    s, data = subject(family), examples()
+    every = conditions(data)
+    for row, e in enumerate(data):
+        packed = Prefix(s, e).run(every)
+        for condition, fast in zip(every, packed, strict=True):
+            with s.apply(*([condition] if condition else [])):
+                torch.testing.assert_close(fast, s.run([e]).logits[0], atol=1e-4, rtol=0)
+                together = s.run(data).logits[row, -3:]
+            torch.testing.assert_close(fast, together, atol=1e-4, rtol=0)
+        moved = (packed - packed[0]).abs().amax((1, 2))
+        # The twin differs at the value only, which is out of the sliding window of some layers.
+        assert (moved[[1, 2, 3, 4, 6, 7, 8]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("chunk", [3, 4, 1000])
+def test_packing_in_chunks_changes_nothing(monkeypatch, chunk):
+    s, data = subject("llama"), examples()
+    whole = Prefix(s, data[0]).run(conditions(data))
+    monkeypatch.setattr("interp.trace.prefix.MAX_PACKED", chunk)
+    torch.testing.assert_close(Prefix(s, data[0]).run(conditions(data)), whole, atol=1e-5, rtol=0)
+
+
+def test_rows_of_a_batch_can_each_have_their_own_condition():
+    s, data = subject("qwen3"), examples()
+    every = [None, ablate("L1H2"), ablate("L0H0 M1")]
+    batch = s.batch(data)
+    taps = lower_conditions(s, batch, every, torch.tensor([2, 0, 1]))
+    mixed = s.run(batch, taps).logits
+    for row, condition in enumerate([every[2], None, every[1]]):
+        with s.apply(*([condition] if condition else [])):
+            torch.testing.assert_close(mixed[row], s.run(batch).logits[row], atol=1e-6, rtol=0)
+
+
+def test_a_prompt_of_one_token_has_an_empty_prefix():
+    s = subject("gpt2")
+    from interp.tasks.base import Example
+
+    e = Example("t", (5,), (6, 7), chance=0.5)
+    cut = ablate("L1H0", "zero", "answer")
+    both = Prefix(s, e).run([None, cut])
+    torch.testing.assert_close(both[0], s.run([e]).logits[0], atol=1e-5, rtol=0)
+    with s.apply(cut):
+        torch.testing.assert_close(both[1], s.run([e]).logits[0], atol=1e-5, rtol=0)
+
+
+def test_apply_nests_restores_and_changes_the_fingerprint():
+    s = subject("llama")
+    batch = s.batch(examples())
+    clean, name = s.run(batch).logits, s.fingerprint
+    a, b = ablate("L1H2"), ablate("M0")
+    with pytest.raises(ZeroDivisionError), s.apply(a):
+        with s.apply(b):
+            both, inner = s.run(batch).logits, s.fingerprint
+        assert s.fingerprint not in (name, inner)
+        raise ZeroDivisionError
+    assert torch.equal(s.run(batch).logits, clean) and s.fingerprint == name
+    with s.apply(a + b):
+        assert torch.equal(s.run(batch).logits, both)
+
+
+def test_generation_under_a_cut_of_scope_answer():
+    s = subject("llama")
+    data = examples()
+    with s.apply(ablate("L1H2 L2H1", "zero", "answer")):
+        out = s.generate(data, 4)
+        for e, said in zip(data, out, strict=True):
+            ids = list(e.ids)
+            for _ in range(4):
+                # Rows from the last prompt token on are cut, as `answer_start` of the whole sequence says.
+                whole = Batch.of_ids([ids])
+                batch = Batch(whole.ids, whole.mask, whole.positions, whole.pad, torch.tensor([len(e.ids) - 1]))
+                ids.append(int(s.run(batch, keep=1).logits[0, -1].argmax()))
+            assert said == ids[len(e.ids) :]
+
+
+def test_descriptions_name_everything_that_changes_a_number():
+    data = examples()
+    base = ablate("L1H2", "mean", "answer", data)
+    others = [
+        ablate("L1H3", "mean", "answer", data),
+        ablate("L1H2", "resample", "answer", data),
+        ablate("L1H2", "mean", "all", data),
+        ablate("L1H2", "mean", "answer", data[:2]),
+        ablate("L1H2", "mean", "answer", Reference(data, "role")),
+        ablate("L1H2", "mean", "answer", data, seed=1),
+    ]
+    assert len({base.key(), *(o.key() for o in others)}) == 7
+    assert ablate("L1H2", "mean", "answer", examples()).key() == base.key()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: ablate("L1H2", "nil"), "zero, mean, resample, uniform"),
+        (lambda: ablate("M1", "uniform"), "heads only"),
+        (lambda: ablate("head 3"), "L17H3"),
+        (lambda: ablate("L1H2", "zero", reference=examples()), "no reference"),
+        (lambda: ablate("L1H2", "mean", reference=Reference(None, "twin")), "pooled, position, role"),
+        (lambda: run(ablate("L1H2", "mean")), "needs a reference"),
+        (lambda: run(ablate("L1H9")), "heads 0 to 3"),
+        (lambda: run(ablate("L7H0")), "layers 0 to 2"),
+        (lambda: run(ablate("L1N99999")), "neurons 0 to 79"),
+        (lambda: run(ablate("L1H2", scope="subject")), "key value"),
+        (lambda: Prefix(subject("llama"), examples()[0]).run([ablate("L1H2")]), "share a prefix"),
+    ],
+)
+def test_bad_cuts_say_what_to_write(make, told):
+    with pytest.raises(UsageError, match=told):
+        make()
+
+
+def run(cut):
+    s = subject("llama")
+    with s.apply(cut):
+        s.run(examples())
+
+
+def test_bfloat16_weights_keep_statistics_in_fp32():
+    from interp.models.subject import CausalLM
+    from tests.tiny import tiny
+
+    s = CausalLM(tiny("llama").to(torch.bfloat16), None, name="bf16")
+    reference = Reference(examples())
+    assert reference.means(s, "z")[""].dtype == torch.float32
+    with s.apply(ablate("L1H2", "mean", reference=reference)):
+        assert s.run(examples(), {Site("z", 1): Record()})["z[1]"].dtype == torch.bfloat16
