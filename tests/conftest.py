@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from jaxtyping import install_import_hook
 
-from interp.errors import MissingResource
+import tests.shapes
+
+# Before interp is imported: signatures with shapes are checked at every call.
+install_import_hook(["interp", "probes"], f"{tests.shapes.__name__}.checked")
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
@@ -52,6 +56,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """Folder of the default model, fetched into the cache first where it is not there."""
+    from interp.errors import MissingResource
     from interp.models import registry
 
     try:
