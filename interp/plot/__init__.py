@@ -1,0 +1,66 @@
+"""Figures: a table in, a plotly figure out. Nothing here imports a model or torch.
+
+Every function takes tidy frames as the rest of the toolkit writes them (`scores_`, effects, patch tables) and returns
+a `plotly.graph_objects.Figure` in the template `interp`; `write` and `write_all` put figures into files. The names are
+loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.plot.attention import attention_rows
+    from interp.plot.effects import control_strip, dose_curve
+    from interp.plot.export import find_browser, write, write_all
+    from interp.plot.heads import head_map, score_ranking
+    from interp.plot.instances import instance_map
+    from interp.plot.matrix import effect_matrix
+    from interp.plot.patching import patch_map
+    from interp.plot.theme import dark, register
+
+_HOME = {
+    "attention_rows": "attention",
+    "control_strip": "effects",
+    "dark": "theme",
+    "dose_curve": "effects",
+    "effect_matrix": "matrix",
+    "find_browser": "export",
+    "head_map": "heads",
+    "instance_map": "instances",
+    "patch_map": "patching",
+    "register": "theme",
+    "score_ranking": "heads",
+    "write": "export",
+    "write_all": "export",
+}
+"""The module that holds each public name."""
+
+__all__ = [
+    "attention_rows",
+    "control_strip",
+    "dark",
+    "dose_curve",
+    "effect_matrix",
+    "find_browser",
+    "head_map",
+    "instance_map",
+    "patch_map",
+    "register",
+    "score_ranking",
+    "write",
+    "write_all",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'interp.plot' has no attribute {name!r}")
+    value = getattr(import_module(f"interp.plot.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,241 @@
+"""Figures into files: JSON and HTML always, PDF, SVG and PNG when a browser is there to draw them.
+
+JSON is the record: equal figures give equal bytes, so it is what tests and reviews compare. All static files of one
+call are drawn by one browser. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from interp.errors import InterpError, MissingResource, UsageError
+from interp.plot import theme
+from interp.plot.theme import Width
+
+Format = Literal["json", "html", "pdf", "svg", "png"]
+STATIC = ("pdf", "svg", "png")
+FORMATS: tuple[Format, ...] = ("json", "html", "pdf", "svg", "png")
+
+PNG_SCALE = 300 / 96
+"""300 dots to the inch."""
+
+_BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge",
+    "brave-browser",
+)  # fmt: skip
+_PLACES = (
+    "/usr/bin/chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+)
+MEND = "install Chromium (Debian: apt-get install chromium fonts-liberation) or set BROWSER_PATH to a Chrome or Edge"
+
+
+def find_browser() -> str | None:
+    """Path of the browser that draws static figures: `$BROWSER_PATH`, then PATH, then the usual places; None if absent.
+
+    A `$BROWSER_PATH` that names nothing executable counts as no browser: the user's choice is not replaced by another.
+    """
+    chosen = os.environ.get("BROWSER_PATH")
+    if chosen:
+        return shutil.which(chosen)
+    return next((found for name in (*_BROWSERS, *_PLACES) if (found := shutil.which(name))), None)
+
+
+def write(
+    fig: go.Figure,
+    stem: str | Path,
+    formats: Sequence[Format] | None = None,
+    width: Width | None = None,
+    *,
+    plotlyjs: Literal["inline", "directory"] = "inline",
+) -> list[Path]:
+    """Write one figure as `stem.json`, `stem.html`, `stem.pdf`, ... and return the paths written.
+
+    Args:
+        fig: the figure.
+        stem: path without its suffix; folders are made.
+        formats: of `json html pdf svg png`; None writes all five, and only warns where no browser is found.
+        width: outer width to set (`single` is 3.25 in, `double` 6.75 in, or pixels); None keeps the figure's own.
+        plotlyjs: `inline` makes each HTML file whole (4.8 MB); `directory` shares one `plotly.min.js` beside them.
+
+    Raises:
+        MissingResource: a static format was asked for by name and there is no browser or no kaleido.
+        UsageError: an unknown format or width.
+
+    Source: plotly counts 96 pixels to the inch, so 312 px make a PDF of 234 pt, which is 3.25 in.
+    """
+    return write_all({Path(stem): fig}, formats, width, plotlyjs=plotlyjs)
+
+
+def write_all(
+    figures: Mapping[str | Path, go.Figure] | Mapping[str, go.Figure] | Mapping[Path, go.Figure],
+    formats: Sequence[Format] | None = None,
+    width: Width | None = None,
+    *,
+    plotlyjs: Literal["inline", "directory"] = "inline",
+) -> list[Path]:
+    """Write many figures, `{stem: figure}`, with one browser for all of them; arguments and errors as for `write`."""
+    asked: Sequence[str] = (
+        FORMATS if formats is None else ([formats] if isinstance(formats, str) else formats)
+    )
+    unknown = [name for name in asked if name not in FORMATS]
+    if unknown or not asked:
+        raise UsageError(
+            f"figure format {', '.join(map(repr, unknown)) or 'is empty'}; use {', '.join(FORMATS)}"
+        )
+    sized = {Path(stem): _sized(fig, width) for stem, fig in figures.items()}
+    written: list[Path] = []
+    for stem, fig in sized.items():
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if "json" in asked:
+            written.append(_put(stem, "json", spec(fig).encode()))
+        if "html" in asked:
+            written.append(_put(stem, "html", _html(fig, stem.name, plotlyjs).encode()))
+            if plotlyjs == "directory" and not (stem.parent / "plotly.min.js").exists():
+                _put(stem.parent / "plotly.min", "js", _plotlyjs().encode())
+    static = [name for name in FORMATS if name in STATIC and name in asked]
+    if not static or not sized:
+        return written
+    lacking = _lacking()
+    if lacking:
+        if formats is not None:
+            raise MissingResource(f"{lacking}, needed for {', '.join(static)}: {MEND}")
+        warnings.warn(f"{lacking}; wrote JSON and HTML only. For PDF, SVG and PNG {MEND}", stacklevel=2)
+        return written
+    jobs = [(stem, name) for stem in sized for name in static]
+    images = _draw([(sized[stem], name) for stem, name in jobs])
+    return written + [_put(stem, name, image) for (stem, name), image in zip(jobs, images, strict=True)]
+
+
+def spec(fig: go.Figure) -> str:
+    """The figure as JSON: equal figures give equal text, keys sorted, without the ids that plotly draws at random."""
+    import json
+
+    node = json.loads(pio.to_json(fig, validate=False, engine="json"))
+    for trace in node.get("data", ()):
+        trace.pop("uid", None)
+    return json.dumps(node, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _sized(fig: go.Figure, width: Width | None) -> go.Figure:
+    if width is None:
+        return fig
+    return go.Figure(fig).update_layout(width=theme.pixels(width))
+
+
+def _lacking() -> str:
+    """What is missing for static files, or an empty string."""
+    from importlib.util import find_spec
+
+    if find_spec("kaleido") is None:
+        return "kaleido is not installed (pip install 'interp-memory[figures]')"
+    if find_browser() is None:
+        chosen = os.environ.get("BROWSER_PATH")
+        return f"BROWSER_PATH={chosen} is no executable browser" if chosen else "no browser was found"
+    return ""
+
+
+def _html(fig: go.Figure, name: str, plotlyjs: str) -> str:
+    body = pio.to_html(
+        fig, full_html=False, include_plotlyjs=True if plotlyjs == "inline" else "directory", include_mathjax=False,
+        div_id=re.sub(r"\W", "-", name), config={"displaylogo": False, "responsive": False}, validate=False,
+    )  # fmt: skip
+    alt = html.escape(
+        str((fig.layout.meta or {}).get("alt", name)) if isinstance(fig.layout.meta, dict) else name
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title></head>\n'
+        f'<body><div role="img" aria-label="{alt}">{body}</div></body></html>\n'
+    )
+
+
+def _plotlyjs() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _draw(jobs: Sequence[tuple[go.Figure, str]]) -> list[bytes]:
+    """Draw all jobs in one browser, from a thread of its own so that it works inside a running event loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(_draw_async(jobs))).result()
+
+
+async def _draw_async(jobs: Sequence[tuple[go.Figure, str]]) -> list[bytes]:
+    import kaleido
+
+    images: list[bytes] = []
+    # MathJax would be fetched from the network; no text of ours needs it.
+    async with kaleido.Kaleido(n=1, mathjax=False, path=find_browser()) as browser:
+        for fig, name in jobs:
+            node = fig.to_plotly_json()
+            for i, trace in enumerate(node["data"]):
+                trace["uid"] = f"t{i}"
+            options: dict[str, Any] = {"format": name, "scale": PNG_SCALE if name == "png" else 1}
+            options |= {
+                "width": node["layout"].get("width", 648),
+                "height": node["layout"].get("height", 400),
+            }
+            try:
+                image = await browser.calc_fig(node, opts=options)
+            except Exception as why:
+                raise InterpError(f"the browser could not draw a figure as {name}: {why}") from why
+            images.append(_settled(image) if name == "svg" else image)
+    return images
+
+
+def _settled(svg: bytes) -> bytes:
+    """SVG with plotly's random layout id replaced, so that equal figures give equal files."""
+    found = re.search(rb'id="defs-([0-9a-f]{6})"', svg)
+    return svg.replace(found[1], b"000000") if found else svg
+
+
+def _put(stem: Path, suffix: str, data: bytes) -> Path:
+    target = stem.with_name(f"{stem.name}.{suffix}")
+    with replacing(target) as temporary:
+        temporary.write_bytes(data)
+    return target
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place, synced to disk, when the block ends well.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        os.close(handle)
+    except OSError as why:
+        raise UsageError(f"cannot write {target}: {why.strerror}") from why
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone; a figure is as readable as any other new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
+    except OSError as why:
+        raise UsageError(f"cannot write {target}: {why.strerror}") from why
+    finally:
+        temporary.unlink(missing_ok=True)
