@@ -16,10 +16,12 @@ METRICS = {
     "accuracy": "accuracy",
     "logit_diff": "logit difference (logits)",
     "logprob": "log-probability of the answer (nats)",
-    "rank": "rank of the answer's token",
+    "rank": "rank of the answer among the candidates",
     "nll": "loss (nats per token)",
 }
 """Axis label, with the unit, of each metric; another metric is labelled by its name."""
+
+LESS_IS_BETTER = ("rank", "nll")
 
 AT_CHANCE = "at chance"
 WAY = ("subject", "mechanism", "locator", "scope", "mode", "reference")
@@ -92,14 +94,23 @@ def panels(rows: pd.DataFrame, what: str) -> list[Panel]:
         for name, value in zip((*WHAT[1:3], *HOW), (*key[1:3], *key[4:]), strict=True):
             clean = own if not (own := clean[clean[name] == value]).empty else clean
         here = _matching(rows, key)
-        parts = [here[here["condition"] == c].sort_values(["k", "draw"]) for c in ("cut", "control")]
-        found.append(Panel(key, clean.iloc[0], parts[0], parts[1]))
+        cut, control = (here[here["condition"] == c].sort_values(["k", "draw"]) for c in ("cut", "control"))
+        # Of several clean runs the one that the deltas were taken from.
+        start = float((cut["value"] - cut["delta"]).median())
+        nearest = 0 if np.isnan(start) else int((clean["value"] - start).abs().to_numpy().argmin())
+        found.append(Panel(key, clean.iloc[nearest], cut, control))
     return found
 
 
 def named(panel: Panel, among: Sequence[Panel], columns: Sequence[str] = WAY) -> str:
     """What tells this panel from the others in these columns, as a short name; empty where nothing does."""
     differing = [column for column in columns if len({other.at(column) for other in among}) > 1]
+    # Modes differ in whether they have a reference at all: where the mode tells it, it is not said twice.
+    told = len({(p.at("mode"), p.at("reference")) for p in among}) == len({p.at("mode") for p in among})
+    if "mode" in differing and told:
+        differing = [column for column in differing if column != "reference"]
+    if differing == ["mode"]:
+        return f"{panel.at('mode')} ablation"
     return joined([spelled(column, panel.at(column)) for column in differing])
 
 
@@ -123,15 +134,17 @@ def at_k(found: Sequence[Panel], k: int | None, what: str) -> list[Panel]:
 
 
 def z_and_rank(panel: Panel) -> tuple[float, int, int]:
-    """How far the cut lies from its controls at one k: z in control SDs, rank by size of change, and of how many.
+    """How far the cut lies from its controls at one k: z in control SDs, its rank, and out of how many.
 
-    The SD needs at least three draws and some spread, else z is NaN.
+    Rank 1 means that the cut hurt more than every control did: it moved the metric further down, or further up where
+    less is better. The SD needs two draws and some spread, else z is NaN.
     """
+    sign = -1.0 if panel.cut["metric"].iloc[0] in LESS_IS_BETTER else 1.0
     draws = panel.control["delta"].dropna().to_numpy(float)
     delta = float(panel.cut["delta"].iloc[0])
-    sd = float(draws.std(ddof=1)) if len(draws) > 2 else float("nan")
+    sd = float(draws.std(ddof=1)) if len(draws) > 1 else float("nan")
     z = (delta - float(draws.mean())) / sd if sd > 0 else float("nan")
-    return z, 1 + int((np.abs(draws) >= abs(delta)).sum()), 1 + len(draws)
+    return z, 1 + int((sign * draws <= sign * delta).sum()), 1 + len(draws)
 
 
 def _matching(rows: pd.DataFrame, key: tuple[str, ...]) -> pd.DataFrame:
@@ -143,9 +156,7 @@ def spelled(column: str, value: str) -> str:
     """A value of the key as a reader understands it without its column."""
     if column == "scope":
         return {"all": "all positions", "answer": "answer positions"}.get(value, f"{value} positions")
-    if column == "mode":
-        return f"{value} ablation"
-    if column == "reference":
+    if column == "reference" and value:
         return f"reference {value}"
     return value
 

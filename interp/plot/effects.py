@@ -41,8 +41,10 @@ def dose_curve(effects: pd.DataFrame, metric: str = "accuracy", *, width: Width 
     if ks[0] < 1:
         raise UsageError("dose_curve: a cut has k below 1; k is the number of components cut")
     font, total = theme.font_px(width), theme.pixels(width)
-    lines = _lines(found, max(1, int((total - 5 * font) / (10.5 * font))))
-    columns, captioned = max(map(len, lines)), len({panel.way for panel in found}) > 1
+    lines, flat = _lines(found, font, total)
+    columns = max(map(len, lines))
+    tasks, ways = len({panel.task for panel in found}), len({panel.way for panel in found})
+    captioned = ways > 1 and not (flat and tasks == 1)
     left, gap_x, gap_y = 4.6 * font, 1.5 * font, (5.3 if captioned else 3.8) * font
     panel_h = (13 if len(lines) == 1 else 9.5) * font
     tall = len(lines) * panel_h + (len(lines) - 1) * gap_y
@@ -79,9 +81,12 @@ def dose_curve(effects: pd.DataFrame, metric: str = "accuracy", *, width: Width 
                     "showgrid": True, "nticks": 6,
                 },
             })  # fmt: skip
-            _caption(fig, _shorten(panel.task, cell, font), axis, 0, bold=True)
-            if begins and captioned:
-                _caption(fig, _shorten(named(panel, found), across, font), axis, 1.35 * font, bold=False)
+            way = named(panel, found)
+            over = panel.task if tasks > 1 or not way else way
+            _caption(fig, _shorten(over, cell, font), axis, 0, bold=True)
+            if captioned and (begins or flat):
+                room = cell if flat else across
+                _caption(fig, _shorten(way, room, font), axis, 1.35 * font, bold=False)
             _dose_panel(fig, panel, ks, axis, first=panel is first, font=font)
     fig.update_layout(
         legend={
@@ -178,19 +183,32 @@ def _log_range(ks: Sequence[int]) -> list[float]:
     return [float(np.log10(ks[0]) - pad), float(np.log10(ks[-1]) + pad)]
 
 
-def _lines(found: Sequence[Panel], most: int) -> list[list[Panel | None]]:
-    """Panels in lines: one line for each way of cutting, a column for each task, at most `most` columns abreast."""
+def _lines(found: Sequence[Panel], font: float, total: float) -> tuple[list[list[Panel | None]], bool]:
+    """Panels in lines, and whether they simply follow one another.
+
+    Where most tasks were cut in most ways: a line for each way, a column for each task. Else one after the other, in
+    wider columns, because each panel then says by itself how it was cut.
+    """
     tasks = list(dict.fromkeys(panel.task for panel in found))
     ways = list(dict.fromkeys(panel.way for panel in found))
+    flat = len(tasks) == 1 or len(ways) == 1 or len(found) < 0.6 * len(tasks) * len(ways)
+    most = max(1, int((total - 5 * font) / ((15 if flat and len(ways) > 1 else 10.5) * font)))
+    if flat:
+        abreast = _even(len(found), most)
+        return [list(found[i : i + abreast]) for i in range(0, len(found), abreast)], True
     at = {(panel.way, panel.task): panel for panel in found}
-    most = -(-len(tasks) // -(-len(tasks) // most))
-    lines = []
-    for start in range(0, len(tasks), most):
-        for way in ways:
-            line = [at.get((way, task)) for task in tasks[start : start + most]]
-            if any(line):
-                lines.append(line)
-    return lines
+    abreast = _even(len(tasks), most)
+    lines = [
+        [at.get((way, task)) for task in tasks[start : start + abreast]]
+        for start in range(0, len(tasks), abreast)
+        for way in ways
+    ]
+    return [line for line in lines if any(line)], False
+
+
+def _even(n: int, most: int) -> int:
+    """How many of `n` to put in a line of at most `most`, so that the lines are alike."""
+    return -(-n // -(-n // most))
 
 
 def _readable(ks: Sequence[int], room: float) -> list[int]:

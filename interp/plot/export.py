@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import html
+import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +74,8 @@ def write(
         plotlyjs: `inline` makes each HTML file whole (4.8 MB); `directory` shares one `plotly.min.js` beside them.
 
     Raises:
-        MissingResource: a static format was asked for by name and there is no browser or no kaleido.
+        MissingResource: a static format was asked for by name and there is no browser or no kaleido; or the folder
+            cannot be written.
         UsageError: an unknown format or width.
 
     Source: plotly counts 96 pixels to the inch, so 312 px make a PDF of 234 pt, which is 3.25 in.
@@ -102,7 +102,7 @@ def write_all(
     sized = {Path(stem): _sized(fig, width) for stem, fig in figures.items()}
     written: list[Path] = []
     for stem, fig in sized.items():
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        _folder(stem.parent)
         if "json" in asked:
             written.append(_put(stem, "json", spec(fig).encode()))
         if "html" in asked:
@@ -125,8 +125,6 @@ def write_all(
 
 def spec(fig: go.Figure) -> str:
     """The figure as JSON: equal figures give equal text, keys sorted, without the ids that plotly draws at random."""
-    import json
-
     node = json.loads(pio.to_json(fig, validate=False, engine="json"))
     for trace in node.get("data", ()):
         trace.pop("uid", None)
@@ -206,36 +204,23 @@ def _settled(svg: bytes) -> bytes:
     return svg.replace(found[1], b"000000") if found else svg
 
 
+def _folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise MissingResource(
+            f"cannot make '{folder}' ({why.strerror}); give a folder that can be written"
+        ) from why
+
+
 def _put(stem: Path, suffix: str, data: bytes) -> Path:
+    from interp.runs import write_bytes
+
     target = stem.with_name(f"{stem.name}.{suffix}")
-    with replacing(target) as temporary:
-        temporary.write_bytes(data)
+    try:
+        write_bytes(target, data)
+    except OSError as why:
+        raise MissingResource(
+            f"cannot write '{target}' ({why.strerror}); give a folder that can be written"
+        ) from why
     return target
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place, synced to disk, when the block ends well.
-
-    Raises:
-        UsageError: the folder cannot be written to.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
-    except OSError as why:
-        raise UsageError(f"cannot write {target}: {why.strerror}") from why
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone; a figure is as readable as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except OSError as why:
-        raise UsageError(f"cannot write {target}: {why.strerror}") from why
-    finally:
-        temporary.unlink(missing_ok=True)

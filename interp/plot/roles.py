@@ -21,6 +21,7 @@ COLORS = {
     "stale_value": "#B8A13C",
     "instruction": "#9A8FB5",
     "answer": "#7A4B9E",
+    "last": "#7A4B9E",
     "filler": theme.RULE,
 }
 """What is asked for and what answers it in full colours of Okabe and Ito, distractors in the same hues, paler."""

@@ -233,7 +233,9 @@ def patch_frame(layers: int = 30, heads: int = 9, seed: int = 0) -> pd.DataFrame
                     base += (1 - moved) * (0.9 if direction == "denoise" else 0.7)
                 if position == last:
                     base += moved
-                row("resid_post", direction, layer, position, -1, float(base))
+                # Noise starts from the clean run: a recovery of 1 is no change, 0 is the corrupt run.
+                recovery = base if direction == "denoise" else 1 - base
+                row("resid_post", direction, layer, position, -1, float(recovery))
     score = scores_frame(layers, heads).query("method == 'copy'")
     for item in score.itertuples():
         row(
