@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
             say("error", f"{os.strerror(error.errno)}: {error.filename or 'the disk'}")
             raise typer.Exit(3) from error
         except KeyboardInterrupt as error:
-            say("interrupted", "what was finished is kept")
+            say("interrupted", "nothing half-written stays behind")
             raise typer.Exit(130) from error
 
 
