@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.shapes
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
 IN_CI = bool(os.environ.get("CI"))
+
+# Time limits for single examples fail on a busy machine; and what CI says of a commit should not change.
+settings.register_profile("interp", deadline=None, derandomize=IN_CI, print_blob=True)
+settings.load_profile("interp")
 
 
 def missing(what: str) -> NoReturn:
