@@ -77,8 +77,8 @@ def plant(
     Args:
         kind: `gpt2` (LayerNorm, learned positions) or `llama` (RMSNorm, rotary positions, grouped KV heads).
         seed: everything random is drawn from it.
-        noise: standard deviation of the Gaussian added to each weight (biases stay 0), in units of the root mean square of the
-            weights of its block (one head's query matrix, the unembedding, ...).
+        noise: standard deviation of the Gaussian added to each weight (biases stay 0), in units of the root mean
+            square of the weights of its block (one head's query matrix, the unembedding, ...).
         n_planted: number of retrieval heads; None: 1 to 4.
         n_decoys: number of typed decoys; None: one of each kind, as far as there is room.
         n_silent: number of heads that only attend as retrieval heads do.
