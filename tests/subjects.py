@@ -42,17 +42,17 @@ def examples(lengths: tuple[int, ...] = (24, 17, 40), seed: int = 0) -> list[Exa
     generator = torch.Generator().manual_seed(seed)
     out = []
     for i, n in enumerate(lengths):
-        ids = torch.randint(0, 256, (n + 3,), generator=generator).tolist()
-        answer = tuple(ids[3:5]) + (ids[n],)
-        twin = list(ids[:n])
+        ids = torch.randint(0, 256, (n,), generator=generator).tolist()
+        answer = tuple(ids[3:6])
+        twin = list(ids)
         twin[3], twin[4] = (twin[3] + 1) % 256, (twin[4] + 1) % 256
-        spans = (Span(1, 3, "key", 0), Span(3, 5, "value", 0))
+        spans = (Span(1, 3, "key", 0), Span(3, 6, "value", 0))
         foil = ((answer[0] + 1) % 256, *answer[1:])
         corrupt = Example("tiny", tuple(twin), foil, spans=spans, chance=0.1)
         out.append(
             Example(
                 "tiny",
-                tuple(ids[:n]),
+                tuple(ids),
                 answer,
                 spans=spans,
                 foil_ids=foil,

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.cli import models, tasks
+from interp.cli import models, tasks, work
 from interp.cli.console import err, say
 from interp.errors import InterpError
 
@@ -73,3 +73,5 @@ def _root(
 
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
+for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
+    app.command()(_command)

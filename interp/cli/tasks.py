@@ -64,7 +64,7 @@ def show(
     """Show one example: its prompt with typed spans, its answer, its corruptions and its chance level."""
     import interp
 
-    params = dict(_parameter(item) for item in set_ or [])
+    params = parameters(set_)
     task = interp.task(name, **{"n": index + 1, "seed": seed, **params})
     if len(task) <= index:
         raise UsageError(f"task {name} has {len(task)} examples, so there is no number {index}")
@@ -74,6 +74,11 @@ def show(
         emit(_as_dict(task, example, tokens), json)
     else:
         _print(task, example, tokens, full)
+
+
+def parameters(items: list[str] | None) -> dict[str, Any]:
+    """Repeated `--set NAME=VALUE` options as a mapping."""
+    return dict(_parameter(item) for item in items or [])
 
 
 def _parameter(item: str) -> tuple[str, Any]:

@@ -99,10 +99,13 @@ class RetrievalHeads(Locator):
         if data is None:
             raise UsageError("RetrievalHeads needs a task: fit(model, interp.task('niah', length=512, n=64))")
         examples = data.examples(subject)
-        if not all(e.spans_of("value", 0) for e in examples):
-            raise UsageError(
-                f"the answers of {data!r} do not stand in the prompt, so nothing can be copied; take niah or induction"
-            )
+        for e in examples:
+            spans = e.spans_of("value", 0)
+            if not spans or any(len(s) != len(e.answer_ids) for s in spans):
+                raise UsageError(
+                    f"an answer of {data!r} does not stand in the prompt as a value span of item 0, so nothing can be "
+                    "copied; take niah or induction"
+                )
         decoded = self._decode(subject, examples, progress)
         self._score(subject, examples, decoded)
         return self
@@ -172,10 +175,10 @@ def copy_score(decoded: Decoded, example: Example, *, count: bool = False) -> Fl
     tokens = torch.tensor(decoded.output)
     hit = inside & (ids[argmax.clamp(0, len(ids) - 1)] == tokens[:, None, None])
     if count:
-        return (hit.sum(0) / len(needle)).double().numpy()
+        return (hit.sum(0).double() / len(needle)).numpy()
     kinds = sorted({int(ids[i]) for i in needle})
     found = torch.stack([(hit & (tokens == kind)[:, None, None]).any(0) for kind in kinds])
-    return (found.sum(0) / len(kinds)).double().numpy()
+    return (found.sum(0).double() / len(kinds)).numpy()
 
 
 def copy_position_score(decoded: Decoded, example: Example) -> Float[np.ndarray, "l h"]:
@@ -190,14 +193,14 @@ def copy_position_score(decoded: Decoded, example: Example) -> Float[np.ndarray,
     if tuple(decoded.output) == example.answer_ids:
         step = torch.arange(n)[:, None, None]
         hit = torch.stack([argmax == s.start + step for s in spans]).any(0)
-        return (hit.sum(0) / n).double().numpy()
+        return (hit.sum(0).double() / n).numpy()
     ids = torch.tensor(example.ids)
     tokens = torch.tensor(decoded.output)
     found = [
         ((argmax == place) & (tokens == ids[place])[:, None, None]).any(0)
         for place in range(spans[0].start, spans[0].end)
     ]
-    return (torch.stack(found).sum(0) / n).double().numpy()
+    return (torch.stack(found).sum(0).double() / n).numpy()
 
 
 def recall(output: list[int], answer: tuple[int, ...]) -> float:

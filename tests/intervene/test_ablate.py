@@ -18,6 +18,7 @@ from tests.subjects import ALL, examples, subject
 
 def by_hand(s, batch, replaced):
     """z of layer 1, head 2 replaced by `replaced(z)`."""
+
     def tap(z):
         out = z.clone()
         out[..., 2, :] = replaced(z)[..., 2, :]
@@ -50,7 +51,7 @@ def test_scope_answer_leaves_the_prompt_alone_and_roles_cut_their_tokens_only():
     s = subject("llama")
     batch = s.batch(examples())
     clean = s.run(batch, {"z[1]": Record()})["z[1]"]
-    for scope, expected in (("answer", None), ("value", range(3, 5)), (("key", "value.0"), range(1, 5))):
+    for scope, expected in (("answer", None), ("value", range(3, 6)), (("key", "value.0"), range(1, 6))):
         with s.apply(ablate("L1H2", "zero", scope)):
             cut = s.run(batch, {"z[1]": Record()})["z[1]"]
         changed = (cut != clean).any(-1)
@@ -71,8 +72,8 @@ def test_mean_by_role_and_by_position_use_the_token_s_own_class():
     torch.testing.assert_close(got, z.mean(0).expand_as(got), atol=1e-5, rtol=0)
     with s.apply(ablate("L1H2", "mean", reference=Reference(data, "role"))):
         got = s.run(batch, {"z[1].2": Record()})["z[1].2"]
-    torch.testing.assert_close(got[0, 3], z[:, 3:5].mean((0, 1)), atol=1e-5, rtol=0)
-    others = torch.cat([z[:, :1], z[:, 5:]], 1).mean((0, 1))
+    torch.testing.assert_close(got[0, 3], z[:, 3:6].mean((0, 1)), atol=1e-5, rtol=0)
+    others = torch.cat([z[:, :1], z[:, 6:]], 1).mean((0, 1))
     torch.testing.assert_close(got[1, 10], others, atol=1e-5, rtol=0)
 
 
@@ -186,7 +187,9 @@ def test_generation_under_a_cut_of_scope_answer():
             for _ in range(4):
                 # Rows from the last prompt token on are cut, as `answer_start` of the whole sequence says.
                 whole = Batch.of_ids([ids])
-                batch = Batch(whole.ids, whole.mask, whole.positions, whole.pad, torch.tensor([len(e.ids) - 1]))
+                batch = Batch(
+                    whole.ids, whole.mask, whole.positions, whole.pad, torch.tensor([len(e.ids) - 1])
+                )
                 ids.append(int(s.run(batch, keep=1).logits[0, -1].argmax()))
             assert said == ids[len(e.ids) :]
 

@@ -1,0 +1,258 @@
+"""`interp locate|ablate|patch|atlas|report`: the main job and its steps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli.console import Json, Progress, emit, progress, say
+from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.tasks.base import Task
+
+Model = Annotated[str, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")]
+TaskName = Annotated[
+    str, typer.Option("--task", help="A name that `interp tasks list` shows, or a .jsonl file.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the task; repeatable."),
+]
+N = Annotated[int, typer.Option("-n", min=1, help="Number of examples.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU), float32, bfloat16, float16.")]
+Save = Annotated[Path | None, typer.Option("--save", help="Write the whole table here, as .parquet or .csv.")]
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    import interp
+
+    with progress(f"load {model}"):
+        return interp.load(model, device=device, dtype=dtype)
+
+
+def _task(name: str, n: int, seed: int, set_: list[str] | None) -> Task:
+    import interp
+    from interp.cli.tasks import parameters
+
+    params: dict[str, Any] = {"n": n, "seed": seed, **parameters(set_)}
+    if name.endswith(".jsonl"):
+        params = parameters(set_)
+    return interp.task(name, **params)
+
+
+def _save(frame: pd.DataFrame, path: Path | None) -> None:
+    if path is None:
+        return
+    from interp.runs import write_bytes, write_frame
+
+    if path.suffix == ".parquet":
+        write_frame(path, frame)
+    elif path.suffix == ".csv":
+        write_bytes(path, frame.to_csv(index=False).encode())
+    else:
+        raise UsageError(f"--save {path}: write a name that ends in .parquet or .csv")
+    say("wrote", str(path))
+
+
+def locate(
+    model: Model,
+    task: TaskName = "niah",
+    n: N = 32,
+    seed: Seed = 0,
+    set_: Set = None,
+    method: Annotated[str, typer.Option(help="Score that ranks: copy or copy_position.")] = "copy",
+    mode: Annotated[str, typer.Option(help="greedy (the model's own output) or forced.")] = "greedy",
+    top: Annotated[int, typer.Option(min=1, help="Heads shown.")] = 20,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Find the retrieval heads: which attention heads copy from the context?"""
+    from interp.locate.retrieval_heads import THRESHOLD, RetrievalHeads
+
+    locator = RetrievalHeads(method, mode=mode)  # type: ignore[arg-type]
+    asked = _task(task, n, seed, set_)
+    subject = _load(model, device, dtype)
+    with progress("attention rows") as report:
+        locator.fit(subject, asked, progress=report)
+    _save(locator.scores_, save)
+    ranked = locator.ranking()
+    columns = ["component", "layer", "head", "kv_head", "score", "se", "n"]
+    emit(ranked[columns].head(top), json)
+    over = int((ranked["score"] >= THRESHOLD).sum())
+    say(
+        "found",
+        f"{over} of {len(ranked)} heads score {THRESHOLD} or more ({over / len(ranked):.1%}); "
+        f"{locator.acceptance_:.0%} of {len(locator.instances_)} instances accepted",
+    )
+
+
+def ablate(
+    model: Model,
+    components: Annotated[str, typer.Argument(help="What is cut: 'L17H3 L18H7', 'M3', 'L12N100'.")],
+    task: TaskName = "niah",
+    n: N = 32,
+    seed: Seed = 1,
+    set_: Set = None,
+    mode: Annotated[str, typer.Option(help="zero, mean, resample or uniform.")] = "zero",
+    scope: Annotated[str, typer.Option(help="all, answer, or span roles joined by +.")] = "all",
+    controls: Annotated[int | None, typer.Option(min=0, help="Matched control draws.")] = None,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Cut components and measure what a task, and natural prose, lose by it; beside matched controls."""
+    import interp
+    from interp.intervene.ablate import ablate as describe
+    from interp.measure.effects import contrast
+
+    where = scope if scope in ("all", "answer") else tuple(scope.split("+"))
+    cut = describe(components, mode, where)  # type: ignore[arg-type]
+    asked = _task(task, n, seed, set_)
+    subject = _load(model, device, dtype)
+    with progress("conditions") as report:
+        effects = interp.measure(subject, asked, cut, controls=controls, seed=seed, progress=report)
+    _save(effects, save)
+    if json:
+        emit(effects, json)
+        return
+    told = contrast(effects)
+    clean = effects[effects["condition"] == "clean"].set_index(["task", "metric"])["value"]
+    told["clean"] = [clean[t, m] for t, m in zip(told["task"], told["metric"], strict=True)]
+    told["95 %"] = [f"{a:+.3f} … {b:+.3f}" for a, b in zip(told["ci_lo"], told["ci_hi"], strict=True)]
+    told = told.rename(columns={"value": "cut", "control_mean": "delta of controls"})
+    emit(told[["task", "metric", "clean", "cut", "delta", "95 %", "p", "delta of controls", "z", "n"]], json)
+
+
+def patch(
+    model: Model,
+    task: TaskName = "niah",
+    n: N = 1,
+    seed: Seed = 0,
+    set_: Set = None,
+    kind: Annotated[str, typer.Option(help="Kinds of site, comma-separated: resid_post,z.")] = "resid_post,z",
+    direction: Annotated[str, typer.Option(help="denoise, noise or both.")] = "denoise",
+    corruption: Annotated[str | None, typer.Option(help="Which corrupt twin; default the first.")] = None,
+    over: Annotated[str | None, typer.Option(help="position, role or head; default by kind.")] = None,
+    metric: Annotated[str, typer.Option(help="logit_diff or logprob.")] = "logit_diff",
+    figure: Annotated[
+        Path | None, typer.Option(help="Write the heat map here (.html, .pdf, .png, ...).")
+    ] = None,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Patch activations between examples and their corruption, cell by cell."""
+    import interp
+
+    asked = _task(task, n, seed, {"niah": ["length=96"]}.get(task, []) + (set_ or []))
+    subject = _load(model, device, dtype)
+    kinds = [k.strip() for k in kind.split(",") if k.strip()]
+    with progress("cells") as report:
+        frame = interp.patch(
+            subject,
+            asked,
+            kinds,
+            corruption=corruption,
+            direction=direction,  # type: ignore[arg-type]
+            over=over,  # type: ignore[arg-type]
+            metric=metric,
+            progress=report,
+        )
+    _save(frame, save)
+    if figure is not None:
+        from interp.plot import patch_map, write
+
+        for path in write(patch_map(frame), figure.with_suffix(""), (figure.suffix.lstrip(".") or "html",)):
+            say("wrote", str(path))
+    columns = ["kind", "direction", "layer", "position", "token", "role", "head", "value", "recovery", "n"]
+    emit(frame.sort_values("recovery", ascending=False)[columns].head(20) if not json else frame, json)
+
+
+def atlas(
+    model: Annotated[
+        str | None, typer.Argument(help="A default model, a hub id, a folder or a .gguf file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/MODEL.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes in place of half an hour.")] = False,
+    spec: Annotated[Path | None, typer.Option(help="A spec.yaml in place of the options.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    json: Json = False,
+) -> None:
+    """Locate, cut, measure: tables, figures and a page in one folder. Run again, it skips what is done."""
+    from pydantic import ValidationError
+
+    from interp.atlas import AtlasSpec, run
+    from interp.cli.tasks import parameters
+    from interp.runs import read_spec
+
+    changes = {k: v for k, v in {"seed": seed, "device": device, "dtype": dtype}.items() if v is not None}
+    changes |= parameters(set_)
+    try:
+        if spec is not None:
+            if not spec.is_file():
+                raise UsageError(f"there is no spec '{spec}'")
+            found = read_spec(spec) | ({"model": model} if model else {}) | changes
+            chosen = AtlasSpec(**found)
+        elif model is None:
+            raise UsageError("name a model: interp atlas smollm2")
+        else:
+            chosen = AtlasSpec.quick(model, **changes) if quick else AtlasSpec(model=model, **changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"spec field '{where}': {first['msg']} (given: {first.get('input')})") from error
+    folder = out or Path("runs") / Path(chosen.model).name
+
+    def stage(name: str) -> AbstractContextManager[Progress]:
+        return progress(name)
+
+    job = run(chosen, folder, stage=stage)
+    if json:
+        emit(
+            {
+                "folder": str(folder),
+                "page": str(folder / "report.html"),
+                "done": job.done,
+                "skipped": job.skipped,
+            },
+            json,
+        )
+        return
+    say("done", f"{len(job.done)} parts computed, {len(job.skipped)} were there")
+    say("page", f"{(folder / 'report.html').resolve()}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder of `interp atlas`.")],
+    json: Json = False,
+) -> None:
+    """Write the page and the figures of a run folder again, from its tables."""
+    from interp.atlas import pages
+
+    if not (folder / "spec.yaml").is_file():
+        raise UsageError(
+            f"'{folder}' is no run folder (no spec.yaml); make one: interp atlas MODEL --out {folder}"
+        )
+    path = pages(folder)
+    if json:
+        emit({"page": str(path)}, json)
+    else:
+        say("page", str(path.resolve()))

@@ -1,0 +1,164 @@
+"""Effects: paired with the clean run, beside matched and distinct controls, under the floor rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import interp
+from interp.errors import AtChance, NoAcceptedExample, UsageError
+from interp.intervene.ablate import ablate
+from interp.measure.controls import matched_heads
+from interp.measure.effects import AT_CHANCE, COLUMNS, contrast, dose, measure
+from interp.measure.outcomes import evaluate
+from interp.models.batch import Batch
+from interp.models.sites import Head, components
+from interp.tasks.base import FixedTask
+from tests.subjects import examples, subject
+
+
+def solvable(s, n=8, seed=0, length=20):
+    """Examples whose answer is what the model says, so that the clean accuracy is 1."""
+    out = []
+    for i, e in enumerate(examples((length,) * n, seed)):
+        said = tuple(s.generate(Batch.of_ids([e.ids]), 2)[0])
+        foil = (said[0], (said[1] + 1) % 256)
+        out.append(
+            replace(
+                e,
+                answer_ids=said,
+                foil_ids=foil,
+                candidates=(said, foil),
+                chance=0.05,
+                corrupt={},
+                cluster=str(i // 2),
+            )
+        )
+    return FixedTask(out, name="solvable")
+
+
+def test_rows_say_what_was_cut_and_pair_with_clean():
+    s = subject("llama")
+    task = solvable(s)
+    cut = ablate("L1H2 L2H0", "zero", "answer")
+    frame = measure(s, task, cut, controls=4, off_target=(), mechanism="m", locator="l", seed=3)
+    assert list(frame.columns) == COLUMNS
+    assert (frame["components"][frame["condition"] == "cut"] == "L1H2 L2H0").all()
+    assert set(frame["condition"]) == {"clean", "cut", "control"} and (frame["n_clusters"] == 4).all()
+    clean = frame[(frame.condition == "clean") & (frame.metric == "accuracy")].iloc[0]
+    assert clean.value == 1.0 and clean.delta == 0.0 and clean.ci_lo < 1.0
+    # The cut's row, by hand: one run under the cut.
+    with s.apply(cut):
+        by_hand = []
+        for e in task.examples(s):
+            logits = s.run([e]).logits[0]
+            by_hand.append(float(logits[1, e.answer_ids[1]] - logits[1, e.foil_ids[1]]))
+    row = frame[(frame.condition == "cut") & (frame.metric == "logit_diff")].iloc[0]
+    assert row.value == pytest.approx(np.mean(by_hand), abs=1e-4)
+    base = frame[(frame.condition == "clean") & (frame.metric == "logit_diff")].iloc[0]
+    assert row.delta == pytest.approx(row.value - base.value, abs=1e-9)
+    assert row.ci_lo <= row.delta <= row.ci_hi
+
+
+@pytest.mark.parametrize("scope", ["answer", "all", "value"])
+def test_shared_prefix_and_one_run_each_give_the_same_numbers(scope):
+    s = subject("qwen3")
+    data = solvable(s, 4).examples(s)
+    plan = {"clean": None, **{h: ablate(h, "zero", scope) for h in ("L0H1", "L1H3", "L2H0")}}
+    fast, slow = evaluate(s, data, plan), evaluate(s, data, plan, share=False)
+    for name in plan:
+        for metric, values in fast.values[name].items():
+            np.testing.assert_allclose(values, slow.values[name][metric], atol=1e-4)
+    assert slow.prefill_tokens == 4 * sum(len(e.ids) for e in data)
+    expected = sum(len(e.ids) for e in data)
+    assert fast.prefill_tokens == (expected if scope == "answer" else 4 * expected)
+
+
+def test_a_mean_cut_without_reference_names_the_measured_task():
+    s = subject("llama")
+    frame = measure(s, solvable(s, 4), ablate("L1H2", "mean", "answer"), controls=0, off_target=())
+    assert frame[frame.condition == "cut"]["reference"].str.startswith("solvable(").all()
+
+
+def test_the_floor_rule_reports_no_effect_at_chance():
+    s = subject("llama")
+    task = FixedTask(examples((20, 21, 22, 23)), name="hopeless")
+    with pytest.raises(AtChance, match="at chance on hopeless"):
+        measure(s, task, ablate("L1H2"), controls=1, off_target=())
+    frame = measure(s, task, ablate("L1H2"), controls=1, off_target=(), floor="mark")
+    assert (frame.status == AT_CHANCE).all()
+    assert frame[frame.condition != "clean"][["delta", "ci_lo", "ci_hi", "p"]].isna().all(axis=None)
+
+
+def test_controls_match_layers_are_distinct_and_never_chosen():
+    s = subject("llama")  # 3 layers of 4 heads
+    chosen = components("L0H1 L0H2 L2H3")
+    sets = matched_heads(s, chosen, 10, seed=1)
+    assert len(sets) == len(set(sets)) == 3  # C(2, 2) x C(3, 1): enumerated, and fewer than asked for
+    for drawn in sets:
+        assert not set(drawn) & set(chosen)
+        assert sorted(h.layer for h in drawn) == [0, 0, 2]
+    assert matched_heads(s, chosen, 2, seed=1) == sets[:2]
+    large = matched_heads(s, components("L1H0"), 2, seed=0)
+    assert len(set(large)) == 2 and all(h.layer == 1 for d in large for h in d)
+
+
+def test_controls_overflow_to_the_nearest_layer():
+    s = subject("llama")
+    chosen = [Head(0, h) for h in range(4)]
+    for drawn in matched_heads(s, chosen, 5, seed=0):
+        assert [h.layer for h in drawn] == [1, 1, 1, 1]
+    with pytest.raises(UsageError, match="too few are left"):
+        matched_heads(s, s.heads()[:7], 1)
+
+
+def test_a_dose_curve_never_draws_a_ranked_head():
+    s = subject("llama")
+    ranked = components("L1H0 L2H1 L0H3")
+    plan = dose(s, ranked, (1, 3), ablate([], "zero", "answer"), controls=3, seed=0)
+    assert [c.k for c in plan if c.condition == "cut"] == [1, 3]
+    for c in plan:
+        if c.condition == "control":
+            assert not set(c.intervention.components) & set(ranked)
+    with pytest.raises(UsageError, match="dose of 4"):
+        dose(s, ranked, (4,), ablate([]), controls=0)
+
+
+def test_contrast_gives_z_and_rank_and_no_p_value():
+    s = subject("llama")
+    frame = measure(s, solvable(s), ablate("L2H0", "zero", "answer"), controls=3, off_target=())
+    row = contrast(frame).query("metric == 'logprob'").iloc[0]
+    drawn = frame[(frame.condition == "control") & (frame.metric == "logprob")].delta.to_numpy()
+    assert len(drawn) == 3
+    assert row.z == pytest.approx((row.delta - drawn.mean()) / drawn.std(ddof=1))
+    assert row["rank"] == 1 + (drawn <= row.delta).sum()
+
+
+def test_known_to_keeps_what_is_answered_right_and_refuses_an_empty_set():
+    s = subject("llama")
+    right, wrong = solvable(s, 3).examples(s), examples((20, 21))
+    known = interp.measure.known_to(s, FixedTask([*wrong, *right], name="mixed"))
+    assert [e.ids for e in known.examples(s)] == [e.ids for e in right]
+    with pytest.raises(NoAcceptedExample, match="none of the 2 examples of wrong"):
+        interp.known_to(s, FixedTask(wrong, name="wrong"))
+
+
+def test_bad_requests_say_what_to_write():
+    s = subject("llama")
+    with pytest.raises(UsageError, match="metrics are accuracy"):
+        measure(s, solvable(s, 2), ablate("L0H0"), metrics=["f1"])
+    with pytest.raises(UsageError, match="heads 0 to 3"):
+        interp.measure(s, solvable(s, 2), ablate("L0H4"))
+    with pytest.raises(UsageError, match="controls=0"):
+        interp.measure(s, solvable(s, 2), ablate("M1"), off_target=())
+    with pytest.raises(NoAcceptedExample):
+        evaluate(s, [], {"clean": None})
+
+
+def test_the_global_random_state_is_left_alone(rng_untouched):
+    s = subject("llama")
+    measure(s, solvable(s, 4), ablate("L1H2", "resample", "answer"), controls=2, off_target=())
+    assert torch.is_grad_enabled()
