@@ -152,7 +152,7 @@ def test_only_instances_that_recall_the_needle_count():
 def test_zero_accepted_instances_explain_themselves():
     s = subject("llama")
     wrong = [replace(e, answer_ids=tuple((t + 1) % 256 for t in e.answer_ids)) for e in mixed(s)[:1]]
-    with pytest.raises(NoAcceptedExample, match="recalls none of 1 needles.*it said"):
+    with pytest.raises(NoAcceptedExample, match=r"recalls none of 1 needles.*it said"):
         interp.RetrievalHeads(accept=0.99, max_new_tokens=1).fit(s, FixedTask(wrong, name="t"))
 
 

@@ -73,7 +73,16 @@ def test_padded_equals_solo(family):
 @pytest.mark.parametrize("family", ALL)
 def test_sites_are_what_their_names_say(family):
     s, batch = subject(family), padded()
-    kinds = [*STREAM, "q", "k", "v", "z", "head_out", "neurons", *(["resid_mid"] if not s.family.parallel else [])]
+    kinds = [
+        *STREAM,
+        "q",
+        "k",
+        "v",
+        "z",
+        "head_out",
+        "neurons",
+        *(["resid_mid"] if not s.family.parallel else []),
+    ]
     trace = s.run(batch, {Site(k, i): Record() for k in kinds for i in range(s.n_layers)})
     for i in range(s.n_layers):
         pre, attn, mlp, post = (trace[Site(k, i)] for k in STREAM)
@@ -229,7 +238,12 @@ def test_two_models_in_one_process_do_not_disturb_each_other():
 
 @pytest.mark.parametrize(
     ("site", "told"),
-    [("z[9]", "layers 0 to 2"), ("z[0].7", "indices 0 to 3"), ("k[0].2", "indices 0 to 1"), ("resid_mid[0]", "parallel")],
+    [
+        ("z[9]", "layers 0 to 2"),
+        ("z[0].7", "indices 0 to 3"),
+        ("k[0].2", "indices 0 to 1"),
+        ("resid_mid[0]", "parallel"),
+    ],
 )
 def test_a_site_that_does_not_exist_says_what_does(site, told):
     s = subject("neox" if site.startswith("resid_mid") else "llama")
