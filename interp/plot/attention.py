@@ -18,6 +18,9 @@ from interp.plot.theme import Width
 GAP_WIDTH = 2.3
 """Width of a left-out stretch in token columns: room for its mass as a number."""
 
+STRONG = 0.02
+"""Share of a line's attention from which a token is shown wherever there is room."""
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -112,8 +115,8 @@ def attention_rows(
 def stretches(grid: np.ndarray, roles: Sequence[str | None], budget: int) -> list[Stretch]:
     """Which tokens to show in at most about `budget` columns, and which stretches to leave out.
 
-    In order of importance: the first and last tokens and every line's peak; tokens with a role; what the lines look
-    at most; the neighbours of all these. A stretch of one or two tokens is not worth leaving out.
+    In order of importance: the first and last tokens and every line's peak; tokens with a role; what else gets 2 % of
+    a line or more; then the neighbours of all these, near ones first. One or two tokens are not worth leaving out.
 
     Args:
         grid: attention, lines x tokens.
@@ -129,9 +132,11 @@ def stretches(grid: np.ndarray, roles: Sequence[str | None], budget: int) -> lis
     ranked = sorted(range(n), key=lambda i: (-peak[i], i))
     marked = [i for i in ranked if roles[i] and roles[i] not in bulk]
     order = dict.fromkeys([*firsts, *marked, *(i for i in ranked if roles[i] == "evidence")])
-    near = [j for i in order for j in (i - 1, i + 1, i - 2, i + 2)]
+    strong = [i for i in ranked if peak[i] >= STRONG]
+    core = list(dict.fromkeys([*order, *strong]))
+    near = [i + side * step for step in (1, 2, 3, 4) for i in core for side in (-1, 1)]
     kept: set[int] = set()
-    for i in dict.fromkeys([*order, *near, *ranked]):
+    for i in [*core, *near]:
         if 0 <= i < n and i not in kept:
             if _cost(kept | {i}, n) > budget and kept:
                 break
@@ -254,7 +259,7 @@ def _scale(mass: np.ndarray) -> tuple[float, bool]:
 
 def _note(head: str | None, narrow: bool, saturated: float | None) -> str:
     note = (
-        "one line for each answer token it predicts" if head else "mean over the rows that predict the answer"
+        "One line for each answer token it predicts" if head else "Mean over the rows that predict the answer"
     )
     if not narrow:
         note += "; grey: tokens left out, with their summed attention"

@@ -114,6 +114,13 @@ def named(panel: Panel, among: Sequence[Panel], columns: Sequence[str] = WAY) ->
     return joined([spelled(column, panel.at(column)) for column in differing])
 
 
+def shared(among: Sequence[Panel], columns: Sequence[str] = HOW) -> str:
+    """How all of these were cut, as far as they agree in these columns."""
+    agreed = [c for c in columns if len({panel.at(c) for panel in among}) == 1 and among[0].at(c)]
+    names = [f"{among[0].at(c)} ablation" if c == "mode" else spelled(c, among[0].at(c)) for c in agreed]
+    return ", ".join(names)
+
+
 def at_k(found: Sequence[Panel], k: int | None, what: str) -> list[Panel]:
     """The panels at one number of components; with None, each at 10 where it was measured, else at its largest.
 

@@ -10,7 +10,18 @@ import plotly.graph_objects as go
 
 from interp.errors import UsageError
 from interp.plot import theme
-from interp.plot.conditions import AT_CHANCE, Panel, at_k, metric_label, named, panels, rows_of, z_and_rank
+from interp.plot.conditions import (
+    AT_CHANCE,
+    Panel,
+    at_k,
+    metric_label,
+    named,
+    panels,
+    rows_of,
+    shared,
+    spelled,
+    z_and_rank,
+)
 from interp.plot.text import joined, number, safe, signed
 from interp.plot.theme import Width
 
@@ -51,8 +62,10 @@ def dose_curve(effects: pd.DataFrame, metric: str = "accuracy", *, width: Width 
     across = total - left - font
     cell = min((across - (columns - 1) * gap_x) / columns, 30 * font)
     legend_lines = 1 if total > 40 * font else 2
+    scopes = {panel.at("scope") for panel in found}
+    where = f": {spelled('scope', scopes.pop())}" if len(scopes) == 1 else ""
     fig = theme.figure(
-        f"{metric_label(metric, unit=False).capitalize()} as more components are cut", _dose_summary(found),
+        f"{metric_label(metric, unit=False).capitalize()} as more components are cut{where}", _dose_summary(found),
         width=width, plot_height=tall, left=left, right=font, top=(3.2 if captioned else 1.8) * font,
         bottom=(3.9 + 1.9 * legend_lines) * font, alt=_dose_alt(found, metric),
     )  # fmt: skip
@@ -119,7 +132,9 @@ def control_strip(
     step = (3.3 if any(way for _, way in names) else 2.6) * font
     fig = theme.figure(
         f"Cut against controls: {metric_label(metric, unit=False)}",
-        "Each dot is one draw of as many other components; the diamond is the cut with its 95% interval.",
+        joined([
+            shared(found), "each dot: one draw of as many other components; diamond: the cut with its 95% interval",
+        ]),
         width=width, plot_height=step * len(found), left=left, right=6.6 * font, bottom=3.8 * font,
         alt="For each task the change under the cut and under each control draw. "
         + " ".join(f"{joined(name)}: {joined(_strip_note(p), ', ')}." for name, p in zip(names, found, strict=True)),
@@ -340,13 +355,20 @@ def _dose_summary(found: Sequence[Panel]) -> str:
     """The first panel's largest cut in words."""
     panel = next((p for p in found if not p.at_chance), None)
     if panel is None:
-        return "The clean model is at chance on every task shown: no effect is reported."
+        return joined(
+            [
+                shared(found, ("mode", "reference")),
+                "the clean model is at chance on every task shown: no effect is reported",
+            ]
+        )
     last = panel.cut.iloc[-1]
     name = joined([panel.task, named(panel, found)])
     k, clean, cut = int(last["k"]), number(float(panel.clean["value"])), number(float(last["value"]))
     same = panel.control[panel.control["k"] == k]["value"]
     others = f", {number(float(same.median()))} with {k} matched others" if len(same) else ""
-    return f"{name}: {clean} clean, {cut} with {k} cut{others}"
+    return joined(
+        [shared(found, ("mode", "reference")), f"{name}: {clean} clean, {cut} with {k} cut{others}"]
+    )
 
 
 def _dose_alt(found: Sequence[Panel], metric: str) -> str:
@@ -358,4 +380,5 @@ def _dose_alt(found: Sequence[Panel], metric: str) -> str:
             continue
         steps = ", ".join(f"{number(float(r.value))} at k {int(r.k)}" for r in panel.cut.itertuples())
         parts.append(f"{name}: clean {number(float(panel.clean['value']))}; cut {steps}.")
-    return f"Line chart of {metric_label(metric)} over the number of components cut. " + " ".join(parts)
+    how = f" ({shared(found)})" if shared(found) else ""
+    return f"Line chart of {metric_label(metric)} over the number of components cut{how}. " + " ".join(parts)

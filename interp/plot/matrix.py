@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plot import theme
-from interp.plot.conditions import AT_CHANCE, WAY, Panel, at_k, metric_label, named, panels, rows_of
+from interp.plot.conditions import AT_CHANCE, WAY, Panel, at_k, metric_label, named, panels, rows_of, shared
 from interp.plot.text import joined, number, safe, signed, wrapped
 from interp.plot.theme import Width
 
@@ -70,11 +70,14 @@ def effect_matrix(
     z, hover = _grid(lines, tasks)
     finite = np.abs(z[np.isfinite(z)])
     reach = max(float(finite.max()) if finite.size else 0.0, _FAINT.get(metric, 1e-9))
+    scale_name = f"change of {metric_label(metric, unit=False)}"
+    if 0.56 * font * len(scale_name) > tall_cell * len(lines):
+        scale_name = "change"
     fig.add_heatmap(
         z=z, x=list(range(len(tasks))), y=list(range(len(lines))), zmin=-reach, zmax=reach, zmid=0,
         colorscale=theme.RDBU, xgap=2, ygap=2, hoverongaps=False, customdata=hover,
         hovertemplate="%{customdata}<extra></extra>", showscale=not narrow,
-        colorbar=theme.colorbar(f"change of {metric_label(metric, unit=False)}", tall_cell * len(lines), font),
+        colorbar=theme.colorbar(scale_name, tall_cell * len(lines), font),
     )  # fmt: skip
     for y, line in enumerate(lines):
         for x, task in enumerate(tasks):
@@ -248,7 +251,8 @@ def _summary(found: Sequence[Panel]) -> str:
     if not told:
         return "The clean model is at chance on every task: no effect is reported."
     worst = max(told, key=lambda panel: abs(float(panel.cut["delta"].iloc[0])))
-    parts = [f"largest change: {signed(float(worst.cut['delta'].iloc[0]))} on {worst.task}"]
+    largest = f"largest change: {signed(float(worst.cut['delta'].iloc[0]))} on {worst.task}"
+    parts = [shared(found), largest]
     if chance:
         parts.append(f"hatched: clean model at chance on {', '.join(dict.fromkeys(chance))}")
     return joined(parts)

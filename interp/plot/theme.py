@@ -150,7 +150,7 @@ def figure(
             # Plotly hangs one line from its top, but the first of several from its base.
             "pad": {"l": 8, "t": 8 if len(head) == 1 else 8 + 0.7 * 1.22 * font},
         },
-        meta={"alt": alt or title},
+        meta={"alt": alt or title, "headings": high - top - 0.8 * font},
     )  # fmt: skip
     if sub:
         fig.add_annotation(
@@ -175,6 +175,17 @@ def on(color_position: float, scale: list[Any]) -> str:
     rgb = plotly.colors.sample_colorscale(scale, [min(1.0, max(0.0, color_position))])[0]
     red, green, blue = plotly.colors.unlabel_rgb(rgb)
     return ON_DARK if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else ON_LIGHT
+
+
+def without_headings(fig: go.Figure) -> go.Figure:
+    """A copy without title and subtitle and the room they took, for a caption or a page that says it instead."""
+    bare = go.Figure(fig)
+    room = float((bare.layout.meta or {}).get("headings", 0.0))
+    bare.layout.annotations = [a for a in bare.layout.annotations if a.name != "subtitle"]
+    bare.update_layout(
+        title=None, height=round(bare.layout.height - room), margin={"t": bare.layout.margin.t - room}
+    )
+    return bare
 
 
 def dark(fig: go.Figure) -> go.Figure:

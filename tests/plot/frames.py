@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 SUBJECT = "synthetic-30x9"
 HOSTILE = "<script>alert(1)</script>"
@@ -247,3 +250,32 @@ def patch_frame(layers: int = 30, heads: int = 9, seed: int = 0) -> pd.DataFrame
             float(0.35 * item.score + rng.normal(0, 0.01)),
         )
     return pd.DataFrame(rows)
+
+
+def write_run(folder: Path, *, seed: int = 0, without: tuple[str, ...] = ()) -> Path:
+    """A synthetic run folder, complete but for the files named (without suffix) in `without`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = scores_frame(seed=seed)
+    frames = {
+        "scores": scores, "groups": groups_frame(scores), "instances": instances_frame(seed=seed),
+        "effects": effects_frame(seed=seed), "patch": patch_frame(seed=seed),
+    }  # fmt: skip
+    for name, frame in frames.items():
+        if name not in without:
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
+    if "rows" not in without:
+        (folder / "rows.json").write_text(json.dumps(rows_json(seed=seed)), encoding="utf-8")
+    if "spec" not in without:
+        spec = {
+            "model": SUBJECT,
+            "seed": seed,
+            "synthetic": True,
+            "top": 10,
+            "doses": list(KS),
+            "note": HOSTILE,
+        }
+        (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    if "provenance" not in without:
+        facts = {"model": SUBJECT, "fingerprint": "0" * 16, "seed": seed, "versions": {"plotly": "7.1.0"}}
+        (folder / "provenance.json").write_text(json.dumps(facts | {"note": HOSTILE}), encoding="utf-8")
+    return folder
