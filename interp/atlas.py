@@ -184,7 +184,7 @@ class _Atlas:
         self.job.table("instances", lambda: fit().instances_)
 
     def needles(self, use: Literal["locate", "measure"]) -> Task:
-        """Needles over a ladder of lengths; the two uses differ in kind, haystack and seed."""
+        """Needles over a ladder of lengths; the two uses differ in kind and in haystack."""
         from interp.tasks.base import FixedTask
 
         spec = self.spec
@@ -199,8 +199,8 @@ class _Atlas:
         from interp.tasks.registry import task
 
         kinds = self.spec.locate_kinds if use == "locate" else self.spec.measure_kinds
-        seed = 2 * self.spec.seed + (use == "measure")
-        return task("niah", length=length, kinds=kinds, n=n, seed=seed)
+        half = "train" if use == "locate" else "test"
+        return task("niah", length=length, kinds=kinds, n=n, seed=self.spec.seed, haystack=half)
 
     # -- measure -----------------------------------------------------------------------------------------------------
 
