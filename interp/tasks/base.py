@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -127,19 +129,40 @@ def assemble(
         Redraw: the answer does not start at a token boundary, or the prompt tokenises differently on its own.
     """
     text = "".join(p.text for p in pieces)
-    whole = tokens.encode(text + answer)
-    alone = tokens.encode(text)
-    cut = len(alone)
-    # A tokenizer may close every text with a special token; then the prompt's ids are not a prefix and we say so.
-    if whole.ids[:cut] != alone.ids or len(whole) <= cut:
+    prompt = tokens.encode(text)
+    return prompt, answer_after(tokens, prompt, text, answer), token_spans(prompt, pieces), text
+
+
+def answer_after(tokens: Tokens, prompt: Encoded, text: str, answer: str) -> Ids:
+    """Ids of `answer` behind a prompt that is tokenised already.
+
+    Raises:
+        Redraw: prompt and answer merge into one token, or the tokenizer closes every text with a special token.
+    """
+    whole = tokens.encode(text + answer).ids
+    if whole[: len(prompt)] != prompt.ids or len(whole) == len(prompt):
         raise Redraw("prompt and answer merge into one token")
+    return whole[len(prompt) :]
+
+
+def token_spans(prompt: Encoded, pieces: Sequence[Piece]) -> tuple[Span, ...]:
+    """Token spans of the pieces that have a role, and of the roles that enclose several pieces; sorted.
+
+    Raises:
+        Redraw: the tokenizer drops the text of a piece.
+    """
+    starts = [a for a, _ in prompt.offsets]
+    stops = [b for _, b in prompt.offsets]
     spans: list[Span] = []
     enclosing: dict[tuple[str, int], tuple[int, int]] = {}
     at = 0
     for piece in pieces:
         stop = at + len(piece.text)
         if piece.text.strip() and (piece.role or piece.within):
-            first, last = alone.tokens_of(at, stop)
+            # Offsets never fall, special tokens in front cover nothing: the tokens that overlap [at, stop).
+            first, last = bisect_right(stops, at), bisect_left(starts, stop)
+            if first >= last:
+                raise Redraw(f"no token covers '{piece.text}'")
             if piece.role:
                 spans.append(Span(first, last, piece.role, piece.item))
             if piece.within:
@@ -147,10 +170,23 @@ def assemble(
                 enclosing[piece.within, piece.item] = (min(a, first), max(b, last))
         at = stop
     spans += [Span(a, b, role, item) for (role, item), (a, b) in enclosing.items()]
-    return alone, whole.ids[cut:], tuple(sorted(spans)), text
+    return tuple(sorted(spans))
 
 
-COPY_ROLES = ("value",)
+def continuations(tokens: Tokens, before: str, texts: Iterable[str]) -> list[Ids]:
+    """Ids of each text where it follows `before`: how answers tokenise, without a whole prompt before each of them.
+
+    Raises:
+        Redraw: one of them merges with the text before it.
+    """
+    prefix = tokens.encode(before).ids
+    out = []
+    for text in texts:
+        ids = tokens.encode(before + text).ids
+        if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
+            raise Redraw(f"'{before}' and '{text}' merge into one token")
+        out.append(ids[len(prefix) :])
+    return out
 
 
 def check_example(example: Example, tokens: Tokens | None = None, *, copies: bool = False) -> None:
@@ -173,7 +209,7 @@ def check_example(example: Example, tokens: Tokens | None = None, *, copies: boo
             fail(f"span {span} lies outside the prompt of {n} tokens")
     for role in {s.role for s in example.spans}:
         same = example.spans_of(role)
-        for a, b in zip(same, same[1:], strict=False):
+        for a, b in pairwise(same):
             if b.start < a.end:
                 fail(f"spans {a} and {b} of one role overlap")
     if example.candidates:
@@ -185,9 +221,8 @@ def check_example(example: Example, tokens: Tokens | None = None, *, copies: boo
         fail("the foil is a right answer")
     if not 0.0 < example.chance <= 1.0:
         fail(f"chance is {example.chance}, not in (0, 1]")
-    if tokens is not None and example.text is not None:
-        if tokens.encode(example.text).ids != example.ids:
-            fail("tokenising the text again gives other ids")
+    if tokens is not None and example.text is not None and tokens.encode(example.text).ids != example.ids:
+        fail("tokenising the text again gives other ids")
     for kind, twin in example.corrupt.items():
         if len(twin.ids) != n:
             fail(f"corruption {kind} has {len(twin.ids)} tokens, the clean prompt {n}")
@@ -219,6 +254,35 @@ def stable_seed(*parts: Any) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
 
 
+def whole_number(task: str, name: str, value: Any, least: int) -> int:
+    """A parameter that counts something.
+
+    Raises:
+        UsageError: it is no whole number, or less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UsageError(f"task {task}: {name} is {value!r}; take a whole number, {least} or more")
+    return int(value)
+
+
+def listed(task: str, name: str, value: Any) -> list[Any]:
+    """A parameter that is one word or several.
+
+    Raises:
+        UsageError: it is neither, or empty.
+    """
+    out = (
+        [value]
+        if isinstance(value, str | int | float)
+        else list(value)
+        if isinstance(value, list | tuple)
+        else []
+    )
+    if not out:
+        raise UsageError(f"task {task}: {name} is {value!r}; take one or a list")
+    return out
+
+
 class Task(ABC):
     """A seeded generator of Examples.
 
@@ -235,10 +299,8 @@ class Task(ABC):
     max_redraws: ClassVar[int] = 64
 
     def __init__(self, *, n: int, seed: int, **params: Any):
-        if n < 1:
-            raise UsageError(f"task {self.name}: n is {n}; ask for at least one example")
-        self.n = n
-        self.seed = seed
+        self.n = whole_number(self.name, "n", n, 1)
+        self.seed = whole_number(self.name, "seed", seed, 0)
         self.params = params
         self.redraws: Counter[str] = Counter()
         self._made: dict[str, list[Example]] = {}
@@ -295,7 +357,9 @@ class FixedTask(Task):
     name = "fixed"
     source = "given by the user"
 
-    def __init__(self, examples: Iterable[Example], *, name: str = "fixed", copies: bool = False, **params: Any):
+    def __init__(
+        self, examples: Iterable[Example], *, name: str = "fixed", copies: bool = False, **params: Any
+    ):
         self._given = list(examples)
         if not self._given:
             raise BrokenData(f"task {name}: there is no example in it")
@@ -313,3 +377,9 @@ class FixedTask(Task):
     def config(self) -> dict[str, Any]:
         data = hashlib.sha256("".join(e.key() for e in self._given).encode()).hexdigest()[:16]
         return {**super().config(), "data": data}
+
+
+def is_copy(example: Example) -> bool:
+    """Whether the answer stands in the prompt as the value of item 0."""
+    spans = example.spans_of("value", 0)
+    return bool(spans) and all(example.ids[s.start : s.end] == example.answer_ids for s in spans)
