@@ -352,3 +352,73 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         errors.MissingResource, match=r"no tokenizer for '.*': it is no default model \(smollm2\)"
     ):
         tasks._tokens(str(tmp_path))
+
+
+BUILT_IN = ("induction", "niah", "facts", "prose")
+
+
+def test_tasks_list() -> None:
+    rows = {row["name"]: row for row in json.loads(run("tasks", "list", "--json").stdout)}
+    assert set(BUILT_IN) <= set(rows)
+    assert rows["niah"]["params"]["length"] == 512
+    assert all(row["summary"] and row["source"] for row in rows.values())
+    shown = run("tasks", "list").stdout
+    assert all(name in shown for name in BUILT_IN)
+    assert "length=512" in shown
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_tasks_show(name: str, smollm2_path: Path) -> None:
+    example = json.loads(run("tasks", "show", name, "--json").stdout)
+    assert example["task"]["task"] == name
+    assert 0 < example["chance"] < 1
+    assert example["answer"]
+    for span in example["spans"]:
+        assert 0 <= span["start"] < span["end"] <= len(example["ids"])
+    if example["candidates"]:
+        assert example["answer"] in example["candidates"]
+    shown = run("tasks", "show", name)
+    assert shown.exit_code == 0
+    assert f"{len(example['ids'])} tokens" in shown.stdout
+    assert repr(example["answer"])[1:20] in shown.stdout
+
+
+def test_tasks_show_takes_parameters(smollm2_path: Path) -> None:
+    arguments = ("tasks", "show", "niah", "--set", "length=128", "--set", "kinds=numbers", "--json")
+    first, again = (json.loads(run(*arguments).stdout) for _ in range(2))
+    other = json.loads(run(*arguments, "--seed", "1").stdout)
+    third = json.loads(run(*arguments, "--index", "2").stdout)
+    assert first == again
+    assert first["text"] != other["text"]
+    assert first["text"] != third["text"]
+    assert abs(len(first["ids"]) - 128) < 32
+    assert first["answer"].strip().isdigit()
+    value = next(s for s in first["spans"] if s["role"] == "value")
+    assert value["text"] == first["answer"]
+    assert first["corrupt"]["value_swap"]["answer"] != first["answer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nia"], "no task 'nia' (did you mean 'niah'?)"),
+        (["niah", "--set", "lenght=3"], "no parameter 'lenght' (did you mean 'length'?)"),
+        (["niah", "--set", "length=abc"], "length is 'abc'"),
+        (["niah", "--set", "length"], "--set takes NAME=VALUE, not 'length'"),
+        (["nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_tasks_show_wrong(arguments: list[str], says: str) -> None:
+    done = run("tasks", "show", *arguments)
+    assert done.exit_code in (2, 3)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_filler_without_a_span_shows_both_ends() -> None:
+    words = " ".join(f"word{i}" for i in range(200))
+    assert tasks._shorten(words, first=True, last=True).startswith("word0 word1 ")
+    assert tasks._shorten(words, first=True, last=True).endswith(" word199")
+    assert tasks._shorten(words, first=True, last=False).startswith(" […] ")
+    assert tasks._shorten("short", first=False, last=False) == "short"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,12 +39,21 @@ def list_tasks(json: Json = False) -> None:
     """Show the tasks."""
     from interp.tasks.registry import NAMES
 
-    rows: list[dict[str, Any]] = [
-        {"name": n, "summary": t.summary, "source": t.source} for n, t in NAMES.items()
-    ]
+    rows: list[dict[str, Any]]
     if json:
-        rows = [{**row, "params": NAMES[row["name"]].params} for row in rows]
+        rows = [
+            {"name": t.name, "summary": t.summary, "source": t.source, "params": t.params}
+            for t in NAMES.values()
+        ]
+    else:
+        rows = [
+            {"name": t.name, "summary": t.summary, "parameters": _written(t.params)} for t in NAMES.values()
+        ]
     emit(rows, json)
+
+
+def _written(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in params.items())
 
 
 @app.command()
@@ -62,10 +72,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one example: its prompt with typed spans, its answer, its corruptions and its chance level."""
-    import interp
-
-    params = parameters(set_)
-    task = interp.task(name, **{"n": index + 1, "seed": seed, **params})
+    task = build(name, index + 1, seed, set_)
     if len(task) <= index:
         raise UsageError(f"task {name} has {len(task)} examples, so there is no number {index}")
     tokens = _tokens(model)
@@ -74,6 +81,14 @@ def show(
         emit(_as_dict(task, example, tokens), json)
     else:
         _print(task, example, tokens, full)
+
+
+def build(name: str, n: int, seed: int, set_: list[str] | None) -> Task:
+    """The task that the options name; a .jsonl file has all its examples and no seed unless `--set` asks."""
+    import interp
+
+    given = parameters(set_)
+    return interp.task(name, **(given if name.endswith(".jsonl") else {"n": n, "seed": seed, **given}))
 
 
 def parameters(items: list[str] | None) -> dict[str, Any]:
@@ -225,9 +240,10 @@ def _text_of(example: Example, tokens: Tokens, start: int, end: int) -> str:
 
 
 def _shorten(text: str, *, first: bool, last: bool) -> str:
-    """Filler with its middle left out; the ends that touch a span stay."""
+    """Filler with its middle left out; the ends that touch a span stay, and both ends where there is no span."""
     if len(text) <= 2 * _CONTEXT + 20:
         return text
-    head = "" if first else text[:_CONTEXT]
-    tail = "" if last else text[-_CONTEXT:]
+    alone = first and last
+    head = "" if first and not alone else text[:_CONTEXT]
+    tail = "" if last and not alone else text[-_CONTEXT:]
     return f"{head} […] {tail}"
