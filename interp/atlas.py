@@ -32,6 +32,10 @@ Stage = Callable[[str], AbstractContextManager[Report | None]]
 Kind = Literal["names", "words", "numbers", "phrases"]
 
 
+PATCHED: tuple[tuple[str, Literal["role", "head"]], ...] = (("resid_post", "role"), ("z", "head"))
+"""Kinds of site that the atlas patches, and what a cell of each is."""
+
+
 class AtlasSpec(BaseModel):
     """What an atlas run does; two runs of the same spec and weights give the same tables."""
 
@@ -45,25 +49,27 @@ class AtlasSpec(BaseModel):
         ("words", "numbers"), description="needles that heads are selected on"
     )
     locate_lengths: tuple[int, ...] = Field((256, 512, 1024, 2048), description="prompt tokens")
-    locate_n: int = Field(32, ge=1, description="instances a length")
+    locate_n: int = Field(24, ge=1, description="instances a length")
     measure_kinds: tuple[Kind, ...] = Field(
         ("names", "phrases"), description="needles that cuts are measured on"
     )
     measure_lengths: tuple[int, ...] = (256, 512, 1024, 2048)
-    measure_n: int = Field(24, ge=1, description="instances a length")
+    measure_n: int = Field(12, ge=1, description="instances a length")
     doses: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     dose_length: int = 512
-    dose_n: int = 48
+    dose_n: int = 40
     modes: tuple[Literal["zero", "mean", "resample", "uniform"], ...] = ("zero", "mean", "uniform")
-    controls: int = Field(24, ge=0, description="matched draws a dose, scope answer")
-    all_doses: tuple[int, ...] = Field((5, 10, 20), description="doses of cuts at all positions")
-    all_controls: int = Field(8, ge=0, description="matched draws a dose, scope all")
+    controls: int = Field(20, ge=0, description="matched draws a dose, scope answer")
+    all_doses: tuple[int, ...] = Field(
+        (5, 10, 20), description="doses of cuts at all positions, short prompts"
+    )
+    all_controls: int = Field(6, ge=0, description="matched draws a dose, scope all")
     top: int = Field(10, ge=1, description="the cut that headlines and the matrix are about")
     facts_n: int = Field(240, ge=1, description="facts asked before the known ones are kept")
     facts_keep: int = Field(96, ge=1, description="known facts that cuts are measured on")
-    prose_n: int = Field(32, ge=2)
-    induction_n: int = Field(48, ge=1)
-    patch_n: int = Field(4, ge=0, description="examples of activation patching")
+    prose_n: int = Field(24, ge=2)
+    induction_n: int = Field(32, ge=1)
+    patch_n: int = Field(2, ge=0, description="examples of activation patching")
     patch_length: int = 96
 
     @classmethod
@@ -71,12 +77,12 @@ class AtlasSpec(BaseModel):
         """A run of minutes on two cores: fewer instances, doses and modes, the same steps."""
         small: dict[str, Any] = {
             "locate_lengths": (512,),
-            "locate_n": 32,
-            "measure_lengths": (256, 1024),
-            "measure_n": 8,
+            "locate_n": 24,
+            "measure_lengths": (256,),
+            "measure_n": 12,
             "doses": (1, 2, 5, 10, 20),
             "dose_length": 256,
-            "dose_n": 24,
+            "dose_n": 16,
             "modes": ("zero",),
             "controls": 20,
             "all_doses": (10,),
@@ -84,7 +90,7 @@ class AtlasSpec(BaseModel):
             "facts_n": 96,
             "facts_keep": 32,
             "prose_n": 8,
-            "induction_n": 16,
+            "induction_n": 12,
             "patch_n": 1,
             "patch_length": 80,
         }
@@ -227,8 +233,10 @@ class _Atlas:
             )
         first = spec.modes[0]
         for length in spec.measure_lengths:
-            out[f"all-niah-{length}"] = lambda length=length: self.dose(  # type: ignore[misc]
-                self.niah("measure", length, spec.measure_n), first, "all", spec.all_doses, spec.all_controls
+            # Every dose where prompts are short; the headline one where each run costs a long prefill.
+            doses = spec.all_doses if length == min(spec.measure_lengths) else (spec.top,)
+            out[f"all-niah-{length}"] = lambda length=length, doses=doses: self.dose(  # type: ignore[misc]
+                self.niah("measure", length, spec.measure_n), first, "all", doses, spec.all_controls
             ).assign(task=f"niah {length}")
         others: dict[str, tuple[Callable[[], Task], Role]] = {
             "induction": (self.induction, "target"),
@@ -321,16 +329,20 @@ class _Atlas:
         except NoAcceptedExample:
             return pd.DataFrame()
         with self.stage("activation patching") as report:
-            return patch(
-                self.subject,
-                known,
-                ("resid_post", "z"),
-                corruption="value_swap",
-                direction="both" if self.spec.patch_n > 1 else "denoise",
-                over=None,
-                n=self.spec.patch_n,
-                progress=report,
-            )
+            maps = [
+                patch(
+                    self.subject,
+                    known,
+                    kind,
+                    corruption="value_swap",
+                    direction="both" if self.spec.patch_n > 1 else "denoise",
+                    over=over,
+                    n=self.spec.patch_n,
+                    progress=report,
+                )
+                for kind, over in PATCHED
+            ]
+        return pd.concat(maps, ignore_index=True)
 
     def rows(self) -> dict[str, Any]:
         """Attention rows of the top heads on one example, for the page."""

@@ -174,7 +174,7 @@ def patch(
     if figure is not None:
         from interp.plot import patch_map, write
 
-        for path in write(patch_map(frame), figure.with_suffix(""), (figure.suffix.lstrip(".") or "html",)):
+        for path in write(patch_map(frame), figure.with_suffix(""), (figure.suffix.lstrip(".") or "html",)):  # type: ignore[arg-type]
             say("wrote", str(path))
     columns = ["kind", "direction", "layer", "position", "token", "role", "head", "value", "recovery", "n"]
     emit(frame.sort_values("recovery", ascending=False)[columns].head(20) if not json else frame, json)
@@ -203,7 +203,9 @@ def atlas(
     from interp.cli.tasks import parameters
     from interp.runs import read_spec
 
-    changes = {k: v for k, v in {"seed": seed, "device": device, "dtype": dtype}.items() if v is not None}
+    changes: dict[str, Any] = {
+        k: v for k, v in {"seed": seed, "device": device, "dtype": dtype}.items() if v is not None
+    }
     changes |= parameters(set_)
     try:
         if spec is not None:

@@ -134,11 +134,13 @@ def patch(
     ]
     rows: list[dict[str, Any]] = []
     for done, (example, site_kind, way) in enumerate(jobs):
-        rows += _one(
-            subject, example, site_kind, twin, way, _over(over, site_kind, len(examples)), every, metric
-        )
-        if progress:
-            progress(done + 1, len(jobs), f"{site_kind} {way}")
+
+        def report(part: int, whole: int, done: int = done, what: str = f"{site_kind} {way}") -> None:
+            if progress:
+                progress(100 * done + 100 * part // whole, 100 * len(jobs), what)
+
+        chosen = _over(over, site_kind, len(examples))
+        rows += _one(subject, example, site_kind, twin, way, chosen, every, metric, report)
     return _mean(pd.DataFrame(rows))
 
 
@@ -169,6 +171,7 @@ def _one(
     over: Over,
     layers: Sequence[int],
     metric: str,
+    report: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     if kind in ("logits", "attention", "embed") or (kind in INDEXED - QUERY_HEADS and over == "head"):
         raise UsageError(f"site '{kind}' cannot be patched by {over}")
@@ -199,6 +202,7 @@ def _one(
                     **base,
                 }
             )
+        report(len(out), len(every))
     return out
 
 

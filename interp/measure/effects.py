@@ -46,7 +46,8 @@ class Condition:
         """Unique among the conditions of a measurement."""
         if self.intervention is None:
             return CLEAN
-        return f"{self.condition} {self.draw} {self.intervention.key()}"
+        draw = f" draw {self.draw}" if self.draw >= 0 else ""
+        return f"{self.condition} of {self.k}{draw} {self.intervention.key()}"
 
 
 def with_controls(

@@ -101,7 +101,7 @@ def evaluate(
                     _keep(out, name, i, score_answer(rows, examples[i]))
                 done += len(group)
                 if progress:
-                    progress(done, total, name)
+                    progress(done, total, name.rpartition(" ")[0] or name)
     return out
 
 
