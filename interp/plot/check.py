@@ -11,7 +11,7 @@ from interp.errors import UsageError
 SCORES = ("component", "method", "layer", "head", "kv_head", "score", "se", "n")
 EFFECTS = (
     "subject", "task", "role", "mechanism", "locator", "condition", "draw", "k", "components", "mode", "scope",
-    "reference", "metric", "value", "delta", "ci_lo", "ci_hi", "p", "n", "status",
+    "reference", "metric", "value", "delta", "ci_lo", "ci_hi", "n", "status",
 )  # fmt: skip
 PATCH = ("kind", "direction", "layer", "position", "token", "role", "head", "recovery", "n")
 INSTANCES = ("example", "accepted", "recall", "depth", "depth_asked", "length")

@@ -7,17 +7,22 @@ call are drawn by one browser. A file appears whole or not at all.
 from __future__ import annotations
 
 import asyncio
+import base64
 import html
+import importlib
 import json
+import logging
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -112,23 +117,42 @@ def write_all(
     static = [name for name in FORMATS if name in STATIC and name in asked]
     if not static or not sized:
         return written
-    lacking = _lacking()
-    if lacking:
-        if formats is not None:
-            raise MissingResource(f"{lacking}, needed for {', '.join(static)}: {MEND}")
-        warnings.warn(f"{lacking}; wrote JSON and HTML only. For PDF, SVG and PNG {MEND}", stacklevel=2)
-        return written
     jobs = [(stem, name) for stem in sized for name in static]
-    images = _draw([(sized[stem], name) for stem, name in jobs])
+    try:
+        images = _draw([(sized[stem], name) for stem, name in jobs])
+    except MissingResource as why:
+        if formats is not None:
+            raise
+        warnings.warn(f"wrote JSON and HTML only, no {', '.join(static)}: {why}", stacklevel=2)
+        return written
     return written + [_put(stem, name, image) for (stem, name), image in zip(jobs, images, strict=True)]
 
 
 def spec(fig: go.Figure) -> str:
-    """The figure as JSON: equal figures give equal text, keys sorted, without the ids that plotly draws at random."""
-    node = json.loads(pio.to_json(fig, validate=False, engine="json"))
+    """The figure as JSON: equal figures give equal text, keys sorted, numbers readable, no ids drawn at random."""
+    return (
+        json.dumps(_readable(as_data(fig)), sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
+    )
+
+
+def as_data(fig: go.Figure) -> dict[str, Any]:
+    """The figure as plain data, its arrays packed as plotly packs them, without the ids it draws at random."""
+    node: dict[str, Any] = json.loads(pio.to_json(fig, validate=False, engine="json"))
     for trace in node.get("data", ()):
         trace.pop("uid", None)
-    return json.dumps(node, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return node
+
+
+def _readable(node: Any) -> Any:
+    """Packed arrays as lists of numbers, with null where there is none."""
+    if isinstance(node, dict) and "bdata" in node:
+        values = np.frombuffer(base64.b64decode(node["bdata"]), dtype=np.dtype(node["dtype"]))
+        shape = [int(n) for n in str(node.get("shape", values.size)).split(",")]
+        told = [value if np.isfinite(value) else None for value in values.tolist()]
+        return np.array(told, dtype=object).reshape(shape).tolist()
+    if isinstance(node, dict):
+        return {key: _readable(value) for key, value in node.items()}
+    return [_readable(item) for item in node] if isinstance(node, list) else node
 
 
 def _sized(fig: go.Figure, width: Width | None) -> go.Figure:
@@ -137,16 +161,20 @@ def _sized(fig: go.Figure, width: Width | None) -> go.Figure:
     return go.Figure(fig).update_layout(width=theme.pixels(width))
 
 
-def _lacking() -> str:
-    """What is missing for static files, or an empty string."""
-    from importlib.util import find_spec
+def _browser() -> str:
+    """The browser to draw with.
 
+    Raises:
+        MissingResource: there is none, or no kaleido to speak to it.
+    """
     if find_spec("kaleido") is None:
-        return "kaleido is not installed (pip install 'interp-memory[figures]')"
-    if find_browser() is None:
+        raise MissingResource("kaleido is not installed; pip install 'interp-memory[figures]'")
+    found = find_browser()
+    if found is None:
         chosen = os.environ.get("BROWSER_PATH")
-        return f"BROWSER_PATH={chosen} is no executable browser" if chosen else "no browser was found"
-    return ""
+        lacking = f"BROWSER_PATH={chosen} is no executable browser" if chosen else "no browser was found"
+        raise MissingResource(f"{lacking}; {MEND}")
+    return found
 
 
 def _html(fig: go.Figure, name: str, plotlyjs: str) -> str:
@@ -170,32 +198,54 @@ def _plotlyjs() -> str:
 
 
 def _draw(jobs: Sequence[tuple[go.Figure, str]]) -> list[bytes]:
-    """Draw all jobs in one browser, from a thread of its own so that it works inside a running event loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(_draw_async(jobs))).result()
+    """Draw all jobs in one browser, from a thread of its own so that it works inside a running event loop.
+
+    Raises:
+        MissingResource: no browser, or one that does not start.
+        InterpError: the browser failed on a figure.
+    """
+    browser = _browser()
+    # First, because kaleido's loggers are of a class of their own, which they are given when it is imported.
+    importlib.import_module("kaleido")
+    # When the browser says goodbye its last word is logged as an error of decoding.
+    noisy = logging.getLogger("choreographer.channels.pipe")
+    before = noisy.level
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(_draw_async(jobs, browser))).result()
+    finally:
+        noisy.setLevel(before)
 
 
-async def _draw_async(jobs: Sequence[tuple[go.Figure, str]]) -> list[bytes]:
+async def _draw_async(jobs: Sequence[tuple[go.Figure, str]], path: str) -> list[bytes]:
     import kaleido
 
-    images: list[bytes] = []
     # MathJax would be fetched from the network; no text of ours needs it.
-    async with kaleido.Kaleido(n=1, mathjax=False, path=find_browser()) as browser:
-        for fig, name in jobs:
-            node = fig.to_plotly_json()
-            for i, trace in enumerate(node["data"]):
-                trace["uid"] = f"t{i}"
-            options: dict[str, Any] = {"format": name, "scale": PNG_SCALE if name == "png" else 1}
-            options |= {
-                "width": node["layout"].get("width", 648),
-                "height": node["layout"].get("height", 400),
-            }
-            try:
-                image = await browser.calc_fig(node, opts=options)
-            except Exception as why:
-                raise InterpError(f"the browser could not draw a figure as {name}: {why}") from why
-            images.append(_settled(image) if name == "svg" else image)
-    return images
+    browser = kaleido.Kaleido(n=1, mathjax=False, path=path)
+    try:
+        await browser.open()
+    except Exception as why:
+        raise MissingResource(f"the browser {path} does not start; {MEND}") from why
+    try:
+        return [await _image(browser, fig, name) for fig, name in jobs]
+    finally:
+        await browser.close()
+
+
+async def _image(browser: Any, fig: go.Figure, name: str) -> bytes:
+    node = fig.to_plotly_json()
+    for i, trace in enumerate(node["data"]):
+        trace["uid"] = f"t{i}"
+    options: dict[str, Any] = {"format": name, "scale": PNG_SCALE if name == "png" else 1}
+    options |= {"width": node["layout"].get("width", 648), "height": node["layout"].get("height", 400)}
+    try:
+        image: bytes = await browser.calc_fig(node, opts=options)
+    except Exception as why:
+        raise InterpError(
+            f"the browser could not draw a figure as {name}: {' '.join(str(why).split())}"
+        ) from why
+    return _settled(image) if name == "svg" else image
 
 
 def _settled(svg: bytes) -> bytes:

@@ -8,7 +8,7 @@ middle at zero. `dark` re-colours a finished figure for a dark page.
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 from typing import Any, Literal
 
 import plotly.colors
@@ -101,6 +101,12 @@ def template(font: float = PAPER_FONT) -> go.layout.Template:
     return base
 
 
+@cache
+def _cached(font: float) -> go.layout.Template:
+    """The template for figures, which plotly copies when it takes it."""
+    return template(font)
+
+
 def register() -> str:
     """Make the template known to plotly under the name `interp`; plotly's default stays what it was."""
     if NAME not in pio.templates:
@@ -139,7 +145,7 @@ def figure(
     register()
     fig = go.Figure()
     fig.update_layout(
-        template=template(font),
+        template=_cached(font),
         width=w,
         height=round(high + plot_height + bottom),
         margin={"l": left, "r": right, "t": high, "b": bottom, "autoexpand": False},
@@ -179,28 +185,34 @@ def on(color_position: float, scale: list[Any]) -> str:
 
 def without_headings(fig: go.Figure) -> go.Figure:
     """A copy without title and subtitle and the room they took, for a caption or a page that says it instead."""
-    bare = go.Figure(fig)
-    room = float((bare.layout.meta or {}).get("headings", 0.0))
-    bare.layout.annotations = [a for a in bare.layout.annotations if a.name != "subtitle"]
-    bare.update_layout(
-        title=None, height=round(bare.layout.height - room), margin={"t": bare.layout.margin.t - room}
-    )
-    return bare
+    return go.Figure(bare(fig.to_plotly_json()))
 
 
 def dark(fig: go.Figure) -> go.Figure:
     """A copy of a figure of this package re-coloured for a dark page; data and layout are the same."""
-    return go.Figure(_recolored(copy.deepcopy(fig.to_plotly_json())), skip_invalid=False)
+    return go.Figure(recolored(fig.to_plotly_json()))
 
 
-def _recolored(node: Any, key: str = "") -> Any:
+def bare(node: dict[str, Any]) -> dict[str, Any]:
+    """`without_headings` of a figure as plain data."""
+    layout = {key: value for key, value in node["layout"].items() if key != "title"}
+    room = float(layout.get("meta", {}).get("headings", 0.0))
+    layout["annotations"] = [a for a in layout.get("annotations", ()) if a.get("name") != "subtitle"]
+    layout["height"] = round(layout["height"] - room)
+    layout["margin"] = {**layout["margin"], "t": layout["margin"]["t"] - room}
+    layout["meta"] = {**layout["meta"], "headings": 0.0}
+    return {**node, "layout": layout}
+
+
+def recolored(node: Any, key: str = "") -> Any:
+    """`dark` of a figure as plain data, or of a part of one that stands under `key`."""
     if isinstance(node, dict):
-        return {name: _recolored(value, name) for name, value in node.items()}
+        return {name: recolored(value, name) for name, value in node.items()}
     if key == "colorscale" and isinstance(node, (list, tuple)):
         stops = [list(stop) for stop in node]
         known = [list(stop) for stop in RDBU]
         return RDBU_DARK if stops == known else [[at, _DARK.get(color, color)] for at, color in stops]
     if isinstance(node, (list, tuple)):
-        return [_recolored(item, key) for item in node]
+        return [recolored(item, key) for item in node]
     # Only colours are touched: a token that reads like one stays text.
     return _DARK.get(node, node) if isinstance(node, str) and key.endswith("color") else node

@@ -54,7 +54,7 @@ def charts(tables: Tables) -> list[Chart]:
                 lambda: score_table(scores, 30),
             ),
         ]
-    if rows is not None:
+    if rows is not None and _heads(rows) and rows.get("tokens"):
         told = rows
         for head in (None, *_heads(told)):
             out.append(

@@ -32,6 +32,8 @@ WIDE: theme.Width = "page"
 NARROW: theme.Width = "single"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLE_ROWS = 100
+NAMED = ("heads", "ranking", "attention", "matrix", "controls", "patching", "instances")
+"""Figures that the template asks for by name."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ def html(tables: Tables) -> str:
         model=tables.model,
         sentence=headline.sentence(tables),
         facts=headline.facts(tables),
-        drawn=drawn,
+        drawn=dict.fromkeys(NAMED) | drawn,
         heads=[name.removeprefix("attention-") for name in drawn if name.startswith("attention-")],
         doses=[d for name, d in drawn.items() if name.startswith("dose-")],
-        absent=sections.absent(tables, set(drawn)),
+        absent=sections.absent(tables),
         prompt=example,
         prompt_missing=why_not,
         legend=legend,
@@ -144,14 +146,17 @@ def _plain(text: str) -> str:
 
 def _forms(fig: go.Figure, size: str, templates: dict[str, Any]) -> dict[str, Any]:
     """The light and the dark form, without headings and with the template, which all of a size share, kept apart."""
-    from interp.plot.export import spec
+    from interp.plot.export import as_data
 
-    bare = theme.without_headings(fig)
-    bare.update_layout(paper_bgcolor="rgba(0,0,0,0)", width=None, autosize=True)
-    forms: dict[str, Any] = {"height": bare.layout.height}
-    for scheme, form in (("light", bare), ("dark", theme.dark(bare))):
-        forms[scheme] = json.loads(spec(form))
-        templates[f"{size}-{scheme}"] = forms[scheme]["layout"].pop("template")
+    node = theme.bare(as_data(fig))
+    layout = node["layout"]
+    forms: dict[str, Any] = {"height": layout["height"]}
+    template = layout.pop("template")
+    del layout["width"]
+    layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "autosize": True}
+    forms["light"], forms["dark"] = node, theme.recolored(node)
+    if f"{size}-light" not in templates:
+        templates[f"{size}-light"], templates[f"{size}-dark"] = template, theme.recolored(template)
     return forms
 
 

@@ -23,7 +23,7 @@ _ABSENT = {
 }
 
 
-def absent(tables: Tables, drawn: set[str]) -> list[tuple[str, str]]:
+def absent(tables: Tables) -> list[tuple[str, str]]:
     """What the page leaves out, and the file whose absence is the reason."""
     return [words for name, words in _ABSENT.items() if getattr(tables, name) is None]
 

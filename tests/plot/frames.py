@@ -264,7 +264,7 @@ def write_run(folder: Path, *, seed: int = 0, without: tuple[str, ...] = ()) -> 
         if name not in without:
             frame.to_parquet(folder / f"{name}.parquet", index=False)
     if "rows" not in without:
-        (folder / "rows.json").write_text(json.dumps(rows_json(seed=seed)), encoding="utf-8")
+        (folder / "rows.json").write_text(json.dumps(rows_json(heads=3, seed=seed)), encoding="utf-8")
     if "spec" not in without:
         spec = {
             "model": SUBJECT,
@@ -279,3 +279,27 @@ def write_run(folder: Path, *, seed: int = 0, without: tuple[str, ...] = ()) -> 
         facts = {"model": SUBJECT, "fingerprint": "0" * 16, "seed": seed, "versions": {"plotly": "7.1.0"}}
         (folder / "provenance.json").write_text(json.dumps(facts | {"note": HOSTILE}), encoding="utf-8")
     return folder
+
+
+def modes_frame(seed: int = 0) -> pd.DataFrame:
+    """One task cut in three modes at the answer's positions."""
+    effects = effects_frame(seed)
+    one = effects[(effects["task"] == "niah_words") & effects["scope"].isin(["", "answer"])]
+    parts = []
+    for mode in ("zero", "mean", "uniform"):
+        cut = one["condition"] != "clean"
+        parts.append(
+            one.assign(
+                mode=one["mode"].where(~cut, mode),
+                reference=one["reference"].where(~cut, "pooled niah_words" if mode == "mean" else ""),
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def role_patch_frame(seed: int = 0) -> pd.DataFrame:
+    """Patching of the residual stream by span role, as for several examples."""
+    told = patch_frame(seed=seed).query("kind == 'resid_post'").dropna(subset=["role"])
+    by = ["kind", "direction", "layer", "role"]
+    mean = told.groupby(by, sort=False)[["value", "clean", "corrupt", "recovery"]].mean().reset_index()
+    return mean.assign(position=-1, head=-1, token="", n=16)

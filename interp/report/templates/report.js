@@ -17,7 +17,7 @@
     const size = holder.parentElement.clientWidth < 620 ? "narrow" : "wide";
     const form = figures[holder.dataset.figure][size];
     // Below this the labels of the form would meet; the figure then scrolls sideways.
-    holder.style.minWidth = size === "wide" ? "800px" : "300px";
+    holder.style.minWidth = size === "wide" ? "800px" : "312px";
     holder.style.height = form.height + "px";
     holder.dataset.scheme = scheme();
     const { data, layout } = structuredClone(form[scheme()]);

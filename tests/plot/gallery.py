@@ -1,0 +1,52 @@
+"""One figure of each kind from the synthetic tables, in all the shapes that lay out differently."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp import plot
+from interp.plot.theme import Width
+from tests.plot import frames
+
+
+@cache
+def gallery(width: Width) -> dict[str, go.Figure]:
+    """Figures by name at a width; made once, so leave them as they are."""
+    scores, effects = frames.scores_frame(), frames.effects_frame()
+    many = frames.effects_frame(mechanisms=("retrieval heads", "recall MLPs"))
+    prompt, patch = frames.rows_json(), frames.patch_frame()
+    best = next(iter(prompt["heads"]))
+    drawn = {
+        "map": plot.head_map(scores, width=width),
+        "map-large": plot.head_map(frames.scores_frame(80, 64, 8), width=width),
+        "map-small": plot.head_map(frames.scores_frame(2, 4, 4), highlight=["L0H0"], width=width),
+        "ranking": plot.score_ranking(scores, width=width),
+        "ranking-short": plot.score_ranking(frames.scores_frame(2, 4), top=5, width=width),
+        "dose": plot.dose_curve(effects, width=width),
+        "dose-targets": plot.dose_curve(effects[effects["role"] == "target"], width=width),
+        "dose-modes": plot.dose_curve(frames.modes_frame(), width=width),
+        "dose-loss": plot.dose_curve(effects, "nll", width=width),
+        "matrix": plot.effect_matrix(many, width=width),
+        "matrix-one": plot.effect_matrix(effects[effects["task"] == "facts"], width=width),
+        "strip": plot.control_strip(effects, width=width),
+        "attention": plot.attention_rows(
+            prompt["tokens"], prompt["heads"], prompt["roles"], answer=prompt["answer"], width=width
+        ),
+        "attention-head": plot.attention_rows(
+            prompt["tokens"],
+            prompt["heads"],
+            prompt["roles"],
+            answer=prompt["answer"],
+            head=best,
+            width=width,
+        ),
+        "patch": plot.patch_map(patch, width=width),
+        "patch-roles": plot.patch_map(
+            pd.concat([frames.role_patch_frame(), patch[patch["kind"] == "z"]]), width=width
+        ),
+        "instances": plot.instance_map(frames.instances_frame(), width=width),
+    }
+    return drawn
