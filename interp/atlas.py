@@ -244,10 +244,18 @@ class _Atlas:
             "prose": (self.prose, "off_target"),
         }
         for name, (make, role) in others.items():
-            out[f"all-{name}"] = lambda make=make, role=role: self.dose(  # type: ignore[misc]
-                make(), first, "all", spec.all_doses, spec.all_controls, role=role
-            )
+            out[f"all-{name}"] = lambda make=make, role=role: self.other(make, role)  # type: ignore[misc]
         return out
+
+    def other(self, make: Callable[[], Task], role: Role) -> pd.DataFrame:
+        """Cuts at all positions on another task; empty, with a remark, where the model can do none of it."""
+        try:
+            task = make()
+        except NoAcceptedExample as why:
+            self.job.remark(str(why))
+            return pd.DataFrame()
+        spec = self.spec
+        return self.dose(task, spec.modes[0], "all", spec.all_doses, spec.all_controls, role=role)
 
     def dose(
         self,
@@ -326,7 +334,8 @@ class _Atlas:
             known = known_to(
                 self.subject, self.niah("measure", self.spec.patch_length, 4 * self.spec.patch_n)
             )
-        except NoAcceptedExample:
+        except NoAcceptedExample as why:
+            self.job.remark(str(why))
             return pd.DataFrame()
         with self.stage("activation patching") as report:
             maps = [

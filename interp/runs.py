@@ -136,10 +136,22 @@ class Run:
 
     def _note(self, name: str, seconds: float) -> None:
         self.done.append(name)
-        path = self.folder / "provenance.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = self._provenance()
         found.setdefault("seconds", {})[name] = round(seconds, 2)
-        write_bytes(path, json.dumps(found, ensure_ascii=False, indent=1).encode())
+        self._record(found)
+
+    def remark(self, text: str) -> None:
+        """Record something a reader of the tables must know: what was left out, and why."""
+        found = self._provenance()
+        found["remarks"] = sorted({*found.get("remarks", []), text})
+        self._record(found)
+
+    def _provenance(self) -> dict[str, Any]:
+        path = self.folder / "provenance.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        write_bytes(self.folder / "provenance.json", json.dumps(facts, ensure_ascii=False, indent=1).encode())
 
     def provenance(self, **facts: Any) -> None:
         """Record what made this run. A folder whose facts differ in `fingerprint` is refused.
@@ -147,8 +159,7 @@ class Run:
         Raises:
             UsageError: the tables in the folder were made with other weights.
         """
-        path = self.folder / "provenance.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = self._provenance()
         before, now = found.get("fingerprint"), facts.get("fingerprint")
         if before and now and before != now:
             raise UsageError(
@@ -164,9 +175,4 @@ class Run:
             "platform": platform.platform(),
             "python": platform.python_version(),
         }
-        write_bytes(
-            path,
-            json.dumps(
-                {**found, "versions": versions, **host, **facts}, ensure_ascii=False, indent=1
-            ).encode(),
-        )
+        self._record({**found, "versions": versions, **host, **facts})

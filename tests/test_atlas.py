@@ -1,0 +1,102 @@
+"""The main job on the real model, small: stopped in the middle, gone on with, and found done."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from interp.atlas import AtlasSpec, run
+from interp.measure.effects import COLUMNS
+
+SPEC = AtlasSpec(
+    model="smollm2",
+    locate_kinds=("words",),
+    locate_lengths=(96,),
+    locate_n=4,
+    measure_kinds=("names",),
+    measure_lengths=(96,),
+    measure_n=4,
+    doses=(1, 5),
+    dose_length=96,
+    dose_n=4,
+    modes=("zero",),
+    controls=3,
+    all_doses=(5,),
+    all_controls=2,
+    top=5,
+    facts_n=12,
+    facts_keep=4,
+    prose_n=2,
+    induction_n=3,
+    patch_n=1,
+    patch_length=64,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(smollm2, tmp_path_factory) -> Path:
+    """A run that was interrupted after its first measurement and started again."""
+    place = tmp_path_factory.mktemp("atlas") / "run"
+    stages: list[str] = []
+
+    def until_induction(name: str):
+        stages.append(name)
+        if "induction" in name:
+            raise KeyboardInterrupt
+        return nullcontext(None)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SPEC, place, subject=smollm2, stage=until_induction)
+    assert "locate retrieval heads" in stages and not list(place.rglob("*.partial"))
+    there = {str(p.relative_to(place)) for p in place.rglob("*.parquet")}
+    assert there == {
+        f"{n}.parquet" for n in ("scores", "groups", "instances", "parts/dose-zero", "parts/all-niah-96")
+    }
+    job = run(SPEC, place, subject=smollm2, static=False)
+    assert job.skipped == ["scores", "groups", "instances", "parts/dose-zero", "parts/all-niah-96"]
+    assert "patch" in job.done and "rows" in job.done
+    return place
+
+
+def test_the_run_folder_holds_what_it_should(folder):
+    for name in (
+        "spec.yaml",
+        "provenance.json",
+        "rows.json",
+        "report.html",
+        "effects.parquet",
+        "patch.parquet",
+    ):
+        assert (folder / name).stat().st_size > 100, name
+    assert (folder / "figures" / "heads.json").exists()
+    effects = pd.read_parquet(folder / "effects.parquet")
+    assert list(effects.columns) == COLUMNS
+    assert set(effects.task) == {"niah", "niah 96", "induction", "facts", "prose"}
+    assert set(effects.role) == {"target", "control_task", "off_target"}
+    assert set(effects[effects.task == "prose"].metric) == {"nll"}
+
+
+def test_the_cut_takes_recall_and_controls_do_not(folder):
+    effects = pd.read_parquet(folder / "effects.parquet").query("metric == 'logit_diff' and scope == 'all'")
+    niah = effects[effects.task == "niah 96"]
+    cut, controls = niah[niah.condition == "cut"].delta.item(), niah[niah.condition == "control"].delta
+    assert len(controls) == 2 and cut < 3 * controls.min() and cut < -2
+
+
+def test_done_is_done(folder, smollm2):
+    before = {p: p.read_bytes() for p in folder.rglob("*.parquet")}
+    again = run(SPEC, folder, subject=smollm2, static=False)
+    assert again.done == []
+    assert {p: p.read_bytes() for p in folder.rglob("*.parquet")} == before
+
+
+def test_a_fresh_run_gives_the_same_numbers(folder, smollm2, tmp_path):
+    from interp.locate.retrieval_heads import RetrievalHeads
+    from interp.tasks.registry import task
+
+    niah = task("niah", length=96, kinds=("words",), n=4, seed=0, haystack="train")
+    scores = RetrievalHeads().fit(smollm2, niah).scores_
+    pd.testing.assert_frame_equal(scores, pd.read_parquet(folder / "scores.parquet"))
