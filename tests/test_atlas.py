@@ -83,7 +83,7 @@ def test_the_cut_takes_recall_and_controls_do_not(folder):
     effects = pd.read_parquet(folder / "effects.parquet").query("metric == 'logit_diff' and scope == 'all'")
     niah = effects[effects.task == "niah 96"]
     cut, controls = niah[niah.condition == "cut"].delta.item(), niah[niah.condition == "control"].delta
-    assert len(controls) == 2 and cut < 3 * controls.min() and cut < -2
+    assert len(controls) == 2 and cut < -0.5 and cut < controls.min() - 0.5
 
 
 def test_done_is_done(folder, smollm2):

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.console import Json, Progress, emit, progress, say
+from interp.cli.tasks import build, parameters
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from interp.tasks.base import Task
 
 Model = Annotated[str, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")]
 TaskName = Annotated[
@@ -36,16 +35,6 @@ def _load(model: str, device: str, dtype: str) -> Any:
 
     with progress(f"load {model}"):
         return interp.load(model, device=device, dtype=dtype)
-
-
-def _task(name: str, n: int, seed: int, set_: list[str] | None) -> Task:
-    import interp
-    from interp.cli.tasks import parameters
-
-    params: dict[str, Any] = {"n": n, "seed": seed, **parameters(set_)}
-    if name.endswith(".jsonl"):
-        params = parameters(set_)
-    return interp.task(name, **params)
 
 
 def _save(frame: pd.DataFrame, path: Path | None) -> None:
@@ -80,7 +69,7 @@ def locate(
     from interp.locate.retrieval_heads import THRESHOLD, RetrievalHeads
 
     locator = RetrievalHeads(method, mode=mode)  # type: ignore[arg-type]
-    asked = _task(task, n, seed, set_)
+    asked = build(task, n, seed, set_)
     subject = _load(model, device, dtype)
     with progress("attention rows") as report:
         locator.fit(subject, asked, progress=report)
@@ -118,7 +107,7 @@ def ablate(
 
     where = scope if scope in ("all", "answer") else tuple(scope.split("+"))
     cut = describe(components, mode, where)  # type: ignore[arg-type]
-    asked = _task(task, n, seed, set_)
+    asked = build(task, n, seed, set_)
     subject = _load(model, device, dtype)
     with progress("conditions") as report:
         effects = interp.measure(subject, asked, cut, controls=controls, seed=seed, progress=report)
@@ -156,7 +145,7 @@ def patch(
     """Patch activations between examples and their corruption, cell by cell."""
     import interp
 
-    asked = _task(task, n, seed, {"niah": ["length=96"]}.get(task, []) + (set_ or []))
+    asked = build(task, n, seed, {"niah": ["length=96"]}.get(task, []) + (set_ or []))
     subject = _load(model, device, dtype)
     kinds = [k.strip() for k in kind.split(",") if k.strip()]
     with progress("cells") as report:
@@ -200,7 +189,6 @@ def atlas(
     from pydantic import ValidationError
 
     from interp.atlas import AtlasSpec, run
-    from interp.cli.tasks import parameters
     from interp.runs import read_spec
 
     changes: dict[str, Any] = {

@@ -205,8 +205,8 @@ def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site, layers: list
         places = _positions(batch, frame)
         donors = torch.stack(
             [
-                _donors(cut.seed, _example(batch, row), int(p.max()) + 1, len(bank))[p]
-                for row, p in enumerate(places)
+                _donors(cut.seed, _example(batch, row), int(at.max()) + 1, len(bank)).to(at.device)[at]
+                for row, at in enumerate(places)
             ]
         )
         return bank[donors.to(bank.device)]
