@@ -54,23 +54,23 @@ class AtlasSpec(BaseModel):
         ("names", "phrases"), description="needles that cuts are measured on"
     )
     measure_lengths: tuple[int, ...] = (256, 512, 1024, 2048)
-    measure_n: int = Field(12, ge=1, description="instances a length")
+    measure_n: int = Field(8, ge=1, description="instances a length")
     doses: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    dose_length: int = 512
-    dose_n: int = 40
-    modes: tuple[Literal["zero", "mean", "resample", "uniform"], ...] = ("zero", "mean", "uniform")
+    dose_length: int = 256
+    dose_n: int = 32
+    modes: tuple[Literal["zero", "mean", "resample", "uniform"], ...] = ("zero", "mean")
     controls: int = Field(20, ge=0, description="matched draws a dose, scope answer")
     all_doses: tuple[int, ...] = Field(
         (5, 10, 20), description="doses of cuts at all positions, short prompts"
     )
-    all_controls: int = Field(6, ge=0, description="matched draws a dose, scope all")
+    all_controls: int = Field(3, ge=0, description="matched draws a dose, scope all")
     top: int = Field(10, ge=1, description="the cut that headlines and the matrix are about")
     facts_n: int = Field(240, ge=1, description="facts asked before the known ones are kept")
     facts_keep: int = Field(96, ge=1, description="known facts that cuts are measured on")
-    prose_n: int = Field(24, ge=2)
-    induction_n: int = Field(32, ge=1)
-    patch_n: int = Field(2, ge=0, description="examples of activation patching")
-    patch_length: int = 96
+    prose_n: int = Field(16, ge=2)
+    induction_n: int = Field(24, ge=1)
+    patch_n: int = Field(1, ge=0, description="examples of activation patching")
+    patch_length: int = 80
 
     @classmethod
     def quick(cls, model: str, **changes: Any) -> AtlasSpec:
@@ -344,7 +344,7 @@ class _Atlas:
                     known,
                     kind,
                     corruption="value_swap",
-                    direction="both" if self.spec.patch_n > 1 else "denoise",
+                    direction="both",
                     over=over,
                     n=self.spec.patch_n,
                     progress=report,
