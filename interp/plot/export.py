@@ -137,9 +137,7 @@ def spec(fig: go.Figure) -> str:
 
 def as_data(fig: go.Figure) -> dict[str, Any]:
     """The figure as plain data, its arrays packed as plotly packs them, without the ids it draws at random."""
-    node: dict[str, Any] = json.loads(pio.to_json(fig, validate=False, engine="json"))
-    for trace in node.get("data", ()):
-        trace.pop("uid", None)
+    node: dict[str, Any] = json.loads(pio.to_json(fig, validate=False, engine="json", remove_uids=True))
     return node
 
 

@@ -50,7 +50,8 @@ def effect_matrix(
     left = min((0.3 if narrow else 0.34) * total, (0.56 * widest + 1.4) * font)
     # In one column the numbers in the cells are the scale.
     right = 0.8 * font if narrow else 6.6 * font
-    cell = (total - left - right) / len(tasks)
+    cell = min((total - left - right) / len(tasks), 16 * font)
+    right = total - left - cell * len(tasks)
     longest = max(len(part) for task in tasks for part in re.split(r"(?<=[_\- ])", task))
     upright = 0.56 * font * longest + 4 > cell
     heads = [safe(task) if upright else _broken(task, cell, font) for task in tasks]
