@@ -151,26 +151,41 @@ def token_spans(prompt: Encoded, pieces: Sequence[Piece]) -> tuple[Span, ...]:
     Raises:
         Redraw: the tokenizer drops the text of a piece.
     """
+    ranges: dict[tuple[str, int, int], tuple[int, int]] = {}
+    at = 0
+    for number, piece in enumerate(pieces):
+        start, at = at, at + len(piece.text)
+        if not piece.text.strip():
+            continue
+        if piece.role:
+            ranges[piece.role, piece.item, number] = (start, at)
+        if piece.within:
+            first, _ = ranges.get((piece.within, piece.item, -1), (start, at))
+            ranges[piece.within, piece.item, -1] = (first, at)
+    names = list(ranges)
+    found = overlapping(prompt, [ranges[name] for name in names])
+    return tuple(sorted(Span(a, b, role, item) for (a, b), (role, item, _) in zip(found, names, strict=True)))
+
+
+def overlapping(prompt: Encoded, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Half-open token ranges of the tokens that overlap half-open character ranges.
+
+    A space that a tokenizer makes a token of its own belongs to a range that starts with it, also where offsets leave
+    such spaces out.
+
+    Raises:
+        Redraw: no token overlaps one of them.
+    """
+    # Offsets never fall, and special tokens in front cover nothing.
     starts = [a for a, _ in prompt.offsets]
     stops = [b for _, b in prompt.offsets]
-    spans: list[Span] = []
-    enclosing: dict[tuple[str, int], tuple[int, int]] = {}
-    at = 0
-    for piece in pieces:
-        stop = at + len(piece.text)
-        if piece.text.strip() and (piece.role or piece.within):
-            # Offsets never fall, special tokens in front cover nothing: the tokens that overlap [at, stop).
-            first, last = bisect_right(stops, at), bisect_left(starts, stop)
-            if first >= last:
-                raise Redraw(f"no token covers '{piece.text}'")
-            if piece.role:
-                spans.append(Span(first, last, piece.role, piece.item))
-            if piece.within:
-                a, b = enclosing.get((piece.within, piece.item), (first, last))
-                enclosing[piece.within, piece.item] = (min(a, first), max(b, last))
-        at = stop
-    spans += [Span(a, b, role, item) for (role, item), (a, b) in enclosing.items()]
-    return tuple(sorted(spans))
+    out = []
+    for start, stop in ranges:
+        first, last = bisect_right(stops, start), bisect_left(starts, stop)
+        if first >= last:
+            raise Redraw(f"no token covers characters {start}:{stop}")
+        out.append((first, last))
+    return out
 
 
 def continuations(tokens: Tokens, before: str, texts: Iterable[str]) -> list[Ids]:

@@ -174,7 +174,8 @@ class Facts(Task):
         candidates = self._options(tokens, table, template)
         if ids != candidates[answer]:
             raise Redraw(f"'{answer}' tokenises differently after the template's last word")
-        score_at = max(common_prefix((ids, c)) for c in candidates.values() if c != ids)
+        apart = max(_shared(ids, c) for c in candidates.values() if c != ids)
+        score_at = min(apart, len(ids) - 1)
         alike = [c for c in candidates.values() if c[: score_at + 1] == ids[: score_at + 1]]
         return Example(
             task=self.name,
@@ -258,14 +259,20 @@ def _last_word(template: str) -> str:
 def wording_pieces(template: str, subject: str) -> list[Piece]:
     """A template with its subject put in, as pieces with the roles `subject` and `relation`."""
     out: list[Piece] = []
-    for part in re.split(r"(\{s\}|\[[^\]]*\])", template):
-        if part == "{s}":
-            out.append(Piece(subject if out else subject[0].upper() + subject[1:], "subject"))
-        elif part.startswith("["):
-            out.append(Piece(part[1:-1], "relation"))
+    # The space before a word goes with it: it is that word's first token, or the start of it.
+    for part in re.split(r"( ?\{s\}| ?\[[^\]]*\])", template):
+        if part.endswith("{s}"):
+            out.append(Piece(" " + subject if out else subject[0].upper() + subject[1:], "subject"))
+        elif part.endswith("]"):
+            out.append(Piece(part.replace("[", "").replace("]", ""), "relation"))
         elif part:
             out.append(Piece(part))
     return out
+
+
+def _shared(a: Ids, b: Ids) -> int:
+    """Tokens that two answers begin with alike; all of the shorter one if it begins the other."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def common_prefix(options: Sequence[Ids]) -> int:

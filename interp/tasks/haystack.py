@@ -15,7 +15,7 @@ from importlib.resources import files
 import numpy as np
 
 from interp.errors import UsageError
-from interp.models.tokens import Tokens
+from interp.models.tokens import Encoded, Tokens
 from interp.tasks.base import listed
 
 TEST = (
@@ -103,6 +103,11 @@ def select(haystack: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def n_leading(encoded: Encoded) -> int:
+    """Special tokens that a tokenizer puts in front of a text: those that cover none of it."""
+    return next((i for i, (a, b) in enumerate(encoded.offsets) if a < b), len(encoded))
+
+
 class Ruler:
     """Token counts of sentences under one tokenizer, each measured once, behind the text that it follows."""
 
@@ -110,7 +115,7 @@ class Ruler:
         self.tokens = tokens
         anchor = tokens.encode(_ANCHOR)
         self._anchor = len(anchor)
-        self.n_special = sum(1 for a, b in anchor.offsets if a == b)
+        self.n_special = n_leading(anchor)
         self._known: dict[tuple[str, str], int] = {}
         self._by_cost: dict[int, list[str]] = {}
         for text in fillers():

@@ -14,6 +14,7 @@ import numpy as np
 from interp.errors import UsageError
 from interp.models.tokens import Tokens
 from interp.tasks.base import Example, Ids, Span, Task, whole_number
+from interp.tasks.haystack import n_leading
 
 
 class Induction(Task):
@@ -86,7 +87,7 @@ class Induction(Task):
         """Special tokens that the tokenizer puts in front of a text, and the tokens to draw from."""
         if tokens.fingerprint not in self._ordinary:
             text = tokens.encode("a")
-            special = tuple(i for i, (a, b) in zip(text.ids, text.offsets, strict=True) if a == b)
+            special = text.ids[: n_leading(text)]
             pool = np.array(ordinary_ids(tokens))
             need = self.length + self.n_answer + self.lead
             if len(pool) < need:

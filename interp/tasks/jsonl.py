@@ -34,6 +34,7 @@ from interp.tasks.base import (
     answer_after,
     check_example,
     is_copy,
+    overlapping,
     whole_number,
 )
 
@@ -267,9 +268,9 @@ class _Text:
                     f"span {start}:{end} ({span['role']}) lies outside the prompt of {len(self.text)} characters"
                 )
             try:
-                first, last = self.prompt.tokens_of(start, end)
-            except UsageError as why:
-                raise BrokenData(f"span {start}:{end} ({span['role']}): {why}") from None
+                ((first, last),) = overlapping(self.prompt, [(start, end)])
+            except Redraw:
+                raise BrokenData(f"no token covers span {start}:{end} ({span['role']})") from None
             out.append(Span(first, last, span["role"], span.get("item", 0), span.get("hop", 0)))
         return tuple(sorted(out))
 
@@ -380,7 +381,9 @@ def _write(
     for s in example.spans:
         ends = (s.start, s.end)
         if not in_ids and example.offsets is not None:
-            ends = (example.offsets[s.start][0], example.offsets[s.end - 1][1])
+            # From where the token before it ends: offsets may leave out the space in front.
+            before = example.offsets[s.start - 1][1] if s.start else 0
+            ends = (before, example.offsets[s.end - 1][1])
         spans.append({"start": ends[0], "end": ends[1], "role": s.role, "item": s.item, "hop": s.hop})
     out["spans"] = spans
     out |= {"chance": example.chance, "cluster": example.cluster, "group": example.group}

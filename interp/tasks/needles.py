@@ -37,17 +37,20 @@ class Template:
     question: str
     stem: str
 
-    def needle(self, key: str, value: str, item: int) -> list[Piece]:
-        """The fact as pieces: `key`, `value` and `evidence` for item 0, the `distractor` roles for others."""
+    def needle(self, key: str, value: str, item: int, gap: str = "") -> list[Piece]:
+        """The fact as pieces: `key`, `value` and `evidence` for item 0, the `distractor` roles for others.
+
+        A space belongs to the word after it, also the `gap` before the sentence: a tokenizer makes it the start of that
+        word's first token, or a token of its own, and a twin has to have room for either.
+        """
         prefix, whole = ("", "evidence") if item == 0 else ("distractor_", "distractor")
         out = []
-        # The space before a value goes with it: it is the value's own first token, or the start of it.
-        for part in re.split(r"( ?\{value\}|\{key\})", self.fact):
-            if part == "{key}":
-                out.append(Piece(key, f"{prefix}key", item, whole))
+        for part in _split(gap + self.fact):
+            if part.endswith("{key}"):
+                out.append(Piece(part.format(key=key), f"{prefix}key", item, whole))
             elif part.endswith("{value}"):
                 out.append(Piece(part.format(value=value), f"{prefix}value", item, whole))
-            elif part:
+            else:
                 out.append(Piece(part, None, item, whole))
         return out
 
@@ -58,8 +61,14 @@ class Template:
     def ask(self, key: str) -> list[Piece]:
         """The end of the prompt: question and stem, with the `query` wherever the key stands."""
         text = f"\n\nQuestion: {self.question}\nAnswer: {self.stem}"
-        parts = re.split(r"(\{key\})", text)
-        return [Piece(key, "query", 0) if p == "{key}" else Piece(p) for p in parts if p]
+        return [
+            Piece(p.format(key=key), "query", 0) if p.endswith("{key}") else Piece(p) for p in _split(text)
+        ]
+
+
+def _split(text: str) -> list[str]:
+    """Text at its `{key}` and `{value}`, each with the space before it."""
+    return [part for part in re.split(r"( ?\{(?:key|value)\})", text) if part]
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Niah(Task):
         if answer_after(tokens, prompt, text, " " + draw.values[0]) != answer:
             raise Redraw("the value tokenises differently after the stem and after the prompt")
         body = text[: text.rindex(_QUESTION)]
-        context_tokens = sum(1 for a, b in prompt.offsets if a < b and a < len(body))
+        context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - ruler.n_special
         used = [s.source for s in draw.slots if isinstance(s, Sentence) and s.source != "filler"]
         example = Example(
             task=self.name,
@@ -238,11 +238,10 @@ def _pieces(draw: _Draw) -> list[Piece]:
     out: list[Piece] = []
     for i, slot in enumerate(draw.slots):
         if isinstance(slot, int):
-            out.append(Piece(" " if i else ""))
-            out += draw.template.needle(draw.keys[slot], draw.values[slot], slot)
+            out += draw.template.needle(draw.keys[slot], draw.values[slot], slot, gap=" " if i else "")
         else:
-            out.append(Piece(slot.gap(first=i == 0)))
-            out.append(Piece(slot.text, within="filler" if slot.source == _STAND_IN else None, item=0))
+            whole = "filler" if slot.source == _STAND_IN else None
+            out.append(Piece(slot.gap(first=i == 0) + slot.text, within=whole, item=0))
     return out + draw.template.ask(draw.keys[0])
 
 
@@ -298,11 +297,13 @@ def _needle_drop(
     """Fillers of as many tokens stand where the needle stood; the answer stays, but nothing gives it away."""
     (evidence,) = example.spans_of("evidence", 0)
     present = {s.text for s in draw.slots if isinstance(s, Sentence)}
-    for _ in range(8):
-        texts = ruler.fill(len(evidence), rng, present)
+    at = draw.slots.index(0)
+    for attempt in range(8):
+        # Fillers are measured behind a space, which may be a token of its own and is not there in front of the text.
+        spare = attempt % 2 if at == 0 else 0
+        texts = ruler.fill(len(evidence) + spare, rng, present)
         if texts is None:
-            break
-        at = draw.slots.index(0)
+            continue
         stand_ins = [Sentence(text, _STAND_IN) for text in texts]
         dropped = replace(draw, slots=(*draw.slots[:at], *stand_ins, *draw.slots[at + 1 :]))
         prompt, spans, text = _ask(tokens, dropped)
