@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from interp.errors import NoAcceptedExample
 from interp.runs import Run, write_frame
@@ -71,6 +71,12 @@ class AtlasSpec(BaseModel):
     induction_n: int = Field(24, ge=1)
     patch_n: int = Field(1, ge=0, description="examples of activation patching")
     patch_length: int = 80
+
+    @model_validator(mode="after")
+    def _headline_is_measured(self) -> AtlasSpec:
+        if self.top not in self.all_doses:
+            raise ValueError(f"top is {self.top}, which is none of all_doses {list(self.all_doses)}")
+        return self
 
     @classmethod
     def quick(cls, model: str, **changes: Any) -> AtlasSpec:
@@ -354,7 +360,12 @@ class _Atlas:
         return pd.concat(maps, ignore_index=True)
 
     def rows(self) -> dict[str, Any]:
-        """Attention rows of the top heads on one example, for the page."""
+        """Attention rows of the top heads on one example, for the page; empty where the model knows none."""
         from interp.trace.rows import attention_rows
 
-        return attention_rows(self.subject, self.example(), self.ranked(min(8, self.spec.top)))
+        try:
+            example = self.example()
+        except NoAcceptedExample as why:
+            self.job.remark(str(why))
+            return {}
+        return attention_rows(self.subject, example, self.ranked(min(8, self.spec.top)))

@@ -175,4 +175,5 @@ class Run:
             "platform": platform.platform(),
             "python": platform.python_version(),
         }
-        self._record({**found, "versions": versions, **host, **facts})
+        # What is there already was made by what is recorded already.
+        self._record({"versions": versions, **host, **found, **facts})

@@ -103,7 +103,13 @@ def test_what_is_no_component(model):
 def test_unknown_architecture(tmp_path):
     config = hf.BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2)
     hf.BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
-    ends(interp("locate", tmp_path / "bloom"), 2, "'bloom' is not in the site table", "cannot resolve", "Add a row")
+    ends(
+        interp("locate", tmp_path / "bloom"),
+        2,
+        "'bloom' is not in the site table",
+        "cannot resolve",
+        "Add a row",
+    )
 
 
 def test_a_broken_jsonl_line_with_its_number(model, tmp_path):
@@ -124,7 +130,11 @@ def test_a_run_folder_of_another_spec(model, tmp_path):
 
 
 def test_an_output_folder_that_cannot_be_written(model):
-    ends(interp("atlas", model, "--quick", "--out", "/proc/interp-run"), 3, "cannot write to '/proc/interp-run'")
+    ends(
+        interp("atlas", model, "--quick", "--out", "/proc/interp-run"),
+        3,
+        "cannot write to '/proc/interp-run'",
+    )
 
 
 def test_a_spec_with_an_unknown_or_wrong_field(model, tmp_path):

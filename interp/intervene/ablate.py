@@ -118,13 +118,12 @@ class Ablate(Atom):
                 subject.check(part)
                 kind = "attention" if first.mode == "uniform" else part.site.kind
                 units.setdefault(Site(kind, part.layer), []).append((number, part.site.index or 0))
-        layers = sorted({site.layer for site in units if site.layer is not None})
         taps: dict[Site, list[Tap]] = {}
         for site, marks in units.items():
             member = torch.zeros(n, _n_units(subject, site.kind), dtype=torch.bool, device=batch.ids.device)
             member[tuple(torch.tensor(marks).T)] = True
             where = _Where(batch, member, of, first.scope)
-            fill = None if first.mode == "uniform" else _fill(first, subject, batch, site, layers)
+            fill = None if first.mode == "uniform" else _fill(first, subject, batch, site)
             taps[site] = [_Uniform(where) if fill is None else _Replace(where, fill)]
         return taps
 
@@ -178,7 +177,7 @@ class _Uniform:
         return call.with_(q=call.q.masked_fill(mask.transpose(1, 2)[..., None], 0.0))
 
 
-def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site, layers: list[int]) -> Fill:
+def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site) -> Fill:
     """What replaces the units of a site, as a function of the frame: a number or (1|b, 1|t, *unit shape)."""
     assert site.layer is not None
     layer, reference = site.layer, cut.reference
@@ -195,8 +194,7 @@ def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site, layers: list
         if not batch.examples:
             raise UsageError("resampling from the twin needs examples, not bare ids")
         # Before the pass, not in it: the twins are runs of the same model.
-        own = layers.index(layer)
-        twins = [reference.twins(subject, e, site.kind, layers)[own] for e in batch.examples]  # type: ignore[arg-type]
+        twins = [reference.twins(subject, e, site.kind)[layer] for e in batch.examples]  # type: ignore[arg-type]
         return lambda frame: _by_twin(twins, batch, frame)
     bank = reference.bank(subject, site.kind)[layer]
 

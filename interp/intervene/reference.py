@@ -24,6 +24,9 @@ from interp.tasks.base import Example, Task, stable_seed
 
 Pool = Literal["pooled", "position", "role", "twin"]
 OTHER = "other"
+KEPT_TWINS = 8
+"""Twins whose activations are kept."""
+
 BANK = 256
 """Tokens in the bank that pooled resampling draws from."""
 
@@ -70,7 +73,7 @@ class Reference:
         """Mean activation at `kind` of every layer, by token class; each tensor is (layers, *unit shape), fp32.
 
         Token classes: one (`""`) when pooled, the position or the role otherwise. One pass over the examples gives
-        all layers; sums are kept in fp32 on the model's device.
+        all layers; each layer's sums are made in fp32 on its own device and kept on the CPU.
         """
         return self._kept(("means", kind), subject, lambda: self._means(subject, kind))
 
@@ -98,33 +101,35 @@ class Reference:
         return out
 
     def _means(self, subject: CausalLM, kind: str) -> dict[str, torch.Tensor]:
-        sums: dict[str, list[torch.Tensor]] = {}
-        counts: dict[str, int] = {}
         examples = self.examples(subject)
-        for group in plan([len(e.full_ids) for e in examples], 4096):
-            batch = subject.batch([examples[i] for i in group])
-            names, weights = self._class_weights(batch, [examples[i] for i in group])
-
-            def pool(value: torch.Tensor, frame: Frame, w: torch.Tensor = weights) -> torch.Tensor:
-                return torch.einsum("cbt,bt...->c...", w.to(value.device), value.float())
-
-            taps = {Site(kind, i): Reduce(pool) for i in range(subject.n_layers)}
-            trace = subject.run(batch, taps, keep=1)
-            stacked = torch.stack([trace[Site(kind, i)] for i in range(subject.n_layers)])
-            for c, name in enumerate(names):
-                counts[name] = counts.get(name, 0) + int(weights[c].sum())
-                sums.setdefault(name, []).append(stacked[:, c])
-        return {name: torch.stack(parts).sum(0) / counts[name] for name, parts in sums.items()}
-
-    def _class_weights(self, batch: Batch, examples: Sequence[Example]) -> tuple[list[str], torch.Tensor]:
-        per_row = [self.classes(e, batch.width - int(batch.pad[r])) for r, e in enumerate(examples)]
-        names = sorted({c for row in per_row for c in row})
-        weights = torch.zeros(len(names), len(batch), batch.width)
+        names = sorted({c for e in examples for c in self.classes(e, len(e.full_ids) - 1)})
         at = {name: i for i, name in enumerate(names)}
-        for r, row in enumerate(per_row):
-            for i, name in enumerate(row):
-                weights[at[name], r, int(batch.pad[r]) + i] = 1.0
-        return names, weights
+        counts = torch.zeros(len(names))
+        sums: dict[int, torch.Tensor] = {}
+        for group in plan([len(e.full_ids) for e in examples], 4096):
+            chosen = [examples[i] for i in group]
+            batch = subject.batch(chosen)
+            real = batch.mask.bool()
+            index = torch.tensor([at[c] for e in chosen for c in self.classes(e, len(e.full_ids) - 1)])
+            counts += torch.bincount(index, minlength=len(names))
+
+            def add(
+                value: torch.Tensor,
+                frame: Frame,
+                real: torch.Tensor = real,
+                index: torch.Tensor = index,
+            ) -> torch.Tensor:
+                tokens = value[real.to(value.device)].float()
+                out = tokens.new_zeros(len(names), *tokens.shape[1:])
+                return out.index_add_(0, index.to(value.device), tokens)
+
+            taps = {Site(kind, i): Reduce(add) for i in range(subject.n_layers)}
+            trace = subject.run(batch, taps, keep=1)
+            for i in range(subject.n_layers):
+                found = trace[Site(kind, i)].cpu()
+                sums[i] = sums[i] + found if i in sums else found
+        stacked = torch.stack([sums[i] for i in range(subject.n_layers)])
+        return {name: stacked[:, c] / counts[c] for name, c in at.items()}
 
     def bank(self, subject: CausalLM, kind: str) -> torch.Tensor:
         """Activations at `kind` of tokens drawn at random from the reference, (layers, bank, *unit shape)."""
@@ -140,11 +145,16 @@ class Reference:
             columns = torch.from_numpy(rng.choice(n, size=min(per, n), replace=False))[None]
             taps = {Site(kind, i): Record(columns) for i in range(subject.n_layers)}
             trace = subject.run([example], taps, keep=1)
-            parts.append(torch.stack([trace[Site(kind, i)][0].float() for i in range(subject.n_layers)]))
+            parts.append(
+                torch.stack([trace[Site(kind, i)][0].float().cpu() for i in range(subject.n_layers)])
+            )
         return torch.cat(parts, dim=1)
 
-    def twins(self, subject: CausalLM, example: Example, kind: str, layers: Sequence[int]) -> torch.Tensor:
-        """Activations of an example's corrupt twin, its own clean answer forced, (layers, tokens, *unit shape)."""
+    def twins(self, subject: CausalLM, example: Example, kind: str) -> torch.Tensor:
+        """Activations of an example's corrupt twin, its own clean answer forced, (layers, tokens, *unit shape).
+
+        The last few twins are kept: conditions of one example, or of one batch, share them.
+        """
         if not example.corrupt:
             raise UsageError(
                 f"{example.task}: resample from the twin needs examples with a corruption; this has none"
@@ -157,7 +167,11 @@ class Reference:
             # The twin's prompt with the clean answer, so that every token has its counterpart.
             ids = [*example.corrupt[name].ids, *example.answer_ids[:-1]]
             batch = Batch.of_ids([ids], device=subject.device)
-            trace = subject.run(batch, {Site(kind, i): Record() for i in layers}, keep=1)
-            return torch.stack([trace[Site(kind, i)][0].float() for i in layers])
+            trace = subject.run(batch, {Site(kind, i): Record() for i in range(subject.n_layers)}, keep=1)
+            return torch.stack([trace[Site(kind, i)][0].float().cpu() for i in range(subject.n_layers)])
 
-        return self._kept(("twin", kind, example.key(), name, tuple(layers)), subject, make)
+        kept = [key for key in self._cache if key[0] == "twin"]
+        for key in kept[:-KEPT_TWINS]:
+            del self._cache[key]
+        found: torch.Tensor = self._kept(("twin", kind, example.key(), name), subject, make)
+        return found

@@ -52,8 +52,8 @@ def top_keys(block: RowBlock) -> Int[torch.Tensor, "b h r"]:
 
 
 def _stack(trace: Trace, row: int) -> Int[torch.Tensor, "r l h"]:
-    layers = [trace.rows[i][row] for i in sorted(trace.rows)]
-    return torch.stack(layers).permute(2, 0, 1).cpu()
+    layers = [trace.rows[i][row].cpu() for i in sorted(trace.rows)]  # layers may lie on different devices
+    return torch.stack(layers).permute(2, 0, 1)
 
 
 def decode(
@@ -128,6 +128,7 @@ def _go_on(
     """Decode on from `output`, whose rows are known; `cache` holds the prompt and the forced answer, or nothing."""
     limit = max_new_tokens or len(example.answer_ids) + 16
     limit = min(limit, subject.context_length - len(example.ids))
+    output, rows = output[:limit], rows[:limit]
     parts = [rows]
     ids = list(example.ids)
     done = Decoded(output, rows, False, 1, len(example.full_ids) - 1)

@@ -3,7 +3,8 @@
 `measure` is the one call; it returns a tidy frame with one row a condition, task and metric. Columns:
 subject, task, role (target, control_task, off_target), mechanism, locator, condition (clean, cut, control), draw, k,
 components, mode, scope, reference, metric, value, delta (to clean), ci_lo and ci_hi (95 %; of the delta, for clean rows
-of the value), p (exact McNemar against clean, accuracy only), n, n_clusters, n_distinct (control sets), seed, status.
+of the value), p (exact McNemar against clean, accuracy only; it takes examples as independent, so where clusters hold
+several the interval is the safer guide), n, n_clusters, n_distinct (control sets), seed, status.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def measure(
         intervention: a cut, or a plan of conditions (see `dose`); the intact model is always measured with them.
         controls: matched control draws; default 20 where they share a prefill (scope `answer`), else 5.
         metrics: of `METRICS`; off-target prose is measured in `nll`.
-        off_target: tasks that should not move; default natural prose. Pass `()` for none.
+        off_target: tasks that should not move; default natural prose, unless the cut's scope or reference needs span
+            roles or twins, which prose has not. Pass `()` for none.
         role: role of `task` in the rows.
         floor: what to do where the clean model is at chance: `raise`, or `mark` the rows and report no delta.
         progress: told about forward work done.
@@ -134,14 +136,15 @@ def measure(
         conditions = with_controls(subject, intervention, controls=draws, seed=seed)
     else:
         conditions = list(intervention)
-    conditions = [_named_reference(c, task) for c in conditions]
+    default = Reference(task)
+    conditions = [_named_reference(c, default) for c in conditions]
     labels = {"subject": subject.name, "mechanism": mechanism, "locator": locator, "seed": seed}
     frames = [
         _measure_one(
             subject, task, conditions, {**labels, "role": role}, chosen, floor=floor, progress=progress
         )
     ]
-    for other in _off_target(off_target):
+    for other in _off_target(subject, conditions, off_target):
         only = ("nll",) if not any(e.candidates for e in other.examples(subject)) else chosen
         frames.append(
             _measure_one(
@@ -157,19 +160,27 @@ def measure(
     return pd.concat(frames, ignore_index=True)
 
 
-def _off_target(given: Sequence[Task] | None) -> Sequence[Task]:
+def _off_target(
+    subject: CausalLM, conditions: Sequence[Condition], given: Sequence[Task] | None
+) -> Sequence[Task]:
+    """The tasks that should not move; prose by default, where cuts that lean on span roles or twins mean nothing."""
     if given is not None:
         return given
+    cuts = [c.intervention for c in conditions if c.intervention is not None]
+    roles = any(cut.scope not in ("all", "answer") for cut in cuts)
+    pools = {cut.reference.pool for cut in cuts if cut.reference is not None}
+    if roles or pools - {"pooled"} or not subject.has_tokens:
+        return ()
     from interp.tasks.registry import task
 
     return [task("prose", n=16, seed=0)]
 
 
-def _named_reference(condition: Condition, task: Task) -> Condition:
+def _named_reference(condition: Condition, default: Reference) -> Condition:
     cut = condition.intervention
     if cut is None or not cut.needs_reference:
         return condition
-    return replace(condition, intervention=cut.with_reference(Reference(task)))
+    return replace(condition, intervention=cut.with_reference(default))
 
 
 def _measure_one(
@@ -186,7 +197,7 @@ def _measure_one(
     examples = task.examples(subject)
     outcomes = evaluate(subject, examples, {c.name: c.intervention for c in plan}, progress=progress)
     status = "ok"
-    if any(e.candidates for e in examples) and at_chance(outcomes):
+    if "accuracy" in metrics and at_chance(outcomes):
         status = AT_CHANCE
         if floor == "raise":
             clean = outcomes.values[CLEAN]["accuracy"]
@@ -296,12 +307,31 @@ def contrast(effects: pd.DataFrame) -> pd.DataFrame:
         spread), `rank` (1: the cut moved the metric further down than every control; up, for `nll` and `rank`) and
         `n_controls`. With few draws z and rank are what can be said; no p-value is made of them.
     """
-    by = ["subject", "task", "locator", "k", "mode", "scope", "reference", "metric"]
+    by = [
+        "subject",
+        "task",
+        "role",
+        "mechanism",
+        "locator",
+        "k",
+        "mode",
+        "scope",
+        "reference",
+        "seed",
+        "metric",
+    ]
     controls = effects[effects.condition == "control"].groupby(by, sort=False)["delta"]
+    cuts = effects[effects.condition == "cut"]
+    if cuts.duplicated(by).any():
+        twice = cuts[cuts.duplicated(by)].iloc[0]
+        raise UsageError(
+            f"two cuts of {twice['k']} components share their controls' labels ({twice['components']} is one); "
+            "contrast each measurement by itself"
+        )
     rows = []
-    for _, cut in effects[effects.condition == "cut"].iterrows():
+    for _, cut in cuts.iterrows():
         key = tuple(cut[c] for c in by)
-        drawn = controls.get_group(key).to_numpy() if key in controls.groups else np.array([])
+        drawn = controls.get_group(key).dropna().to_numpy() if key in controls.groups else np.array([])
         sign = -1.0 if cut["metric"] in ("nll", "rank") else 1.0
         sd = float(drawn.std(ddof=1)) if len(drawn) > 1 else np.nan
         mean = float(drawn.mean()) if len(drawn) else np.nan

@@ -1,8 +1,9 @@
 """Metrics of a forced answer, from the logits of the rows that predict it.
 
 One pass gives all: `accuracy` (1 where greedy decoding gives the answer), `logit_diff` (answer minus foil, at the
-first token where they differ), `logprob` (of the whole answer, nats), `rank` (of the answer among the candidates, 1 is
-best) and `nll` (nats a token). Exponentiate a mean `nll` for perplexity.
+first token where they differ), `logprob` (of the whole answer, nats), `rank` (among the candidates' tokens at the
+first position that tells them apart, 1 is best; candidates that share the answer's token there count as one with it)
+and `nll` (nats a token). Exponentiate a mean `nll` for perplexity.
 """
 
 from __future__ import annotations

@@ -41,16 +41,24 @@ def bootstrap_ci(
 
 
 def proportion_ci(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) 95 % interval of a proportion, with clusters as the trials.
+    """95 % interval of a proportion whose trials come in clusters (Korn and Graubard 1998, Survey Methodology 24).
 
-    Each cluster counts once, by its mean: conservative where examples of one cluster differ, and, unlike the
-    bootstrap, wider than a point where all examples are right or all are wrong.
+    Clopper-Pearson with the number of trials divided by the design effect, which is how much larger the cluster-robust
+    variance is than that of independent trials, and never below one. Unlike the bootstrap it is wider than a point
+    where all examples are right or all are wrong; with no variance to tell, the clusters then count as the trials.
     """
-    sums, counts = cluster_sums(values, clusters)
-    n = len(sums)
-    hits = round(float((sums / counts).sum()))
-    interval = stats.binomtest(min(hits, n), n).proportion_ci(confidence_level=LEVEL)
-    return float(interval.low), float(interval.high)
+    ok = ~np.isnan(values)
+    values, names = values[ok], np.asarray(clusters)[ok]
+    n, g = len(values), len(np.unique(names))
+    p = float(values.mean())
+    variance = float(cluster_se(values, names)) ** 2 if g > 1 else np.nan
+    trials = float(g)
+    if 0 < p < 1 and variance > 0:
+        trials = min(p * (1 - p) / variance, float(n))
+    hits = p * trials
+    low = stats.beta.ppf((1 - LEVEL) / 2, hits, trials - hits + 1) if hits > 0 else 0.0
+    high = stats.beta.ppf((1 + LEVEL) / 2, hits + 1, trials - hits) if hits < trials else 1.0
+    return float(low), float(high)
 
 
 def mcnemar(clean: np.ndarray, cut: np.ndarray) -> float:

@@ -110,7 +110,7 @@ class Batch:
                 included), or one or more span roles, as `role` or `role.item`.
 
         Raises:
-            UsageError: no example of the batch has a span of that role.
+            UsageError: an example of the batch has no span of that role.
         """
         columns = torch.arange(past, past + width, device=self.ids.device)
         if scope == "all":
@@ -120,18 +120,17 @@ class Batch:
         roles = [scope] if isinstance(scope, str) else list(scope)
         out = torch.zeros(len(self), width, dtype=torch.bool, device=self.ids.device)
         for role in roles:
-            found = False
             for row, example in enumerate(self.examples):
-                for a, b in _role_ranges(example, role):
-                    found = True
-                    first = int(self.pad[row])
+                ranges = list(_role_ranges(example, role))
+                if not ranges:
+                    have = sorted({s.role for s in example.spans})
+                    raise UsageError(
+                        f"scope '{role}': an example has no span of that role; write all, answer or one of "
+                        f"{' '.join(have) or '(it has no spans)'}"
+                    )
+                first = int(self.pad[row])
+                for a, b in ranges:
                     out[row] |= (columns >= first + a) & (columns < first + b)
-            if not found:
-                have = sorted({s.role for e in self.examples for s in e.spans})
-                raise UsageError(
-                    f"scope '{role}': no example has a span of that role; write all, answer or one of "
-                    f"{' '.join(have) or '(these examples have no spans)'}"
-                )
         return out
 
     def to(self, device: Any) -> Batch:

@@ -2,8 +2,8 @@
 
 A new family is one more `Family` in `FAMILIES`. `resolve` finds the row of a model and checks every path of it; a
 family that is not in the table is refused with the list of sites that the nearest row could not resolve. A wrong row
-cannot pass unnoticed: `interp.load` runs the residual identity
-(resid_pre + attn_out + mlp_out = resid_post, z W_O + b = output of the projection) on a few tokens.
+does not pass unnoticed: `interp.load` runs the identities that sites must keep (see `interp.models.load.self_check`) on
+a few tokens.
 """
 
 from __future__ import annotations

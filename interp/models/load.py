@@ -1,7 +1,8 @@
 """`load`: from a name, a folder, a GGUF file or a loaded module to a `CausalLM`.
 
-A model that loads has passed the self-check: on a few tokens, resid_pre + attn_out + mlp_out equals resid_post in
-every layer, and the heads' shares sum to the output projection's output. A wrong row of the site table cannot pass.
+A model that loads has passed the self-check, which a wrong row of the site table fails: on a few tokens, in every
+layer, resid_pre + attn_out + mlp_out equals resid_post, the first token's z is the value of its KV group (it sees only
+itself), and the neurons are what the down projection turns into mlp_out.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def load(
         UnknownArchitecture: no row of the site table fits.
     """
     if isinstance(source, nn.Module):
+        if device != "auto" or dtype != "auto":
+            raise UsageError(
+                "a loaded module stays where it is and as it is: move it with module.to(...) first"
+            )
         if kwargs:
             raise UsageError(f"a loaded module takes no {', '.join(kwargs)}")
         return _subject(source, tokenizer, name or _module_name(source), family)
@@ -193,23 +198,34 @@ def _quiet() -> Iterator[None]:
 
 
 def self_check(subject: CausalLM) -> None:
-    """Run the residual identity on a few tokens.
+    """Run the identities that the sites of a layer must keep, on a few tokens.
 
     Raises:
-        UnknownArchitecture: a layer does not keep it, so its row of the site table is wrong.
+        UnknownArchitecture: a layer does not keep one, so its row of the site table is wrong.
     """
     ids = [(7 * i + 3) % int(subject.config.vocab_size) for i in range(8)]
     batch = Batch.of_ids([ids], device=subject.device)
-    kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post", "z"]
+    kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post", "z", "v", "neurons"]
     sites = [Site(kind, i) for kind in kinds for i in range(subject.n_layers)]
-    trace = subject.run(batch, {s: Record() for s in sites} | {Site("head_out", 0): Record()}, keep=1)
-    loose = subject.dtype not in (torch.float32, torch.float64)
+    trace = subject.run(batch, {s: Record() for s in sites}, keep=1)
+    group = [subject.kv_head(h) for h in range(subject.n_heads)]
     for i in range(subject.n_layers):
-        parts = [trace[Site(k, i)].float().cpu() for k in kinds[:4]]
-        gap = float((sum(parts[:3]) - parts[3]).abs().max())
-        scale = max(float(p.abs().max()) for p in parts)
-        if not gap <= (0.05 if loose else 1e-4) * max(scale, 1.0):
-            raise UnknownArchitecture(
-                f"{subject.name}: in layer {i} resid_pre + attn_out + mlp_out misses resid_post by {gap:.3g}, so the "
-                f"row '{subject.family.name}' of the site table does not fit this model"
-            )
+        pre, attn, mlp, post, z, v, neurons = (trace[Site(k, i)] for k in kinds)
+        _same(subject, i, "resid_pre + attn_out + mlp_out misses resid_post", pre + attn + mlp, post)
+        _same(subject, i, "z of the first token misses v of its KV group", z[:, 0], v[:, 0][:, group])
+        if not subject.family.post_norm:
+            down = subject.module(i, subject.family.sites["neurons"].module)
+            with torch.no_grad():
+                _same(subject, i, "the down projection of neurons misses mlp_out", down(neurons), mlp)
+
+
+def _same(subject: CausalLM, layer: int, what: str, a: torch.Tensor, b: torch.Tensor) -> None:
+    a, b = a.float().cpu(), b.float().cpu()
+    loose = subject.dtype not in (torch.float32, torch.float64)
+    gap = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+    scale = max(float(a.abs().max()), float(b.abs().max()), 1.0)
+    if not gap <= (0.05 if loose else 1e-4) * scale:
+        raise UnknownArchitecture(
+            f"{subject.name}: in layer {layer} {what} by {gap:.3g}, so the row '{subject.family.name}' of the site "
+            "table does not fit this model"
+        )

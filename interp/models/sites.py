@@ -31,7 +31,7 @@ KINDS: dict[str, str] = {
     "neurons": "input of the down projection, b t d_mlp",
     "mlp_out": "what the MLP adds to the residual stream, b t d",
     "resid_post": "residual stream leaving the block, b t d",
-    "logits": "logits over the vocabulary, b t v",
+    "logits": "logits over the vocabulary, of the columns that are kept, b keep v",
 }
 """Every kind of site in order of execution within a block, with its meaning and shape."""
 

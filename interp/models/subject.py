@@ -8,6 +8,7 @@ restores every bit.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -74,6 +75,7 @@ class CausalLM:
         self.engine: Engine = HooksEngine(self)
         self._edits: tuple[Lowers, ...] = ()
         self.hooked = False
+        self._hashed: tuple[tuple[str, tuple[tuple[int, int], ...]], str] | None = None
 
     # -- shape -------------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,8 @@ class CausalLM:
     def d_mlp(self) -> int:
         """Hidden units of an MLP."""
         down: Any = self.module(0, self.family.sites["neurons"].module)
-        return int(down.weight.numel() // self.d_model)
+        # GPT-2 keeps (in, out); a quantised weight is packed, so its own shape says nothing.
+        return int(down.in_features if hasattr(down, "in_features") else down.weight.shape[0])
 
     @property
     def context_length(self) -> int:
@@ -155,6 +158,8 @@ class CausalLM:
     def out_weight(self, layer: int) -> Float[torch.Tensor, "h d_head d"]:
         """W_O of each head, such that z @ W_O is its share of the projection's output."""
         projection: Any = self.module(layer, self.family.out_proj)
+        if not projection.weight.is_floating_point():
+            raise EngineError(f"layer {layer}: a quantised output projection cannot be taken apart by heads")
         # GPT-2 keeps (in, out), nn.Linear (out, in).
         weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
         return weight.reshape(self.n_heads, self.d_head, -1)
@@ -200,7 +205,7 @@ class CausalLM:
         """Raise `UsageError` if `n` tokens do not fit the context."""
         if n > self.context_length:
             raise UsageError(
-                f"{n} tokens do not fit the context of {self.name}, which is {self.context_length}; ask for a shorter length"
+                f"{n} tokens do not fit the context of {self.name}, {self.context_length}; ask for a shorter length"
             )
 
     def run(
@@ -278,6 +283,9 @@ class CausalLM:
             "temperature": None,
             "top_p": None,
             "top_k": None,
+            # Greedy means the most likely token: penalties that a checkpoint brings along are off unless asked for.
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
             **options,
         }
         with torch.no_grad(), session.installed():
@@ -298,14 +306,22 @@ class CausalLM:
 
     # -- identity ----------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
-        """Hash of names, shapes, types and data of all weights."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.hf.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """Hash of all weights (names, shapes, types, data) and of the config that says how they are used.
+
+        It is computed once, and again when a weight has changed since.
+        """
+        state = self.hf.state_dict()
+        config = json.dumps(_numeric(self.config), sort_keys=True, default=str)
+        now = config, tuple((t.data_ptr(), t._version) for t in state.values())
+        if self._hashed is None or self._hashed[0] != now:
+            digest = hashlib.blake2b(config.encode(), digest_size=16)
+            for name, tensor in state.items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            self._hashed = now, digest.hexdigest()
+        return self._hashed[1]
 
     @property
     def fingerprint(self) -> str:
@@ -325,3 +341,14 @@ def _upto(row: list[int], stops: set[int]) -> list[int]:
         if token in stops:
             return row[: i + 1]
     return row
+
+
+_BOOKKEEPING = frozenset(
+    {"transformers_version", "architectures", "dtype", "quantization_config", "use_cache"}
+)
+_BOOKKEEPING |= {"initializer_range", "model_type", "bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+def _numeric(config: Any) -> dict[str, Any]:
+    """The part of a config that changes what a model computes."""
+    return {k: v for k, v in config.to_dict().items() if k not in _BOOKKEEPING and not k.startswith("_")}

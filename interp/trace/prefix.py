@@ -79,8 +79,10 @@ class Prefix:
         of[0, s:] = torch.arange(c, device=device).repeat_interleave(m)
         taps = lower_conditions(self.subject, batch, conditions, of)
         mask = self._mask(of[0, s:], place)
-        trace = self.subject.run(batch, taps, keep=c * m, cache=self.cache, past=s, mask=mask)
-        self.cache.crop(-c * m)
+        try:
+            trace = self.subject.run(batch, taps, keep=c * m, cache=self.cache, past=s, mask=mask)
+        finally:
+            self.cache.crop(-(self.cache.get_seq_length() - s))
         return trace.logits[0].view(c, m, -1).float()
 
     def _mask(self, condition: torch.Tensor, place: torch.Tensor) -> Any:
@@ -95,10 +97,12 @@ class Prefix:
             window = None
         near = seen if window is None else seen & (distance < window)
         full, sliding = (self._additive(visible) for visible in (seen, near))
-        types = set(getattr(config, "layer_types", None) or ())
+        types = getattr(config, "layer_types", None)
+        if types is None:
+            return sliding  # one kind of layer, windowed where the config says so
         if "sliding_attention" in types:
             return {"full_attention": full, "sliding_attention": sliding}
-        return sliding
+        return full
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         dtype = self.subject.dtype

@@ -131,6 +131,54 @@ def test_packed_conditions_off_one_prefix_equal_one_run_each(family):
         assert (moved[[1, 2, 3, 4, 6, 7, 8]] > 1e-3).all()
 
 
+def odd_windows():
+    """A window in the config that no layer, or only the first layers, use."""
+    import transformers as hf
+
+    from tests.tiny import _GEMMA, _LLAMA_LIKE, tiny
+
+    yield hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**_GEMMA, layer_types=["full_attention"] * 3))
+    window = {"use_sliding_window": True, "sliding_window": 8}
+    yield hf.Qwen2ForCausalLM(hf.Qwen2Config(**_LLAMA_LIKE, **window, max_window_layers=3))
+    yield hf.Qwen2ForCausalLM(hf.Qwen2Config(**_LLAMA_LIKE, **window, max_window_layers=1))
+    yield tiny("mistral")
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_packed_conditions_keep_to_the_windows_of_their_layers(which):
+    from interp.models.subject import CausalLM
+
+    module = list(odd_windows())[which]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    s, cut = CausalLM(module, None, name="odd"), ablate("L1H2 L2H0", "zero", "answer")
+    for e in examples():
+        packed = Prefix(s, e).run([None, cut])
+        torch.testing.assert_close(packed[0], s.run([e]).logits[0], atol=1e-4, rtol=0)
+        with s.apply(cut):
+            torch.testing.assert_close(packed[1], s.run([e]).logits[0], atol=1e-4, rtol=0)
+
+
+def test_a_scope_that_an_example_lacks_is_an_error_also_beside_one_that_has_it():
+    from dataclasses import replace
+
+    s, data = subject("llama"), examples()
+    data[1] = replace(data[1], spans=())
+    with s.apply(ablate("L1H2", scope="value")), pytest.raises(UsageError, match="an example has no span"):
+        s.run(data)
+
+
+def test_a_prefix_survives_an_exception():
+    s, e = subject("llama"), examples()[0]
+    prefix = Prefix(s, e)
+    clean = prefix.run([None])
+    with pytest.raises(UsageError, match="heads 0 to 3"):
+        prefix.run([ablate("L1H9", scope="answer")])
+    assert torch.equal(prefix.run([None]), clean)
+
+
 @pytest.mark.parametrize("chunk", [3, 4, 1000])
 def test_packing_in_chunks_changes_nothing(monkeypatch, chunk):
     s, data = subject("llama"), examples()

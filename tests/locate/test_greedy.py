@@ -65,6 +65,9 @@ def test_stops_and_limits_end_an_output():
     wrong = mixed(s)[1]
     whole = decode(s, [wrong], max_new_tokens=12)[0].output
     assert len(whole) == 12
+    late = mixed(s)[2]  # agrees with the draft for two tokens
+    short = decode(s, [late], max_new_tokens=1)[0]
+    assert len(short.output) == len(short.argmax) == 1
     stop = whole[5]
     cut = decode(s, [wrong], max_new_tokens=12, stops=frozenset({stop}))[0]
     assert cut.output == whole[: whole.index(stop) + 1] and len(cut.argmax) == len(cut.output)

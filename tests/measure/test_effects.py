@@ -137,6 +137,36 @@ def test_contrast_gives_z_and_rank_and_no_p_value():
     assert row["rank"] == 1 + (drawn <= row.delta).sum()
 
 
+def test_contrast_refuses_cuts_whose_controls_cannot_be_told_apart_and_ranks_nothing_at_chance():
+    s = subject("llama")
+    from interp.measure.effects import with_controls
+
+    two = [c for h in ("L1H2", "L2H0") for c in with_controls(s, ablate(h, "zero", "answer"), controls=2)]
+    frame = measure(s, solvable(s), two, off_target=())
+    with pytest.raises(UsageError, match="two cuts of 1"):
+        contrast(frame)
+    hopeless = FixedTask(examples((20, 21, 22, 23)), name="hopeless")
+    at_floor = measure(s, hopeless, ablate("L1H2"), controls=2, off_target=(), floor="mark")
+    assert contrast(at_floor)[["z", "rank"]].isna().all(axis=None)
+
+
+def test_the_floor_rule_holds_for_open_answers_too():
+    s = subject("llama")
+    data = [replace(e, candidates=(), foil_ids=(), chance=0.05) for e in examples((20, 21, 22))]
+    with pytest.raises(AtChance):
+        measure(s, FixedTask(data, name="open"), ablate("L1H2"), controls=1, off_target=())
+
+
+def test_one_reference_serves_a_whole_measurement(monkeypatch):
+    from interp.intervene.reference import Reference
+
+    s, made = subject("llama"), []
+    means = Reference._means
+    monkeypatch.setattr(Reference, "_means", lambda self, *a: made.append(1) or means(self, *a))
+    measure(s, solvable(s, 4), ablate("L1H2", "mean", "answer"), controls=3, off_target=())
+    assert len(made) == 1
+
+
 def test_known_to_keeps_what_is_answered_right_and_refuses_an_empty_set():
     s = subject("llama")
     right, wrong = solvable(s, 3).examples(s), examples((20, 21))

@@ -46,6 +46,13 @@ def test_one_cluster_gives_no_interval():
 
 def test_proportion_interval_is_exact_and_never_a_point():
     clusters = [str(i) for i in range(20)]
+    low, high = proportion_ci(np.repeat([1.0, 0.0], 10), clusters)
+    exact = reference.binomtest(10, 20).proportion_ci()
+    # Independent trials: Clopper-Pearson, but for the G / (G - 1) of the cluster variance.
+    assert (low, high) == pytest.approx((exact.low, exact.high), abs=0.02)
+    # Unequal clusters: the interval is of the mean over examples, and holds it.
+    low, high = proportion_ci(np.array([1.0] * 100 + [0.0] * 9), ["big"] * 100 + [str(i) for i in range(9)])
+    assert low < 100 / 109 < high
     low, high = proportion_ci(np.ones(20), clusters)
     assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1.0))
     assert proportion_ci(np.zeros(20), clusters) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))

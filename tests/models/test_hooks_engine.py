@@ -221,6 +221,63 @@ def test_a_tap_must_keep_the_shape():
         s.run(batch, {"z[1]": lambda z: z[..., 0]})
 
 
+def test_embed_can_be_recorded_and_edited():
+    s, batch = subject("llama"), padded()
+    trace = s.run(batch, {"embed": Record()})
+    torch.testing.assert_close(trace["embed"], s.hf.get_input_embeddings()(batch.ids))
+    shift = torch.linspace(-1, 1, s.d_model)
+    by_embed = s.run(batch, {"embed": lambda x: x + shift}).logits
+    torch.testing.assert_close(by_embed, s.run(batch, {"resid_pre[0]": lambda x: x + shift}).logits)
+
+
+def test_heads_shares_are_edited_before_what_they_add_up_to():
+    s, batch = subject("llama"), padded()
+    both = s.run(batch, {"attn_out[1]": Record(), "head_out[1]": torch.zeros_like})
+    assert both["attn_out[1]"].abs().max() < 1e-5  # the Llama projection has no bias
+    cut = s.run(batch, {"attn_out[1]": torch.zeros_like, "head_out[1]": lambda x: 3 * x}).logits
+    torch.testing.assert_close(cut, s.run(batch, {"attn_out[1]": torch.zeros_like}).logits)
+
+
+def test_positions_mean_columns_of_the_batch_also_for_logits_and_behind_a_cache():
+    from transformers import DynamicCache
+
+    s = subject("llama")
+    batch = Batch.of_ids([examples()[0].ids])
+    last = batch.width - 1
+    whole = s.run(batch, {"z[1]": Record()}, keep=batch.width)
+    kept = s.run(batch, {"logits": Record(torch.tensor([[last - 1, last]]))}, keep=3)
+    torch.testing.assert_close(kept["logits"], whole.logits[:, -2:])
+    with pytest.raises(UsageError, match="are there to be recorded"):
+        s.run(batch, {"logits": Record(torch.tensor([[0]]))}, keep=3)
+    cache = DynamicCache()
+    s.run(Batch.of_ids([examples()[0].ids[:10]]), cache=cache, keep=1)
+    later = s.run(batch, {"z[1]": Record(torch.tensor([[12]]))}, cache=cache, past=10)
+    torch.testing.assert_close(later["z[1]"][0, 0], whole["z[1]"][0, 12], atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="holds 24 columns"):
+        s.run(batch, cache=cache, past=10)
+
+
+def test_what_a_trace_cannot_hold_or_a_cache_cannot_keep_is_refused():
+    s, batch = subject("llama"), padded()
+    with pytest.raises(EngineError, match="two taps record"):
+        s.run(batch, {"z[1]": [Record(), Record()]})
+    with pytest.raises(UsageError, match="layers 0 to 2"):
+        s.run(batch, rows=Rows(torch.tensor([[1]] * 3), layers=frozenset({9})))
+    with pytest.raises(EngineError, match="not kept in the KV cache"):
+        s.generate(Batch.of_ids([[1, 2, 3]]), 3, taps={"k_rot[1]": torch.zeros_like})
+
+
+def test_generation_is_greedy_whatever_the_checkpoint_penalises():
+    s = subject("llama")
+    prompts = Batch.of_ids([[7, 7, 7, 7, 9]])
+    plain = s.generate(prompts, 12)
+    s.hf.generation_config.repetition_penalty = 1.5
+    try:
+        assert s.generate(prompts, 12) == plain
+    finally:
+        s.hf.generation_config.repetition_penalty = 1.0
+
+
 def test_two_models_in_one_process_do_not_disturb_each_other():
     a, b, batch = subject("llama"), subject("qwen3"), padded()
     alone = b.run(batch).logits

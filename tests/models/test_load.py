@@ -77,11 +77,32 @@ def test_a_row_whose_paths_exist_but_lie_is_caught_by_the_residual_identity():
     """OLMo 2 has every path of the Llama row, and adds something else to the stream."""
     with pytest.raises(UnknownArchitecture, match="misses resid_post"):
         interp.load(tiny("olmo2"), family="llama")
-    shifted = replace(
-        FAMILIES["llama"], sites={**FAMILIES["llama"].sites, "mlp_out": Place("mlp.up_proj", "out")}
-    )
-    with pytest.raises((UnknownArchitecture, RuntimeError)):
-        interp.load(tiny("llama"), family=shifted)
+
+
+@pytest.mark.parametrize(
+    ("site", "place", "told"),
+    [
+        ("z", Place("self_attn.q_proj", "out", "heads"), "misses v of its KV group"),
+        ("v", Place("self_attn.k_proj", "out", "kv"), "misses v of its KV group"),
+        ("neurons", Place("mlp.up_proj", "in"), "misses mlp_out"),
+        ("mlp_out", Place("self_attn.o_proj", "out"), "misses resid_post"),
+    ],
+)
+def test_a_row_with_a_wrong_place_is_caught(site, place, told):
+    wrong = replace(FAMILIES["llama"], sites={**FAMILIES["llama"].sites, site: place})
+    with pytest.raises(UnknownArchitecture, match=told):
+        interp.load(tiny("llama"), family=wrong)
+
+
+def test_the_fingerprint_follows_weights_and_config():
+    s = interp.load(tiny("llama", seed=5))
+    first = s.fingerprint
+    assert s.fingerprint == first
+    s.hf.config.rms_norm_eps = 1e-3
+    second = s.fingerprint
+    with torch.no_grad():
+        s.hf.lm_head.weight.mul_(2)
+    assert len({first, second, s.fingerprint}) == 3
 
 
 def test_a_row_of_the_user_s_own_is_taken():
@@ -98,6 +119,7 @@ def test_a_row_of_the_user_s_own_is_taken():
         (lambda: interp.load(42), "cannot load a int"),
         (lambda: interp.load(tiny("llama"), revision="main"), "takes no revision"),
         (lambda: interp.load(tiny("llama"), family="nope"), "no family 'nope'"),
+        (lambda: interp.load(tiny("llama"), device="cuda:7"), "stays where it is"),
         (lambda: interp.load("smollm2", device="tpu9x"), "no device"),
         (lambda: interp.load("smollm2", dtype="float31"), "no dtype"),
     ],

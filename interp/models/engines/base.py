@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 
+from interp.errors import UsageError
 from interp.models.batch import Batch
 from interp.models.sites import Site
 
@@ -30,12 +31,14 @@ class Frame:
         past: columns that lie in the KV cache; this pass covers columns `[past, past + width)`.
         width: columns of this pass.
         forwards: number of forward passes so far, this one included.
+        cached: whether a KV cache is read and written.
     """
 
     batch: Batch
     past: int = 0
     width: int = 0
     forwards: int = 0
+    cached: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -64,7 +67,13 @@ class Record:
         """The part that is kept."""
         if self.positions is None:
             return value.detach()
-        index = self.positions.to(value.device)
+        # The tensor ends with the pass; of logits only the last columns are there.
+        first = frame.past + frame.width - value.shape[1]
+        index = self.positions.to(value.device) - first
+        if bool(((index < 0) | (index >= value.shape[1])).any()):
+            raise UsageError(
+                f"columns {first} to {first + value.shape[1] - 1} are there to be recorded, others not"
+            )
         rows = torch.arange(value.shape[0], device=value.device)[:, None]
         return value[rows, index].detach()
 

@@ -24,7 +24,7 @@ from interp.models.sites import Site
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
-_EMBED = Place("", "out")
+_OUTPUT = Place("", "out")
 _KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
 
 
@@ -47,7 +47,12 @@ class Session:
         for site in sorted(taps):
             subject.check(site)
             self.taps[site] = as_list(taps[site])
+            if sum(isinstance(t, (Record, Reduce)) for t in self.taps[site]) > 1:
+                raise EngineError(f"two taps record {site}, and a trace holds one; make them one `Reduce`")
             self.fired[site] = 0
+        if rows is not None and rows.layers is not None:
+            for layer in rows.layers:
+                subject.check(Site("attention", layer))
         self._carry: dict[int, torch.Tensor] = {}
 
     # -- what happens at a site --------------------------------------------------------------------------------------
@@ -113,6 +118,10 @@ class Session:
             hook = self._hook_onto(stack)
             model = self.subject.hf
             hook(model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            # Hooks of one module run in the order they are put on: heads' shares come before what they add up to.
+            for site in self.taps:
+                if site.kind == "head_out":
+                    self._hook_head_out(hook, site)
             for place_key, sites in self._by_place().items():
                 layer, place = place_key
                 module = (
@@ -123,11 +132,9 @@ class Session:
                 if place.side == "in":
                     hook(module.register_forward_pre_hook(self._input_hook(sites, place), with_kwargs=True))
                 else:
-                    hook(module.register_forward_hook(self._output_hook(sites, place)))
+                    hook(module.register_forward_hook(self._output_hook(sites, place, layer)))
             for site in self.taps:
-                if site.kind == "head_out":
-                    self._hook_head_out(hook, site)
-                elif site.kind == "logits":
+                if site.kind == "logits":
                     hook(model.register_forward_hook(self._logits_hook(site)))
             kernel = self._kernel_layers()
             if kernel:
@@ -148,6 +155,7 @@ class Session:
         ids = kwargs.get("input_ids", args[0] if args else None)
         self.frame.past = int(cache.get_seq_length()) if cache is not None else 0
         self.frame.width = int(ids.shape[1])
+        self.frame.cached = cache is not None
         self.frame.forwards += 1
         self._carry.clear()
 
@@ -158,7 +166,7 @@ class Session:
         for site in self.taps:
             if site.kind in _KERNEL_KINDS or site.kind in ("head_out", "logits"):
                 continue
-            place = _EMBED if site.kind == "embed" else family.sites[site.kind]
+            place = _OUTPUT if site.kind == "embed" else family.sites[site.kind]
             groups.setdefault((site.layer, place), []).append(site)
             if site.kind == "resid_mid":  # an edit there must reach the residual stream too, see _input_hook
                 groups.setdefault((site.layer, family.sites["resid_post"]), [])
@@ -181,14 +189,12 @@ class Session:
 
         return hook
 
-    def _output_hook(self, sites: list[Site], place: Place) -> Callable[..., Any]:
+    def _output_hook(self, sites: list[Site], place: Place, layer: int | None) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             value = output[0] if isinstance(output, tuple) else output
             out = value
-            if place == self.subject.family.sites["resid_post"]:
-                layer = self.subject.layer_of(module)
-                if layer in self._carry:
-                    out = out + self._carry.pop(layer)
+            if layer in self._carry and place == self.subject.family.sites["resid_post"]:
+                out = out + self._carry.pop(layer)
             out = self._at(sites, place, out)
             if out is value:
                 return None
@@ -253,6 +259,7 @@ class Session:
             if site.kind == "q_rot":
                 call = call.with_(q=edited)
             else:
+                self._refuse_cached(site)
                 call = call.with_(k=torch.cat([call.k[:, :, :-t], edited], dim=2))
         if self.rows_wanted is not None and (
             self.rows_wanted.layers is None or call.layer in self.rows_wanted.layers
@@ -272,8 +279,15 @@ class Session:
                 if edit is None:
                     self.records[site] = call
             else:
+                if out.k is not call.k or out.v is not call.v:
+                    self._refuse_cached(site)
                 call = out
         return call
+
+    def _refuse_cached(self, site: Site) -> None:
+        """The KV cache was written before the kernel is called, so later steps would not see such an edit."""
+        if self.frame.cached:
+            raise EngineError(f"an edit of keys or values at {site} is not kept in the KV cache; edit k or v")
 
     def _reduce_rows(self, call: AttentionCall) -> None:
         assert self.rows_wanted is not None
@@ -331,15 +345,21 @@ class HooksEngine:
             use_cache: return a KV cache of all columns.
             mask: 4-D additive attention mask (or one for each type of layer) in place of the padding mask.
         """
-        if past and cache is None:
-            raise UsageError("columns can only be skipped with a KV cache that holds them")
+        held = 0 if cache is None else int(cache.get_seq_length())
+        if held != past:
+            raise UsageError(f"the KV cache holds {held} columns, so the run starts there and not at {past}")
+        if cache is None and use_cache:
+            from transformers import DynamicCache
+
+            # Full layers for every family: a cache of sliding layers would drop keys, and rows would be shifted.
+            cache = DynamicCache()
         frame = Frame(batch)
         session = Session(self.subject, taps, rows, frame)
         kwargs: dict[str, Any] = {
             "input_ids": batch.ids[:, past:],
             "attention_mask": batch.mask if mask is None else mask,
             "position_ids": batch.positions[:, past:],
-            "use_cache": use_cache or cache is not None,
+            "use_cache": cache is not None,
             "logits_to_keep": batch.keep if keep is None else keep,
         }
         if cache is not None:
