@@ -342,14 +342,15 @@ class Task(ABC):
             yield self._draw(index, tokens)
 
     def _draw(self, index: int, tokens: Tokens) -> Example:
-        reason = ""
+        reasons: Counter[str] = Counter()
         for attempt in range(self.max_redraws):
             rng = np.random.default_rng(stable_seed(self.name, self.params, self.seed, index, attempt))
             try:
                 return self.make(index, rng, tokens)
             except Redraw as why:
-                reason = str(why)
-                self.redraws[reason] += 1
+                reasons[str(why)] += 1
+                self.redraws[str(why)] += 1
+        ((reason, _),) = reasons.most_common(1)
         raise BrokenData(
             f"task {self.name}: example {index} could not be made in {self.max_redraws} draws ({reason})"
         )

@@ -33,6 +33,7 @@ from interp.tasks.base import (
     Task,
     answer_after,
     check_example,
+    continuations,
     is_copy,
     overlapping,
     whole_number,
@@ -53,6 +54,10 @@ _SHARED = (
 _TEXT = ("prompt", "answer")
 _IDS = ("ids", "answer_ids", "tokenizer")
 _SPAN = ("start", "end", "role", "item", "hop")
+_MANY = 4
+_TAIL = 60
+"""Characters of a prompt behind which many answers are tokenised."""
+
 _TYPES: dict[str, tuple[type, str]] = {
     "prompt": (str, "a string"),
     "answer": (str, "a string"),
@@ -257,7 +262,15 @@ class _Text:
         for answer in given:
             if not isinstance(answer, str):
                 raise BrokenData(f"'{name}' takes text, not {answer!r}")
-        return [self._after(answer) for answer in given]
+        if len(given) < _MANY:
+            return [self._after(answer) for answer in given]
+        # How an answer tokenises depends on the end of the prompt; the first one shows that this end is long enough.
+        tail = self.text[-_TAIL:].partition(" ")[2] or self.text
+        try:
+            found = continuations(self.tokens, tail, given)
+        except Redraw:
+            found = []
+        return found if found[:1] == [self._after(given[0])] else [self._after(answer) for answer in given]
 
     def spans(self) -> tuple[Span, ...]:
         out = []

@@ -21,7 +21,8 @@ FAMILIES = list(tests.tokenizers.KINDS)
 seeds = st.integers(0, 2**31)
 needles = st.fixed_dictionaries(
     {
-        "length": st.integers(140, 420),
+        # Three needles, each in sixty small tokens, and their question have to fit.
+        "length": st.integers(300, 450),
         "depth": st.one_of(
             st.just("uniform"), st.floats(0, 1), st.lists(st.floats(0, 1), min_size=1, max_size=3)
         ),

@@ -153,7 +153,7 @@ def state(example: Example) -> dict[str, Any]:
     ("name", "params"),
     [
         ("niah", {"length": 150, "needles": 2, "n": 4}),
-        ("facts", {"n": 30, "shots": 1}),
+        ("facts", {"n": 15, "shots": 1}),
         ("induction", {"n": 4, "n_answer": 2}),
         ("prose", {"n": 4, "prompt": 40, "answer": 20}),
     ],
