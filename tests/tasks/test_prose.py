@@ -43,6 +43,18 @@ def test_prompt_and_answer_are_one_text(smollm2_tokens: Tokens) -> None:
     assert len({e.cluster for e in examples}) >= 12, "topics take turns"
 
 
+@pytest.mark.parametrize("family", list(tests.tokenizers.KINDS))
+def test_prompt_ends_where_its_text_does(family: str) -> None:
+    """Tokens are cut off a longer text; a prompt whose last word would tokenise differently on its own is not asked."""
+    tokens = tests.tokenizers.tokens(family)
+    for e in ask(family, n=24):
+        assert len(e.ids) == 128 and len(e.answer_ids) == 64
+        text = topics()[e.cluster][e.meta["start"] :]
+        assert text.startswith(str(e.text))
+        whole = tokens.encode(text[: len(str(e.text)) + 1000]).ids
+        assert whole[:192] == e.full_ids
+
+
 def test_a_file_in_sections(tmp_path: Path) -> None:
     rng = random.Random(0)
     words = ["alpha", "beta", "gamma", "delta", "naïve", "café", "—"]
