@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_no_network(tmp_path):
     env.pop("HF_HUB_OFFLINE", None)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.pop(name, None)
-    done = subprocess.run(["python", "-c", script], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 3
     assert [ln for ln in done.stderr.splitlines() if "error" in ln] == [
         ln for ln in done.stderr.splitlines() if "no network" in ln

@@ -33,7 +33,7 @@ def test_the_example_runs(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -
     layers, heads = names["model"].n_layers, names["model"].n_heads
     assert len(names["heads"].scores_.query("method == 'copy'")) == layers * heads
     (map_,) = (trace for trace in figure.data if trace.type == "heatmap")
-    assert (len(map_.z), len(map_.z[0])) == (layers, heads)
+    assert (len(map_.z), len(map_.z[0])) == (heads, layers)
     effect = names["effect"]
     assert isinstance(effect, pd.DataFrame)
     cut = effect.query("condition == 'cut' and metric == 'accuracy'").iloc[0]

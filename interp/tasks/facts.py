@@ -288,7 +288,7 @@ def common_prefix(options: Sequence[Ids]) -> int:
 def surface(subject: str, answer: str) -> bool:
     """Whether the subject gives part of its answer away: its first four letters stand in the subject.
 
-    >>> surface("Algeria", "Algiers"), surface("France", "Paris")
+    >>> surface("Mexico", "Mexico City"), surface("France", "Paris")
     (True, False)
     """
     return answer[:4].casefold() in subject.casefold()
