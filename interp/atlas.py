@@ -71,6 +71,7 @@ class AtlasSpec(BaseModel):
     induction_n: int = Field(24, ge=1)
     patch_n: int = Field(1, ge=0, description="examples of activation patching")
     patch_length: int = 80
+    patch_direction: Literal["denoise", "noise", "both"] = "both"
 
     @model_validator(mode="after")
     def _headline_is_measured(self) -> AtlasSpec:
@@ -99,6 +100,7 @@ class AtlasSpec(BaseModel):
             "induction_n": 12,
             "patch_n": 1,
             "patch_length": 80,
+            "patch_direction": "denoise",
         }
         return cls(model=model, **{**small, **changes})
 
@@ -350,7 +352,7 @@ class _Atlas:
                     known,
                     kind,
                     corruption="value_swap",
-                    direction="both",
+                    direction=self.spec.patch_direction,
                     over=over,
                     n=self.spec.patch_n,
                     progress=report,

@@ -27,17 +27,6 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def tokens_of(self, start: int, end: int) -> tuple[int, int]:
-        """Half-open token range of the tokens that overlap characters `[start, end)`.
-
-        Raises:
-            UsageError: no token overlaps the range.
-        """
-        hit = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start and b > a]
-        if not hit:
-            raise UsageError(f"no token covers characters {start}:{end}")
-        return hit[0], hit[-1] + 1
-
 
 class Tokens:
     """A Hugging Face *fast* tokenizer seen through the two verbs the toolkit needs: `encode` and `decode`.
