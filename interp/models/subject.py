@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError, UsageError
+from interp.models import engines
 from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Rows, Tap, Taps, Trace
-from interp.models.engines.hooks import HooksEngine, Session, as_list
+from interp.models.engines.hooks import Session, as_list
 from interp.models.families import Family, resolve
 from interp.models.sites import INDEXED, KV_HEADS, MLP, QUERY_HEADS, Component, Head, Neuron, Site
 from interp.models.tokens import Tokens
@@ -55,6 +56,7 @@ class CausalLM:
         tokens: its tokenizer, or None for models over bare ids.
         name: what tables and figures call it.
         family: row of the site table; default by `config.model_type`.
+        engine: what runs it: `hooks`, `lens` (TransformerLens) or `nnsight`.
 
     Raises:
         UnknownArchitecture: the model fits no row of the site table.
@@ -63,7 +65,13 @@ class CausalLM:
     kind: Literal["causal_lm"] = "causal_lm"
 
     def __init__(
-        self, hf: nn.Module, tokens: Tokens | None, *, name: str, family: Family | str | None = None
+        self,
+        hf: nn.Module,
+        tokens: Tokens | None,
+        *,
+        name: str,
+        family: Family | str | None = None,
+        engine: str = "hooks",
     ):
         self.hf: Any = hf.eval()
         self._tokens = tokens
@@ -72,10 +80,14 @@ class CausalLM:
         self.config: Any = hf.config
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
         self._layer_ids = {id(block): i for i, block in enumerate(self.blocks)}
-        self.engine: Engine = HooksEngine(self)
         self._edits: tuple[Lowers, ...] = ()
         self.hooked = False
         self._hashed: tuple[tuple[str, tuple[tuple[int, int], ...]], str] | None = None
+        self.engine: Engine = engines.make(engine, self)
+
+    def with_engine(self, engine: str) -> CausalLM:
+        """The same model under another engine; weights are shared, and this subject is left as it is."""
+        return CausalLM(self.hf, self._tokens, name=self.name, family=self.family, engine=engine)
 
     # -- shape -------------------------------------------------------------------------------------------------------
 
