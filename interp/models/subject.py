@@ -22,7 +22,8 @@ from interp.errors import EngineError, UsageError
 from interp.models import engines
 from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Rows, Tap, Taps, Trace
-from interp.models.engines.hooks import Session, as_list
+from interp.models.engines.hooks import Session
+from interp.models.engines.visits import as_list
 from interp.models.families import Family, resolve
 from interp.models.sites import INDEXED, KV_HEADS, MLP, QUERY_HEADS, Component, Head, Neuron, Site
 from interp.models.tokens import Tokens

@@ -7,7 +7,7 @@ a forward pass, or the run fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall, tapped_attention
-from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Tap, Taps, Trace
+from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Taps, Trace
+from interp.models.engines.visits import Visits, narrow
 from interp.models.families import Place
 from interp.models.sites import Site
 
@@ -28,28 +29,13 @@ _OUTPUT = Place("", "out")
 _KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
 
 
-def as_list(taps: Tap | Sequence[Tap]) -> list[Tap]:
-    """Taps of one site as a list."""
-    return list(taps) if isinstance(taps, (list, tuple)) else [taps]  # type: ignore[list-item]
-
-
-class Session:
+class Session(Visits):
     """Taps bound to one model: hooks, counters and what was recorded, for one run or one generation."""
 
     def __init__(self, subject: CausalLM, taps: Taps, rows: Rows | None, frame: Frame):
-        self.subject = subject
-        self.frame = frame
+        super().__init__(subject, taps, frame)
         self.rows_wanted = rows
-        self.records: dict[Site, Any] = {}
         self.rows: dict[int, Any] = {}
-        self.fired: dict[Site, int] = {}
-        self.taps: dict[Site, list[Tap]] = {}
-        for site in sorted(taps):
-            subject.check(site)
-            self.taps[site] = as_list(taps[site])
-            if sum(isinstance(t, (Record, Reduce)) for t in self.taps[site]) > 1:
-                raise EngineError(f"two taps record {site}, and a trace holds one; make them one `Reduce`")
-            self.fired[site] = 0
         if rows is not None and rows.layers is not None:
             for layer in rows.layers:
                 subject.check(Site("attention", layer))
@@ -57,36 +43,16 @@ class Session:
 
     # -- what happens at a site --------------------------------------------------------------------------------------
 
-    def visit(self, site: Site, value: torch.Tensor) -> torch.Tensor:
-        """Run the taps of one site on its tensor and return what goes on from there."""
-        self.fired[site] += 1
-        for tap in self.taps[site]:
-            if isinstance(tap, (Record, Reduce)):
-                self.records[site] = tap.read(value, self.frame)
-                continue
-            edit = getattr(tap, "edit", None)
-            out = edit(value, self.frame) if edit is not None else tap(value)  # type: ignore[operator]
-            if out is None:
-                if edit is None:
-                    self.records[site] = value.detach()
-            elif out.shape != value.shape:
-                raise EngineError(
-                    f"tap at {site} returned shape {tuple(out.shape)}, not {tuple(value.shape)}"
-                )
-            else:
-                value = out.to(value.dtype)
-        return value
-
     def _at(self, sites: list[Site], place: Place, tensor: torch.Tensor) -> torch.Tensor:
         """Visit the sites that are cut out of one module's tensor; returns the tensor to go on with."""
         for site in sites:
             whole = self._split(place, tensor)
-            view = whole if site.index is None else _narrow(site, whole)
+            view = whole if site.index is None else narrow(site, whole)
             out = self.visit(site, view)
             if out is not view:
                 tensor = tensor.clone()
                 target = self._split(place, tensor)
-                (target if site.index is None else _narrow(site, target)).copy_(out)
+                (target if site.index is None else narrow(site, target)).copy_(out)
         return tensor
 
     def _split(self, place: Place, x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +107,7 @@ class Session:
                 modules = {i: self.subject.module(i, self.subject.family.attention) for i in kernel}
                 stack.enter_context(tapped_attention(model, modules, self._attention))
             yield
-        self._check_fired()
+        self.check_fired()
 
     @staticmethod
     def _hook_onto(stack: ExitStack) -> Callable[[Any], None]:
@@ -249,13 +215,13 @@ class Session:
             t = call.q.shape[2]
             heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
             whole = heads.transpose(1, 2)
-            view = whole if site.index is None else _narrow(site, whole)
+            view = whole if site.index is None else narrow(site, whole)
             out = self.visit(site, view)
             if out is view:
                 continue
             edited = heads.clone()
             target = edited.transpose(1, 2)
-            (target if site.index is None else _narrow(site, target)).copy_(out)
+            (target if site.index is None else narrow(site, target)).copy_(out)
             if site.kind == "q_rot":
                 call = call.with_(q=edited)
             else:
@@ -297,20 +263,6 @@ class Session:
         if absent.any():
             probs = probs.masked_fill(absent[:, None, :, None], 0.0)
         self.rows[call.layer] = self.rows_wanted.reduce(RowBlock(call.layer, probs, self.frame))
-
-    def _check_fired(self) -> None:
-        wrong = {s: n for s, n in self.fired.items() if n != self.frame.forwards}
-        if wrong:
-            told = ", ".join(f"{s} fired {n}x" for s, n in wrong.items())
-            raise EngineError(
-                f"taps must fire once in each of {self.frame.forwards} forward passes, but {told}"
-            )
-
-
-def _narrow(site: Site, view: torch.Tensor) -> torch.Tensor:
-    """One head (second-last dimension) or one neuron (last) of a site's tensor."""
-    assert site.index is not None
-    return view[..., site.index] if site.kind == "neurons" else view[..., site.index, :]
 
 
 class HooksEngine:
