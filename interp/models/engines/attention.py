@@ -82,12 +82,15 @@ class AttentionCall:
 
 
 Handler = Callable[[AttentionCall], AttentionCall]
+Compute = Callable[..., torch.Tensor]
+"""`compute(kernel, module, call, kwargs)` -> b t h d, in place of the kernel."""
 
 
 @dataclass
 class _Active:
     layers: dict[int, int]  # id of the attention module -> layer
-    handler: Handler
+    handler: Handler | None
+    compute: Compute | None = None
 
 
 _active: ContextVar[_Active | None] = ContextVar("interp_attention", default=None)
@@ -126,6 +129,9 @@ def _make(base: str) -> Callable[..., Any]:
                 kwargs.get("softcap"),
                 kwargs.get("sliding_window"),
             )
+            if active.compute is not None:
+                return active.compute(_kernel(module, base), module, call, kwargs), None
+            assert active.handler is not None
             done = active.handler(call)
             q, k, v, mask = done.q, done.k, done.v, done.mask
         return _kernel(module, base)(module, q, k, v, mask, **kwargs)
@@ -148,8 +154,14 @@ def _register(base: str) -> str:
 
 
 @contextmanager
-def tapped_attention(model: nn.Module, modules: dict[int, nn.Module], handler: Handler) -> Iterator[None]:
-    """Route the attention calls of `modules` (by layer) through `handler` while the context is open.
+def tapped_attention(
+    model: nn.Module,
+    modules: dict[int, nn.Module],
+    handler: Handler | None = None,
+    *,
+    compute: Compute | None = None,
+) -> Iterator[None]:
+    """Route the attention calls of `modules` (by layer) through `handler`, or have `compute` in the kernel's place.
 
     Raises:
         EngineError: the model's kernel cannot be tapped; the message says which and why.
@@ -161,7 +173,7 @@ def tapped_attention(model: nn.Module, modules: dict[int, nn.Module], handler: H
     if base == "eager" and getattr(config, "reorder_and_upcast_attn", False):
         raise EngineError("GPT-2's reorder_and_upcast_attn bypasses the attention interface; load with sdpa")
     name = _register(base)
-    token = _active.set(_Active({id(m): layer for layer, m in modules.items()}, handler))
+    token = _active.set(_Active({id(m): layer for layer, m in modules.items()}, handler, compute))
     try:
         model.set_attn_implementation(name)  # type: ignore[operator]
         if config._attn_implementation != name:
