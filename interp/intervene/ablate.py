@@ -95,6 +95,10 @@ class Ablate(Atom):
     def group(self) -> tuple[Any, ...]:
         return self.mode, self.scope, id(self.reference), self.seed
 
+    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
+        columns = batch.scope_columns(self.scope, 0, batch.width)
+        return {_site(self, part): columns for part in self.components}
+
     def __repr__(self) -> str:
         what = " ".join(map(repr, self.components)) or "nothing"
         ref = f", reference={self.reference_name}" if self.reference else ""
@@ -116,8 +120,7 @@ class Ablate(Atom):
         for number, atom in atoms:
             for part in atom.components:
                 subject.check(part)
-                kind = "attention" if first.mode == "uniform" else part.site.kind
-                units.setdefault(Site(kind, part.layer), []).append((number, part.site.index or 0))
+                units.setdefault(_site(first, part), []).append((number, part.site.index or 0))
         taps: dict[Site, list[Tap]] = {}
         for site, marks in units.items():
             member = torch.zeros(n, _n_units(subject, site.kind), dtype=torch.bool, device=batch.ids.device)
@@ -126,6 +129,10 @@ class Ablate(Atom):
             fill = None if first.mode == "uniform" else _fill(first, subject, batch, site)
             taps[site] = [_Uniform(where) if fill is None else _Replace(where, fill)]
         return taps
+
+
+def _site(cut: Ablate, part: Component) -> Site:
+    return Site("attention" if cut.mode == "uniform" else part.site.kind, part.layer)
 
 
 def _n_units(subject: CausalLM, kind: str) -> int:

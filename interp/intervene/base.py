@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from interp.models.batch import Batch
 from interp.models.engines.base import Tap
@@ -39,6 +39,14 @@ class Intervention(ABC):
 
     def __add__(self, other: Intervention) -> Compose:
         return Compose(self.atoms() + other.atoms())
+
+    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
+        """The sites this edits, and at which columns of each row."""
+        every: dict[Site, torch.Tensor] = {}
+        for atom in self.atoms():
+            for site, columns in atom.touches(subject, batch).items():
+                every[site] = every[site] | columns if site in every else columns
+        return every
 
     def lower(self, subject: CausalLM, batch: Batch) -> dict[Site, list[Tap]]:
         """Taps that do this to every row of a batch."""
@@ -66,6 +74,10 @@ class Atom(Intervention):
     @abstractmethod
     def group(self) -> tuple[Any, ...]:
         """Atoms of one group differ in their components only and are lowered together."""
+
+    @abstractmethod
+    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
+        """The sites this edits, and at which columns of each row: what lies before them need not be run again."""
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,8 +22,9 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.models import engines
 from interp.models.batch import Batch, Prompt
-from interp.models.engines.base import Engine, Frame, Rows, Tap, Taps, Trace
+from interp.models.engines.base import Engine, Frame, Record, Rows, Tap, Taps, Trace
 from interp.models.engines.hooks import Session
+from interp.models.engines.resume import Checkpoint
 from interp.models.engines.visits import as_list
 from interp.models.families import Family, resolve
 from interp.models.sites import INDEXED, KV_HEADS, MLP, QUERY_HEADS, Component, Head, Neuron, Site
@@ -228,7 +230,7 @@ class CausalLM:
         *,
         rows: Rows | None = None,
         keep: int | None = None,
-        start: Any = None,
+        start: Checkpoint | None = None,
         stop: int | None = None,
         grad: bool = False,
         **options: Any,
@@ -240,7 +242,8 @@ class CausalLM:
             taps: what is watched and edited, by site (or its name, as in `z[12].3`).
             rows: attention rows to reduce.
             keep: logits of this many last columns; default those that predict answers.
-            start, stop: resume points; for engines that declare `resume`.
+            start: go on from a checkpoint of this batch; the layers below it are not run.
+            stop: run only the layers below this one; `trace.checkpoint` then says where to go on.
             grad: keep the graph.
             options: cache, use_cache, mask, past: see `HooksEngine.run`.
         """
@@ -248,15 +251,49 @@ class CausalLM:
             raise EngineError(f"engine '{self.engine.name}' cannot resume: run without start and stop")
         if not isinstance(batch, Batch):
             batch = self.batch(batch)
-        every = self._with_edits(taps or {}, batch)
+        every = self._with_edits(taps or {}, batch, start)
+        if start is not None or stop is not None:
+            options |= {"start": start, "stop": stop}
         with torch.set_grad_enabled(grad):
-            return self.engine.run(batch, every, rows=rows, keep=keep, **options)
+            trace = self.engine.run(batch, every, rows=rows, keep=keep, **options)
+        if trace.checkpoint is not None:
+            trace.checkpoint = replace(trace.checkpoint, edits=self._edits)
+        return trace
 
-    def _with_edits(self, taps: Mapping[Any, Any], batch: Batch) -> dict[Site, list[Tap]]:
+    def checkpoint(
+        self, batch: Batch | Sequence[Prompt], layer: int, *, after_attention: bool = False
+    ) -> Checkpoint:
+        """Run a batch up to a layer (and through its attention), under the interventions applied.
+
+        Returns:
+            where `run(batch, start=...)` can go on as often as is wanted.
+        """
+        if not after_attention:
+            found = self.run(batch, stop=layer).checkpoint if layer else self._embedded(batch)
+            assert found is not None
+            return found
+        trace = self.run(
+            batch, {Site("resid_pre", layer): Record(), Site("z", layer): Record()}, stop=layer + 1
+        )
+        return Checkpoint(layer, trace[Site("resid_pre", layer)], trace[Site("z", layer)], self._edits)
+
+    def _embedded(self, batch: Batch | Sequence[Prompt]) -> Checkpoint:
+        trace = self.run(batch, {Site("resid_pre", 0): Record()}, stop=1)
+        return Checkpoint(0, trace[Site("resid_pre", 0)], edits=self._edits)
+
+    def _with_edits(
+        self, taps: Mapping[Any, Any], batch: Batch, start: Checkpoint | None = None
+    ) -> dict[Site, list[Tap]]:
         """Taps of the applied interventions first, then the caller's: what is recorded is what flows on."""
         every: dict[Site, list[Tap]] = {}
         for edit in self._edits:
             for site, edits in edit.lower(self, batch).items():
+                if start is not None and (site.kind == "embed" or site < start.site):
+                    if any(edit is known for known in start.edits):
+                        continue  # its effect below the checkpoint is part of the checkpoint
+                    raise UsageError(
+                        f"{edit} edits {site}, before the checkpoint at {start.site}: make the checkpoint under it"
+                    )
                 every.setdefault(site, []).extend(edits)
         for where, tap in taps.items():
             every.setdefault(Site.parse(where), []).extend(as_list(tap))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from interp.errors import UsageError
 from interp.models.batch import Batch
+from interp.models.engines.resume import Checkpoint
 from interp.models.sites import Site
 
 PlainTap = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -132,12 +133,14 @@ class Trace:
         logits: logits of the last `keep` columns, b keep v.
         rows: result of the row reducer, by layer.
         cache: KV cache after the run, where one was used.
+        checkpoint: where a run that was stopped can go on.
     """
 
     logits: Float[torch.Tensor, "b keep v"]
     records: dict[Site, Any] = field(default_factory=dict)
     rows: dict[int, Any] = field(default_factory=dict)
     cache: Any = None
+    checkpoint: Checkpoint | None = None
 
     def __getitem__(self, site: Site | str) -> Any:
         return self.records[Site.parse(site)]
@@ -151,7 +154,8 @@ class Engine(Protocol):
     """Runs a model under taps.
 
     Capabilities: `rows` (attention rows without the square matrix), `attention` (edits of q, k, v, mask), `cache`
-    (KV cache in and out), `generate`, `grad`, `resume`, `weights`. What an engine lacks it refuses by name.
+    (KV cache in and out), `generate`, `grad`, `resume` (start and stop), `weights`. What an engine lacks it refuses by
+    name.
     """
 
     name: str
@@ -168,4 +172,6 @@ class Engine(Protocol):
         use_cache: bool = False,
         mask: Any = None,
         past: int = 0,
+        start: Checkpoint | None = None,
+        stop: int | None = None,
     ) -> Trace: ...

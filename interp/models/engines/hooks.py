@@ -18,6 +18,7 @@ from interp.errors import EngineError, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall, tapped_attention
 from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Taps, Trace
+from interp.models.engines.resume import Checkpoint, Stopped, begun, check_range, stopped
 from interp.models.engines.visits import Visits, narrow
 from interp.models.families import Place
 from interp.models.sites import Site
@@ -269,7 +270,7 @@ class HooksEngine:
     """The reference engine."""
 
     name = "hooks"
-    capabilities = frozenset({"rows", "attention", "cache", "generate", "grad"})
+    capabilities = frozenset({"rows", "attention", "cache", "generate", "grad", "resume"})
 
     def __init__(self, subject: CausalLM):
         self.subject = subject
@@ -285,6 +286,8 @@ class HooksEngine:
         use_cache: bool = False,
         mask: Any = None,
         past: int = 0,
+        start: Checkpoint | None = None,
+        stop: int | None = None,
     ) -> Trace:
         """One forward pass over columns `[past, width)` of the batch.
 
@@ -296,7 +299,12 @@ class HooksEngine:
             cache: KV cache that holds columns `[0, past)`; it is extended in place.
             use_cache: return a KV cache of all columns.
             mask: 4-D additive attention mask (or one for each type of layer) in place of the padding mask.
+            start: go on from here; the layers below are not run.
+            stop: run the layers below this one only; the trace then holds no logits and its `checkpoint` is set.
         """
+        if start is not None and (cache is not None or use_cache):
+            raise EngineError("a run from a checkpoint neither reads nor fills a KV cache")
+        check_range(self.subject, len(batch), start, stop, [Site.parse(s) for s in taps])
         held = 0 if cache is None else int(cache.get_seq_length())
         if held != past:
             raise UsageError(f"the KV cache holds {held} columns, so the run starts there and not at {past}")
@@ -316,6 +324,18 @@ class HooksEngine:
         }
         if cache is not None:
             kwargs["past_key_values"] = cache
-        with session.installed():
-            out = self.subject.hf(**kwargs)
-        return Trace(out.logits, session.records, session.rows, out.get("past_key_values"))
+        with ExitStack() as stack:
+            if start is not None:
+                stack.enter_context(begun(self.subject, start))
+            stack.enter_context(session.installed())
+            if stop is None:
+                out = self.subject.hf(**kwargs)
+                return Trace(out.logits, session.records, session.rows, out.get("past_key_values"))
+            stack.enter_context(stopped(self.subject, stop))
+            try:
+                self.subject.hf(**kwargs)
+            except Stopped as end:
+                logits = end.hidden.new_empty(len(batch), 0, int(self.subject.config.vocab_size))
+                reached = Checkpoint(stop, end.hidden)
+                return Trace(logits, session.records, session.rows, cache, reached)
+            raise EngineError(f"layer {stop - 1} was never run, so the pass could not stop after it")
