@@ -1,0 +1,211 @@
+"""The nnsight engine: taps run inside an nnsight trace, here or (`interp.models.remote`) where the model is.
+
+nnsight leaves a controller on every module it wraps, so the engine wraps a *twin*: a second module tree over the same
+tensors. The subject's own module, and every other engine over it, stay as they are. A model that was wrapped already
+is used as it is, with the edits that it carries.
+
+nnsight runs the source of a `with` block in step with the forward pass; the block is in `trace` below. What the engine
+cannot do it refuses: it has no resume, takes no KV cache and no mask of its own.
+
+Importing nnsight gives every object in the process a `.save` and patches `Tensor.backward`. When this module is what
+imports it, both are undone; who wants them imports nnsight first. `nnsight.save(x)` always works.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from interp.errors import EngineError, UsageError
+from interp.models.batch import Batch
+from interp.models.engines.base import Frame, Rows, Taps, Trace
+from interp.models.engines.program import Program, Stop
+from interp.models.sites import Site
+
+if TYPE_CHECKING:
+    from interp.models.engines.resume import Checkpoint
+    from interp.models.subject import CausalLM
+
+WRAPPERS = ("NNsight", "TransformersModel", "LanguageModel")
+"""nnsight's classes that hold a whole language model."""
+
+
+def library() -> Any:
+    """nnsight, imported without its marks on the process."""
+    if "nnsight" in sys.modules:
+        return sys.modules["nnsight"]
+    # PyTorch ships no types for its patched self; what matters is that the very same function comes back.
+    backward = torch.Tensor.backward
+    import nnsight
+    from nnsight._c import unmount
+
+    torch.Tensor.backward = backward  # type: ignore[method-assign]
+    if unmount is not None and hasattr(object, "save"):
+        unmount("save")
+    return nnsight
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A second module tree over the same parameters and buffers.
+
+    Raises:
+        EngineError: weights are offloaded, so there is nothing in memory to share.
+    """
+    if any(p.device.type == "meta" for p in module.parameters()):
+        raise EngineError("engine 'nnsight' cannot share offloaded weights; use engine='hooks'")
+    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
+    """An nnsight model over a module: `TransformersModel` where there is a tokenizer, else `NNsight`."""
+    nnsight = library()
+    if tokenizer is None:
+        return nnsight.NNsight(module)
+    # Its own copy, since the wrapper turns padding to the left; and the module's own device, since a pipeline would
+    # move the weights to the first GPU it finds.
+    where = {} if getattr(module, "hf_device_map", None) else {"device": next(module.parameters()).device}
+    return nnsight.TransformersModel(
+        module, tokenizer=copy.deepcopy(tokenizer), task="text-generation", **where
+    )
+
+
+def is_wrapped(model: Any) -> bool:
+    """Whether an object is a language model wrapped by nnsight; nnsight is not imported to tell."""
+    return any(c.__name__ in WRAPPERS and c.__module__.startswith("nnsight.") for c in type(model).__mro__)
+
+
+class NnsightEngine:
+    """Runs taps through nnsight.
+
+    Args:
+        subject: the model.
+        model: it wrapped by nnsight already; default a wrapper of a twin, made at the first run.
+        remote: run on NDIF (`True`), on the server at a URL, or through nnsight's rehearsal of a server (`"local"`).
+            `interp.models.remote.remote_model` makes a subject for this.
+
+    Raises:
+        UsageError: `model` wraps another module than the subject's.
+    """
+
+    name = "nnsight"
+
+    def __init__(self, subject: CausalLM, model: Any = None, *, remote: bool | str = False):
+        self.subject = subject
+        self.remote = remote
+        self._given = model
+        self._made: Any = None
+        if model is not None and model._module is not subject.hf:
+            raise UsageError("that nnsight model wraps another module than this subject's")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do; gradients do not come back from a server."""
+        return frozenset({"rows", "attention"} if self.remote else {"rows", "attention", "grad"})
+
+    @property
+    def model(self) -> Any:
+        """The nnsight model that runs."""
+        if self._given is not None:
+            return self._given
+        hf = self.subject.hf
+        # A weight that was replaced, and not changed in place, is no longer shared.
+        shared = self._made is not None and all(
+            a is b for a, b in zip(hf.parameters(), self._made._module.parameters(), strict=True)
+        )
+        if not shared:
+            self._made = wrap(twin(hf), self.subject.tokens.hf if self.subject.has_tokens else None)
+        kernel = hf.config._attn_implementation
+        if self._made._module.config._attn_implementation != kernel:
+            self._made._module.set_attn_implementation(kernel)
+        return self._made
+
+    def run(
+        self,
+        batch: Batch,
+        taps: Taps,
+        *,
+        rows: Rows | None = None,
+        keep: int | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+        mask: Any = None,
+        past: int = 0,
+        start: Checkpoint | None = None,
+        stop: int | None = None,
+    ) -> Trace:
+        """One forward pass over the batch.
+
+        Args:
+            batch: what is run.
+            taps: what is watched and edited.
+            rows: which attention rows to reduce.
+            keep: logits of this many last columns; default the columns that predict answers.
+            cache, use_cache, mask, past, start, stop: refused.
+        """
+        if cache is not None or use_cache or past:
+            raise EngineError("engine 'nnsight' takes no KV cache: run without cache, use_cache and past")
+        if mask is not None:
+            raise EngineError("engine 'nnsight' takes no attention mask of its own: run without mask")
+        if start is not None or stop is not None:
+            raise EngineError("engine 'nnsight' cannot resume: run without start and stop")
+        if self.remote and torch.is_grad_enabled():
+            raise EngineError("engine 'nnsight' brings no gradients back from a server: run without grad")
+        if self.subject.hooked:
+            raise EngineError("a tap ran the model it taps: compute what an edit needs before the pass")
+        program = Program(self.subject, taps, rows, Frame(batch, width=batch.width, forwards=1))
+        self.subject.hooked = True
+        try:
+            found = trace(
+                self.model, program, inputs(batch, keep), {"remote": self.remote} if self.remote else {}
+            )
+        finally:
+            self.subject.hooked = False
+        program.fired = {Site.parse(site): n for site, n in found["fired"].items()}
+        program.check_fired()
+        records = {Site.parse(site): kept for site, kept in found["records"].items()}
+        return Trace(found["logits"], records, found["rows"])
+
+
+def inputs(batch: Batch, keep: int | None) -> dict[str, Any]:
+    """What the model is called with: ids, mask and positions, so that no one else pads or counts."""
+    return {
+        "input_ids": batch.ids,
+        "attention_mask": batch.mask,
+        "position_ids": batch.positions,
+        "use_cache": False,
+        "logits_to_keep": batch.keep if keep is None else keep,
+    }
+
+
+def trace(model: Any, program: Program, inputs: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
+    """Run a program in an nnsight trace; returns what `Program.finish` kept.
+
+    Raises:
+        EngineError: the pass ended before it came to a stop.
+    """
+    nnsight = library()
+    try:
+        with model.trace(**inputs, **where):
+            program.prepare(model)
+            for stop in program.stops:
+                program.reach(model, stop)
+            kept = nnsight.save(program.finish(model))
+    except Exception as error:
+        if type(error).__name__ != "OutOfOrderError":
+            raise
+        raise EngineError(_never(program.waiting)) from error
+    return kept
+
+
+def _never(stop: Stop | None) -> str:
+    if stop is None:
+        return "the pass ended without logits"
+    what = (
+        ", ".join(f"{site} fired 0x" for site in stop.sites) or f"{stop.kind}[{stop.layer}] was not reached"
+    )
+    return f"taps must fire once in each of 1 forward passes, but {what} ({stop.path})"
