@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from interp.intervene.ablate import ablate
     from interp.intervene.patch import patch
+    from interp.intervene.subspace import project_out
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.measure.known import known_to
     from interp.models.load import load
@@ -34,6 +35,7 @@ _PUBLIC = {
     "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
+    "project_out": "interp.intervene.subspace:project_out",
     "known_to": "interp.measure.known:known_to",
     "measure": "interp.measure",
     "atlas": "interp.atlas",
@@ -59,6 +61,7 @@ __all__ = [
     "measure",
     "patch",
     "plot",
+    "project_out",
     "task",
 ]
 
