@@ -266,6 +266,23 @@ class Session(Visits):
         self.rows[call.layer] = self.rows_wanted.reduce(RowBlock(call.layer, probs, self.frame))
 
 
+def opened_cache(cache: Any, use_cache: bool, past: int) -> Any:
+    """The KV cache of a run that starts at column `past`: the one given, a new one, or None.
+
+    Raises:
+        UsageError: the cache given does not hold exactly the columns before `past`.
+    """
+    held = 0 if cache is None else int(cache.get_seq_length())
+    if held != past:
+        raise UsageError(f"the KV cache holds {held} columns, so the run starts there and not at {past}")
+    if cache is None and use_cache:
+        from transformers import DynamicCache
+
+        # Full layers for every family: a cache of sliding layers would drop keys, and rows would be shifted.
+        cache = DynamicCache()
+    return cache
+
+
 class HooksEngine:
     """The reference engine."""
 
@@ -305,14 +322,7 @@ class HooksEngine:
         if start is not None and (cache is not None or use_cache):
             raise EngineError("a run from a checkpoint neither reads nor fills a KV cache")
         check_range(self.subject, len(batch), start, stop, [Site.parse(s) for s in taps])
-        held = 0 if cache is None else int(cache.get_seq_length())
-        if held != past:
-            raise UsageError(f"the KV cache holds {held} columns, so the run starts there and not at {past}")
-        if cache is None and use_cache:
-            from transformers import DynamicCache
-
-            # Full layers for every family: a cache of sliding layers would drop keys, and rows would be shifted.
-            cache = DynamicCache()
+        cache = opened_cache(cache, use_cache, past)
         frame = Frame(batch)
         session = Session(self.subject, taps, rows, frame)
         kwargs: dict[str, Any] = {

@@ -1,0 +1,264 @@
+"""The `lens` engine: TransformerLens' TransformerBridge, on a weight-sharing twin of the model.
+
+TransformerLens is an independent reading of the same weights, with hooks of its own inside an attention that it computes
+itself. It builds the whole attention square in every layer and starts at the first layer always, so it serves as a
+check and for work beside TransformerLens (`engine.bridge` has its weights and tools), and not for speed. What it cannot
+do is refused by name; and which sites it has right is not believed but measured, when the engine is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import EngineError
+from interp.models.batch import Batch
+from interp.models.engines.base import Frame, Record, RowBlock, Rows, Taps, Trace
+from interp.models.engines.bridge import bridged, tolerance
+from interp.models.engines.hooks import HooksEngine, opened_cache
+from interp.models.engines.visits import Visits
+from interp.models.sites import KINDS, Site
+
+if TYPE_CHECKING:
+    from interp.models.subject import CausalLM
+
+
+def _point(bridge: Any, site: Site) -> Any:
+    """The hook point of a whole site, or None where the bridge has none of that name."""
+    if site.kind == "embed":
+        return bridge.embed.hook_out
+    try:
+        return reduce(getattr, site.lens_name().split(".")[2:], bridge.blocks[site.layer])
+    except AttributeError:
+        return None
+
+
+class _Session(Visits):
+    """Taps bound to a bridge for one run."""
+
+    def __init__(self, engine: LensEngine, taps: Taps, rows: Rows | None, frame: Frame):
+        super().__init__(engine.subject, taps, frame)
+        for site in self.taps:
+            if reason := engine.lacks.get(site.kind):
+                raise EngineError(f"engine 'lens' has no {site} for {self.subject.name}: {reason}")
+        self.bridge = engine.bridge
+        self.rows_wanted = rows
+        self.rows: dict[int, Any] = {}
+        layers = range(self.subject.n_layers) if rows is None or rows.layers is None else rows.layers
+        self.row_layers = sorted(layers) if rows is not None else []
+        for layer in self.row_layers:
+            self.subject.check(Site("attention", layer))
+        self._carry: dict[int | None, torch.Tensor] = {}
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Hooks on, and off again however the block is left."""
+        if self.subject.hooked:
+            raise EngineError("a tap ran the model it taps: compute what an edit needs before the pass")
+        with ExitStack() as stack:
+            self.subject.hooked = True
+            stack.callback(setattr, self.subject, "hooked", False)
+            if any(site.kind == "head_out" for site in self.taps):
+                # TransformerLens computes the heads' shares of every layer then; without it the hook never fires.
+                stack.callback(self.bridge.set_use_attn_result, self.bridge.cfg.use_attn_result)
+                self.bridge.set_use_attn_result(True)
+            for whole, sites in self._by_point().items():
+                _hook(stack, _point(self.bridge, whole), self._visitor(whole, sites))
+            for layer in self.row_layers:
+                _hook(stack, self.bridge.blocks[layer].attn.hook_pattern, self._row_reader(layer))
+            yield
+
+    def _by_point(self) -> dict[Site, list[Site]]:
+        """Sites grouped by their hook point, in order of execution."""
+        groups: dict[Site, list[Site]] = {}
+        for site in self.taps:
+            if site.kind == "logits":
+                continue
+            groups.setdefault(site.whole, []).append(site)
+            if site.kind == "resid_mid":  # a change there joins the residual stream at the block's end
+                groups.setdefault(Site("resid_post", site.layer), [])
+        return groups
+
+    def _visitor(self, whole: Site, sites: list[Site]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def visit(value: torch.Tensor) -> torch.Tensor:
+            out = value
+            if whole.kind == "resid_post" and whole.layer in self._carry:
+                out = out + self._carry.pop(whole.layer)
+            for site in sites:
+                out = self.visit_part(site, out)
+            if whole.kind == "resid_mid" and out is not value:
+                # Its hook point is the input of the norm only; the block adds its own copy at the end.
+                self._carry[whole.layer] = out - value
+            return out
+
+        return visit
+
+    def _row_reader(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        wanted = self.rows_wanted
+        assert wanted is not None
+
+        def read(pattern: torch.Tensor) -> torch.Tensor:
+            columns = wanted.columns.to(pattern.device) - self.frame.past
+            absent = (columns < 0) | (columns >= self.frame.width)
+            index = columns.clamp(0, self.frame.width - 1)[:, None, :, None]
+            probs = pattern.gather(2, index.expand(-1, pattern.shape[1], -1, pattern.shape[3])).float()
+            probs = probs.masked_fill(absent[:, None, :, None], 0.0)
+            self.rows[layer] = wanted.reduce(RowBlock(layer, probs, self.frame))
+            return pattern
+
+        return read
+
+
+def _hook(stack: ExitStack, point: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put a function on a hook point until the stack is closed; hooks of the user's on the bridge stay."""
+
+    def call(value: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        out = fn(value)
+        return None if out is value else out
+
+    handle = point.add_hook(call)
+
+    def remove() -> None:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+    stack.callback(remove)
+
+
+def _keeper(kept: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept.append(value)
+        return value
+
+    return keep
+
+
+class LensEngine:
+    """Runs a subject through TransformerLens.
+
+    Attributes:
+        lacks: kinds of sites that TransformerLens has not or has wrong for this model, and why.
+
+    Raises:
+        EngineError: TransformerLens cannot bridge the model, or what it makes of it has other logits.
+    """
+
+    name = "lens"
+    capabilities = frozenset({"rows", "cache", "grad"})
+
+    def __init__(self, subject: CausalLM):
+        self.subject = subject
+        self._tensors: list[torch.Tensor] = []
+        self._bridge: Any = None
+        self.lacks: dict[str, str] = {
+            "attention": "the kernel of TransformerLens takes no (q, k, v, mask); tap q_rot, k_rot or v, or ask for rows"
+        }
+        self.lacks |= self._measured()
+
+    @property
+    def bridge(self) -> Any:
+        """The TransformerBridge, over the tensors that the model holds now."""
+        tensors = [*self.subject.hf.parameters(), *self.subject.hf.buffers()]
+        same = len(tensors) == len(self._tensors) and all(
+            a is b for a, b in zip(tensors, self._tensors, strict=True)
+        )
+        if not same:
+            self._bridge, self._tensors = bridged(self.subject), tensors
+        return self._bridge
+
+    def _measured(self) -> dict[str, str]:
+        """What is missing or wrong, found by running a few tokens, one row padded, against the model itself."""
+        subject = self.subject
+        size = int(subject.config.vocab_size)
+        rows = [[(7 * i + 3) % size for i in range(9)], [(5 * i + 11) % size for i in range(6)]]
+        batch = Batch.of_ids(rows, device=subject.device)
+        real = batch.mask.bool()
+        layers = sorted({0, subject.n_layers // 2, subject.n_layers - 1})
+        parallel = {"resid_mid"} if subject.family.parallel else set()
+        kinds = [k for k in KINDS if k not in {"embed", "logits", "attention"} | parallel]
+        sites = [Site("embed"), *(Site(k, i) for k in kinds for i in layers)]
+        lacks: dict[str, str] = {}
+        seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
+        with torch.no_grad(), ExitStack() as stack:
+            truth = HooksEngine(subject).run(batch, {s: Record() for s in sites}, keep=batch.width)
+            stack.callback(self.bridge.set_use_attn_result, False)
+            self.bridge.set_use_attn_result(True)
+            for site in sites:
+                point = _point(self.bridge, site)
+                if point is None:
+                    lacks.setdefault(site.kind, f"its bridge has no {site.lens_name()}")
+                else:
+                    _hook(stack, point, _keeper(seen[site]))
+            logits = self._forward(batch, batch.width).logits
+        gap = _gap(logits[real], truth.logits[real])
+        if not gap <= tolerance(subject.dtype):
+            raise EngineError(
+                f"engine 'lens': for {subject.name} TransformerLens' logits are off by {gap:.2g} of their scale; "
+                "use engine 'hooks'"
+            )
+        for site in sites:
+            if site.kind in lacks:
+                continue
+            if len(seen[site]) != 1:
+                lacks[site.kind] = f"its bridge fires {site.lens_name()} {len(seen[site])} times a pass"
+            elif seen[site][0].shape != truth[site].shape:
+                lacks[site.kind] = f"{site.lens_name()} has shape {tuple(seen[site][0].shape)}"
+            elif not (gap := _gap(seen[site][0][real], truth[site][real])) <= tolerance(subject.dtype):
+                lacks[site.kind] = f"{site.lens_name()} is off by {gap:.2g} of its scale"
+        return lacks
+
+    def _forward(self, batch: Batch, keep: int, **options: Any) -> Any:
+        past = options.pop("past", 0)
+        kwargs: dict[str, Any] = {
+            "input_ids": batch.ids[:, past:],
+            "attention_mask": batch.mask,
+            "position_ids": batch.positions[:, past:],
+            "use_cache": False,
+            "logits_to_keep": keep,
+        }
+        return self.bridge.original_model(**{**kwargs, **options})
+
+    def run(
+        self,
+        batch: Batch,
+        taps: Taps,
+        *,
+        rows: Rows | None = None,
+        keep: int | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+        mask: Any = None,
+        past: int = 0,
+        start: Any = None,
+        stop: int | None = None,
+    ) -> Trace:
+        """One forward pass over columns `[past, width)` of the batch; see `HooksEngine.run`."""
+        if start is not None or stop is not None:
+            raise EngineError(
+                "engine 'lens' cannot resume: TransformerLens runs every layer below the start too"
+            )
+        options: dict[str, Any] = {"past": past}
+        cache = opened_cache(cache, use_cache, past)
+        if cache is not None:
+            options |= {"use_cache": True, "past_key_values": cache}
+        if mask is not None:
+            options["attention_mask"] = mask
+        frame = Frame(batch, past, batch.width - past, forwards=1, cached=cache is not None)
+        session = _Session(self, taps, rows, frame)
+        with session.installed():
+            logits = self._forward(batch, batch.keep if keep is None else keep, **options).logits
+            for site in session.taps:
+                if site.kind == "logits":
+                    logits = session.visit(site, logits)
+        session.check_fired()
+        return Trace(logits, session.records, session.rows, cache)
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference as a share of the scale."""
+    a, b = a.float(), b.float()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1.0)) if a.numel() else 0.0
