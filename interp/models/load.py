@@ -1,4 +1,4 @@
-"""`load`: from a name, a folder, a GGUF file or a loaded module to a `CausalLM`.
+"""`load`: from a name, a folder, a GGUF file, or a module, bridge or nnsight model in memory, to a `CausalLM`.
 
 A model that loads has passed the self-check, which a wrong row of the site table fails: on a few tokens, in every
 layer, resid_pre + attn_out + mlp_out equals resid_post, the first token's z is the value of its KV group (it sees only
@@ -21,7 +21,10 @@ from torch import nn
 
 from interp.errors import MissingResource, UnknownArchitecture, UsageError
 from interp.models.batch import Batch
+from interp.models.engines import ENGINES
 from interp.models.engines.base import Record
+from interp.models.engines.bridge import is_bridge, unbridged
+from interp.models.engines.nnsight import NnsightEngine, is_wrapped
 from interp.models.families import Family
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
@@ -36,35 +39,43 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     family: Family | str | None = None,
+    engine: str | None = None,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> CausalLM:
     """Load a causal language model, ready to be traced.
 
     Args:
-        source: a default model's name (`smollm2`), a hub id, a folder, a `.gguf` file, or a loaded Hugging Face module.
-        tokenizer: tokenizer of a loaded module (or in place of the model's own).
+        source: a default model's name (`smollm2`), a hub id, a folder, a `.gguf` file, a loaded Hugging Face module, a
+            TransformerBridge (its weights are shared, and it goes on working) or an nnsight model (used as it is).
+        tokenizer: tokenizer of a loaded module (or in place of the model's own). A TransformerBridge has changed its
+            own one, which begins every text with a BOS token, so it is not taken over.
         name: what tables call the model; default from `source`.
         device: `auto` (CUDA where there is one), `cpu`, `cuda:1`, `mps`.
         dtype: `auto` (fp32 on CPU, the checkpoint's elsewhere), `float32`, `bfloat16`, ...
         family: row of the site table for an architecture that is not in it.
+        engine: what runs the model: `hooks` (default), `lens` (default for a TransformerBridge) or `nnsight` (default
+            for a model of nnsight); see `CausalLM.with_engine`.
         kwargs: handed to `from_pretrained` (`device_map`, `revision`, `quantization_config`, ...).
 
     Raises:
         MissingResource: no such model, or no network to fetch it.
         UnknownArchitecture: no row of the site table fits.
+        EngineError: the engine cannot run this model, or a bridge is no longer the model it was made of.
     """
-    if isinstance(source, nn.Module):
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"no engine '{engine}'; write one of {', '.join(ENGINES)}")
+    if isinstance(source, nn.Module) or is_wrapped(source):
         if device != "auto" or dtype != "auto":
             raise UsageError(
                 "a loaded module stays where it is and as it is: move it with module.to(...) first"
             )
         if kwargs:
             raise UsageError(f"a loaded module takes no {', '.join(kwargs)}")
-        return _subject(source, tokenizer, name or _module_name(source), family)
+        return _loaded(source, tokenizer, name, family, engine)
     if not isinstance(source, (str, Path)):
         raise UsageError(
-            f"cannot load a {type(source).__name__}; give a name, a folder, a .gguf file or a module"
+            f"cannot load a {type(source).__name__}; give a name, a folder, a .gguf file, a module or a bridge"
         )
     path, label = _locate(str(source))
     where = _device(device)
@@ -74,7 +85,27 @@ def load(
     module, found = _from_pretrained(path, label, tokenizer, kwargs)
     if "device_map" not in kwargs:
         module = module.to(where)
-    return _subject(module, found, name or label, family)
+    return _subject(module, found, name or label, family, engine or "hooks")
+
+
+def _loaded(
+    source: Any, tokenizer: Any, name: str | None, family: Family | str | None, engine: str | None
+) -> CausalLM:
+    """A subject of a module that is in memory, bare or in the hands of another library."""
+    if is_wrapped(source):
+        module = source._module
+        tokenizer = tokenizer if tokenizer is not None else getattr(source, "tokenizer", None)
+        own = engine in (None, "nnsight")
+        subject = _subject(
+            module, tokenizer, name or _module_name(module), family, "hooks" if own else str(engine)
+        )
+        if own:
+            subject.engine = NnsightEngine(subject, source)
+        return subject
+    if is_bridge(source):
+        module = unbridged(source)
+        return _subject(module, tokenizer, name or _module_name(module), family, engine or "lens")
+    return _subject(source, tokenizer, name or _module_name(source), family, engine or "hooks")
 
 
 def _module_name(module: nn.Module) -> str:
@@ -82,15 +113,13 @@ def _module_name(module: nn.Module) -> str:
     return Path(str(given)).name
 
 
-def _subject(module: nn.Module, tokenizer: Any, name: str, family: Family | str | None) -> CausalLM:
-    if type(module).__name__ == "TransformerBridge":
-        raise UsageError(
-            "a TransformerBridge has rewritten its module; give the Hugging Face module it was made from, loaded anew"
-        )
+def _subject(
+    module: nn.Module, tokenizer: Any, name: str, family: Family | str | None, engine: str
+) -> CausalLM:
     tokens = None if tokenizer is None else tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
     subject = CausalLM(module, tokens, name=name, family=family)
     self_check(subject)
-    return subject
+    return subject if engine == "hooks" else subject.with_engine(engine)
 
 
 def _locate(source: str) -> tuple[str, str]:

@@ -153,13 +153,15 @@ class Trace:
 class Engine(Protocol):
     """Runs a model under taps.
 
-    Capabilities: `rows` (attention rows without the square matrix), `attention` (edits of q, k, v, mask), `cache`
-    (KV cache in and out), `generate`, `grad`, `resume` (start and stop), `weights`. What an engine lacks it refuses by
-    name.
+    Capabilities: `rows` (attention rows; `hooks` makes no square matrix for them), `attention` (edits of q, k, v,
+    mask), `cache` (KV cache in and out), `generate`, `grad`, `resume` (start and stop), `weights`. What an engine
+    lacks it refuses by name.
     """
 
     name: str
-    capabilities: frozenset[str]
+
+    @property
+    def capabilities(self) -> frozenset[str]: ...
 
     def run(
         self,

@@ -60,7 +60,7 @@ def bridged(subject: CausalLM) -> Any:
     if name is None:
         raise EngineError(f"engine 'lens': TransformerLens has no adapter for {names[0]}; use engine 'hooks'")
     second = twin(subject.hf)
-    # The bridge computes attention by itself and needs the mask that eager attention gets, always and in four dimensions.
+    # The bridge computes attention by itself and needs the mask that eager attention gets: always there, 4-D.
     second.set_attn_implementation("eager")
     try:
         bridge = build_bridge_from_module(second, name, hf_config=second.config)
@@ -177,7 +177,7 @@ def _fill(module: nn.Module, inner: nn.Module) -> list[str]:
                 if name not in found or found[name].shape != tensor.shape:
                     missing.append(name)
                 else:
-                    tensors[leaf] = found[name]  # type: ignore[assignment]
+                    tensors[leaf] = found[name]
     return missing
 
 

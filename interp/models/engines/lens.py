@@ -1,9 +1,9 @@
 """The `lens` engine: TransformerLens' TransformerBridge, on a weight-sharing twin of the model.
 
-TransformerLens is an independent reading of the same weights, with hooks of its own inside an attention that it computes
-itself. It builds the whole attention square in every layer and starts at the first layer always, so it serves as a
-check and for work beside TransformerLens (`engine.bridge` has its weights and tools), and not for speed. What it cannot
-do is refused by name; and which sites it has right is not believed but measured, when the engine is made.
+TransformerLens is an independent reading of the same weights: it has its own hooks, inside an attention that it
+computes itself. It builds the whole attention square in every layer and always starts at the first one, so it serves
+as a check and for work beside TransformerLens (`engine.bridge` has its weights and tools), not for speed. What it
+cannot do is refused by name; and which sites it has right is not believed but measured, when the engine is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from interp.models.engines.base import Frame, Record, RowBlock, Rows, Taps, Trac
 from interp.models.engines.bridge import bridged, tolerance
 from interp.models.engines.hooks import HooksEngine, opened_cache
 from interp.models.engines.visits import Visits
-from interp.models.sites import KINDS, Site
+from interp.models.sites import KINDS, LINEAR, Site
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
@@ -155,7 +155,7 @@ class LensEngine:
         self._tensors: list[torch.Tensor] = []
         self._bridge: Any = None
         self.lacks: dict[str, str] = {
-            "attention": "the kernel of TransformerLens takes no (q, k, v, mask); tap q_rot, k_rot or v, or ask for rows"
+            "attention": "its kernel takes no (q, k, v, mask); tap q_rot, k_rot or v, or ask for rows"
         }
         self.lacks |= self._measured()
 
@@ -179,7 +179,7 @@ class LensEngine:
         real = batch.mask.bool()
         layers = sorted({0, subject.n_layers // 2, subject.n_layers - 1})
         parallel = {"resid_mid"} if subject.family.parallel else set()
-        kinds = [k for k in KINDS if k not in {"embed", "logits", "attention"} | parallel]
+        kinds = [k for k in KINDS if k not in {"embed", "logits", "attention"} | LINEAR | parallel]
         sites = [Site("embed"), *(Site(k, i) for k in kinds for i in layers)]
         lacks: dict[str, str] = {}
         seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
