@@ -133,6 +133,13 @@ class Batch:
                     out[row] |= (columns >= first + a) & (columns < first + b)
         return out
 
+    def select(self, rows: Int[torch.Tensor, " n"]) -> Batch:
+        """These rows, each as often as it is named, with the columns as they are."""
+        rows = rows.to(self.ids.device)
+        names = ("ids", "mask", "positions", "pad", "answer_start")
+        examples = tuple(self.examples[i] for i in rows.tolist()) if self.examples else ()
+        return replace(self, examples=examples, **{name: getattr(self, name)[rows] for name in names})
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
         names = ("ids", "mask", "positions", "pad", "answer_start")

@@ -20,14 +20,14 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError, UsageError
-from interp.models import engines
+from interp.models import engines, offload
 from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Record, Rows, Tap, Taps, Trace
 from interp.models.engines.hooks import Session
 from interp.models.engines.resume import Checkpoint
 from interp.models.engines.visits import as_list
 from interp.models.families import Family, resolve
-from interp.models.sites import INDEXED, KV_HEADS, MLP, QUERY_HEADS, Component, Head, Neuron, Site
+from interp.models.sites import INDEXED, KV_HEADS, LINEAR, MLP, QUERY_HEADS, Component, Head, Neuron, Site
 from interp.models.tokens import Tokens
 
 
@@ -144,8 +144,7 @@ class CausalLM:
     @property
     def device(self) -> torch.device:
         """Where the embeddings live, so where inputs go."""
-        weight: torch.Tensor = self.hf.get_input_embeddings().weight
-        return weight.device
+        return offload.device_of(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,9 +174,10 @@ class CausalLM:
         projection: Any = self.module(layer, self.family.out_proj)
         if not projection.weight.is_floating_point():
             raise EngineError(f"layer {layer}: a quantised output projection cannot be taken apart by heads")
-        # GPT-2 keeps (in, out), nn.Linear (out, in).
-        weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
-        return weight.reshape(self.n_heads, self.d_head, -1)
+        with offload.present(projection):
+            # GPT-2 keeps (in, out), nn.Linear (out, in).
+            weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
+            return weight.reshape(self.n_heads, self.d_head, -1)
 
     def check(self, item: Site | Component) -> None:
         """Raise `UsageError` unless the site or component exists in this model, saying what does."""
@@ -191,7 +191,12 @@ class CausalLM:
             return
         if item.layer is not None and item.layer >= self.n_layers:
             raise UsageError(f"site {item}: {self.name} has layers 0 to {self.n_layers - 1}")
-        known = {*self.family.sites, "embed", "logits", "attention", "q_rot", "k_rot", "head_out"}
+        if item.kind in LINEAR and "weights" not in self.engine.capabilities:
+            raise EngineError(
+                f"engine '{self.engine.name}' cannot tap projections (capability 'weights'), as at {item}: "
+                "use engine 'hooks', or edit the weights themselves"
+            )
+        known = {*self.family.sites, *LINEAR, "embed", "logits", "attention", "q_rot", "k_rot", "head_out"}
         if item.kind not in known:
             why = (
                 "attention and MLP are parallel in it" if self.family.parallel else "its row has no such site"
@@ -259,6 +264,27 @@ class CausalLM:
         if trace.checkpoint is not None:
             trace.checkpoint = replace(trace.checkpoint, edits=self._edits)
         return trace
+
+    def each(
+        self,
+        interventions: Sequence[Any],
+        batch: Batch | Sequence[Prompt],
+        *,
+        keep: int | None = None,
+        budget: int | None = None,
+        progress: Any = None,
+        spent: Any = None,
+    ) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
+        """Logits of a batch under each intervention (None: intact), sharing all work; see `interp.trace.each`.
+
+        Example:
+            for i, logits in model.each([ablate(h) for h in model.heads()], batch, keep=1): ...
+        """
+        from interp.trace.each import each
+
+        if not isinstance(batch, Batch):
+            batch = self.batch(batch)
+        return each(self, interventions, batch, keep=keep, budget=budget, progress=progress, spent=spent)
 
     def checkpoint(
         self, batch: Batch | Sequence[Prompt], layer: int, *, after_attention: bool = False
@@ -367,7 +393,7 @@ class CausalLM:
         now = config, tuple((t.data_ptr(), t._version) for t in state.values())
         if self._hashed is None or self._hashed[0] != now:
             digest = hashlib.blake2b(config.encode(), digest_size=16)
-            for name, tensor in state.items():
+            for name, tensor in offload.weights(self.hf):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
             self._hashed = now, digest.hexdigest()

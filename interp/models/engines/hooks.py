@@ -21,13 +21,14 @@ from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Ta
 from interp.models.engines.resume import Checkpoint, Stopped, begun, check_range, stopped
 from interp.models.engines.visits import Visits, narrow
 from interp.models.families import Place
-from interp.models.sites import Site
+from interp.models.sites import LINEAR, Site
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
 _OUTPUT = Place("", "out")
-_KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
+KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
+"""Kinds of site that lie in the call of the attention kernel."""
 
 
 class Session(Visits):
@@ -87,6 +88,9 @@ class Session(Visits):
             hook(model.register_forward_pre_hook(self._begin, with_kwargs=True))
             # Hooks of one module run in the order they are put on: heads' shares come before what they add up to.
             for site in self.taps:
+                if site.kind in LINEAR:
+                    self._hook_linear(hook, site)
+            for site in self.taps:
                 if site.kind == "head_out":
                     self._hook_head_out(hook, site)
             for place_key, sites in self._by_place().items():
@@ -131,7 +135,7 @@ class Session(Visits):
         groups: dict[tuple[int | None, Place], list[Site]] = {}
         family = self.subject.family
         for site in self.taps:
-            if site.kind in _KERNEL_KINDS or site.kind in ("head_out", "logits"):
+            if site.kind in KERNEL_KINDS | LINEAR or site.kind in ("head_out", "logits"):
                 continue
             place = _OUTPUT if site.kind == "embed" else family.sites[site.kind]
             groups.setdefault((site.layer, place), []).append(site)
@@ -169,6 +173,18 @@ class Session(Visits):
 
         return hook
 
+    def _hook_linear(self, hook: Callable[[Any], None], site: Site) -> None:
+        assert site.layer is not None
+        family = self.subject.family
+        path = family.out_proj if site.kind == "o" else family.sites["neurons"].module
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+            ends = torch.cat([args[0], output], dim=-1)
+            out = self.visit(site, ends)
+            return None if out is ends else out[..., args[0].shape[-1] :]
+
+        hook(self.subject.module(site.layer, path).register_forward_hook(after))
+
     def _hook_head_out(self, hook: Callable[[Any], None], site: Site) -> None:
         assert site.layer is not None
         projection = self.subject.module(site.layer, self.subject.family.out_proj)
@@ -200,7 +216,7 @@ class Session(Visits):
     # -- attention ---------------------------------------------------------------------------------------------------
 
     def _kernel_layers(self) -> set[int]:
-        layers = {s.layer for s in self.taps if s.kind in _KERNEL_KINDS and s.layer is not None}
+        layers = {s.layer for s in self.taps if s.kind in KERNEL_KINDS and s.layer is not None}
         if self.rows_wanted is not None:
             wanted = self.rows_wanted.layers
             layers |= set(range(self.subject.n_layers)) if wanted is None else set(wanted)
@@ -208,7 +224,7 @@ class Session(Visits):
 
     def _attention(self, call: AttentionCall) -> AttentionCall:
         for site in self.taps:
-            if site.layer != call.layer or site.kind not in _KERNEL_KINDS:
+            if site.layer != call.layer or site.kind not in KERNEL_KINDS:
                 continue
             if site.kind == "attention":
                 call = self._visit_attention(site, call)
@@ -287,7 +303,7 @@ class HooksEngine:
     """The reference engine."""
 
     name = "hooks"
-    capabilities = frozenset({"rows", "attention", "cache", "generate", "grad", "resume"})
+    capabilities = frozenset({"rows", "attention", "cache", "generate", "grad", "resume", "weights"})
 
     def __init__(self, subject: CausalLM):
         self.subject = subject

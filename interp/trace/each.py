@@ -1,0 +1,263 @@
+"""`subject.each`: the logits of one batch under each of many interventions, with no work done twice.
+
+It plans: what an intervention touches says at which layer and column its run leaves the intact one. It runs: chunks of
+interventions go through the suffix wavefront (`interp.trace.wavefront`), within a budget of tokens that is halved when
+memory runs out. It streams: logits are handed over one intervention at a time. An ablation of scope `answer` therefore
+costs its answer columns off a shared prefill, a head cut at all positions the layers above it, and a cell of a causal
+map the suffix and the layers above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from interp.errors import EngineError
+from interp.intervene.base import Intervention
+from interp.models.batch import Batch
+from interp.models.engines.hooks import KERNEL_KINDS
+from interp.models.engines.resume import Checkpoint
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.trace.wavefront import Base, Branch, Wave, intact
+
+Progress = Callable[[int, int, str], None]
+
+LATE = frozenset({"z", "head_out", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post"})
+"""Kinds of site that lie after the attention kernel."""
+
+UNEMBEDDED = 2**26
+"""Logits computed at once."""
+
+
+@dataclass
+class Spent:
+    """What a call of `each` ran.
+
+    Attributes:
+        token_layers: tokens times blocks, the intact run included, padding left out.
+        prompt_tokens: prompt tokens that entered a block anew, the intact run's included.
+        forwards: full passes of interventions that could not be resumed.
+    """
+
+    token_layers: int = 0
+    prompt_tokens: int = 0
+    forwards: int = 0
+
+
+def each(
+    subject: CausalLM,
+    interventions: Sequence[Intervention | None],
+    batch: Batch,
+    *,
+    keep: int | None = None,
+    budget: int | None = None,
+    progress: Progress | None = None,
+    spent: Spent | None = None,
+) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
+    """Logits of a batch under each intervention, in an order that shares the most work.
+
+    Args:
+        interventions: None is the intact model. Interventions applied to the subject hold for all of them.
+        keep: logits of this many last columns; default those that predict answers.
+        budget: tokens that are in flight at once; default 4096 on a CPU and 32768 on a GPU. It is halved when memory
+            runs out.
+        progress: told about interventions done.
+        spent: counts what is run.
+
+    Yields:
+        the number of an intervention and its logits, the same as of `run` under `apply` up to rounding.
+
+    Raises:
+        EngineError: memory runs out on a single intervention.
+    """
+    spent = spent if spent is not None else Spent()
+    budget = budget or (4096 if subject.device.type == "cpu" else 32768)
+    plan = _Plan(subject, batch, interventions)
+    base = intact(subject, batch, plan.branches, keep)
+    real = int(batch.mask.sum())
+    spent.token_layers += real * subject.n_layers
+    spent.prompt_tokens += _prompt_tokens(batch)
+    done = 0
+
+    def report() -> None:
+        if progress:
+            progress(done, len(interventions), "interventions")
+
+    for number in plan.untouched:
+        done += 1
+        yield number, base.logits.clone()
+        report()
+    for chunk in plan.chunks(budget):
+        for number, logits in _chunk(subject, base, plan, chunk, spent):
+            done += 1
+            yield number, logits
+            report()
+    for number in plan.whole:
+        # Nothing of the intact run can be kept: embeddings, logits, or an engine or kernel that cannot resume.
+        condition = interventions[number]
+        with subject.apply(*([condition] if condition is not None else [])):
+            logits = subject.run(batch, keep=keep).logits
+        spent.forwards += 1
+        spent.token_layers += real * subject.n_layers
+        spent.prompt_tokens += _prompt_tokens(batch)
+        done += 1
+        yield number, logits
+        report()
+
+
+def _prompt_tokens(batch: Batch) -> int:
+    return int((batch.answer_start - batch.pad).sum()) + len(batch)
+
+
+class _Plan:
+    """Which interventions run as which branches.
+
+    Attributes:
+        branches: all of them; one intervention may have several, on rows that it touches at different columns.
+        untouched: interventions that edit nothing of this batch.
+        whole: interventions that need a pass of their own.
+    """
+
+    def __init__(self, subject: CausalLM, batch: Batch, interventions: Sequence[Intervention | None]):
+        self.interventions = interventions
+        self.width = batch.width
+        self.branches: list[Branch] = []
+        self.untouched: list[int] = []
+        self.whole: list[int] = []
+        self.of: dict[int, list[Branch]] = {}
+        resumable = _resumable(subject, batch)
+        real = batch.mask.bool()
+        for number, condition in enumerate(interventions):
+            touched = {} if condition is None else condition.touches(subject, batch)
+            for site in touched:
+                subject.check(site)
+            touched = {s: c & real for s, c in touched.items() if bool((c & real).any())}
+            if not touched:
+                self.untouched.append(number)
+            elif not resumable or any(s.layer is None for s in touched):
+                self.whole.append(number)
+            else:
+                self.of[number] = list(_branches(number, touched))
+                self.branches += self.of[number]
+
+    def chunks(self, budget: int) -> Iterator[list[int]]:
+        """Interventions that run together: of the same columns first, then of neighbouring layers."""
+
+        def order(number: int) -> tuple[Any, ...]:
+            parts = self.of[number]
+            return [(b.start, b.rows.tolist()) for b in parts], parts[0].layer
+
+        chunk: list[int] = []
+        size = 0
+        for number in sorted(self.of, key=order):
+            cost = sum(len(b.rows) * (self.width - b.start) for b in self.of[number])
+            if chunk and size + cost > budget:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(number)
+            size += cost
+        if chunk:
+            yield chunk
+
+
+def _resumable(subject: CausalLM, batch: Batch) -> bool:
+    """Whether branches can leave the intact run: the engine resumes, and its kernel and edits allow it."""
+    if "resume" not in subject.engine.capabilities:
+        return False
+    if subject.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    applied = {s for e in subject._edits for s in e.lower(subject, batch)}
+    return not any(s.kind in KERNEL_KINDS or s.kind == "logits" for s in applied)
+
+
+def _branches(number: int, touched: dict[Site, torch.Tensor]) -> Iterator[Branch]:
+    layer = min(s.layer for s in touched if s.layer is not None)
+    here = {s: c for s, c in touched.items() if s.layer == layer}
+    late = all(s.kind in LATE for s in here)
+    union = torch.stack(list(touched.values())).any(0)
+    first = torch.stack(list(here.values())).any(0)
+    start = torch.where(union.any(1), union.int().argmax(1), union.shape[1])
+    for column in sorted(set(start.tolist()) - {union.shape[1]}):
+        rows = (start == column).nonzero()[:, 0]
+        yield Branch(number, column, rows, layer, late, first[rows], frozenset(touched))
+
+
+def _chunk(
+    subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Run a chunk, in halves where memory runs out."""
+    branches = [b for number in chunk for b in plan.of[number]]
+    conditions = {n: c for n in chunk if (c := plan.interventions[n]) is not None}
+    try:
+        wave = Wave(subject, base, branches, conditions)
+        ends = wave.run()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if len(chunk) == 1:
+            raise EngineError(
+                f"memory ran out on one intervention over {len(base.batch)} rows of {base.batch.width} columns; give "
+                "fewer examples at once"
+            ) from error
+    else:
+        spent.token_layers += wave.token_layers
+        for b in branches:
+            again = base.batch.answer_start[b.rows] - b.start
+            spent.prompt_tokens += int(again.clamp(min=0).sum())
+        at: dict[int, list[tuple[Branch, int, torch.Tensor]]] = {n: [] for n in chunk}
+        for i, branch in enumerate(branches):
+            at[branch.condition].append((branch, *ends.pop(i)))
+        yield from _unembedded(subject, base, at)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(chunk) // 2
+    yield from _chunk(subject, base, plan, chunk[:half], spent)
+    yield from _chunk(subject, base, plan, chunk[half:], spent)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _unembedded(
+    subject: CausalLM, base: Base, at: dict[int, list[tuple[Branch, int, torch.Tensor]]]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Norm and unembedding of the columns that are read, for as many interventions at once as memory allows."""
+    limit = max(1, UNEMBEDDED // int(base.logits.shape[-1]))
+    numbers = list(at)
+    while numbers:
+        taken, tokens = [], 0
+        while numbers:
+            more = sum(h.shape[0] * h.shape[1] for _, _, h in at[numbers[0]])
+            if taken and tokens + more > limit:
+                break
+            taken.append(numbers.pop(0))
+            tokens += more
+        hidden = torch.cat([h.flatten(0, 1).to(base.logits.device) for n in taken for _, _, h in at[n]])
+        logits = _tail(subject, hidden)
+        used = 0
+        for n in taken:
+            out = base.logits.clone()
+            for branch, first, h in at.pop(n):
+                count = h.shape[0] * h.shape[1]
+                columns = first - (base.batch.width - base.keep)
+                part = logits[used : used + count].view(*h.shape[:2], -1)
+                out[branch.rows.to(out.device), columns:] = part.to(out.device)
+                used += count
+            yield n, out
+
+
+def _tail(subject: CausalLM, hidden: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n v"]:
+    """The model's final norm and unembedding, as rows of one token."""
+    ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=subject.device)
+    none = ids[:, 0]
+    batch = Batch(ids, torch.ones_like(ids), ids, none, none, forced=False)
+    start = Checkpoint(subject.n_layers, hidden[:, None])
+    with torch.no_grad():
+        return subject.engine.run(batch, {}, keep=1, start=start).logits[:, 0]

@@ -1,0 +1,531 @@
+"""The suffix wavefront: many interventions on one batch, advanced together layer by layer.
+
+The intact batch runs once and leaves its residual stream, keys and values. Each intervention is a *branch* that starts
+at the first layer it touches and at the first column it touches, since everything before is the intact run's. All
+branches of a chunk pass through a layer in one call, packed without padding, so weights are read once a layer; a branch
+joins when its layer comes. Where nothing before the output projection is edited, the first layer runs only the edited
+columns, after its attention. The last layer runs only the columns whose logits are read.
+
+The rule is that of Meng et al. 2022 (arXiv 2202.05262) and of every ablation loop; only work that cannot change the
+result is left out, so the numbers are those of one run each up to rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import nn
+
+from interp.errors import EngineError
+from interp.intervene.base import Intervention, lower_conditions
+from interp.models.batch import Batch
+from interp.models.engines.attention import AttentionCall, tapped_attention
+from interp.models.engines.base import Frame, Record, Tap
+from interp.models.engines.hooks import KERNEL_KINDS, Session
+from interp.models.engines.visits import narrow
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.trace.ragged import Group, Prefix, attend, keys_of
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One intervention on the rows of the batch that it touches first at the same column.
+
+    Attributes:
+        condition: number of the intervention.
+        start: first column that is run again.
+        rows: rows of the batch.
+        layer: first layer.
+        late: the layer's attention stays the intact run's, so that only `columns` run in it.
+        columns: columns that are edited in the first layer.
+        sites: sites that the intervention edits.
+    """
+
+    condition: int
+    start: int
+    rows: Int[torch.Tensor, " r"]
+    layer: int
+    late: bool
+    columns: Bool[torch.Tensor, "r t"]
+    sites: frozenset[Site]
+
+
+@dataclass
+class Base:
+    """The intact run of a batch: what branches start from."""
+
+    batch: Batch
+    logits: Float[torch.Tensor, "b keep v"]
+    resid: dict[int, torch.Tensor]  # entering the layer; the number of layers: leaving the last
+    z: dict[int, torch.Tensor]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    kwargs: dict[int, dict[str, Any]]
+
+    @property
+    def keep(self) -> int:
+        """How many last columns are read."""
+        return self.logits.shape[1]
+
+
+def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: int | None) -> Base:
+    """Run the batch once and keep what the branches need of it."""
+    n = subject.n_layers
+    late = {b.layer for b in branches if b.late}
+    entering = {b.layer for b in branches} | {i + 1 for i in late}
+    taps: dict[Site, Tap] = {Site("resid_pre", i): Record() for i in entering if i < n}
+    taps |= {Site("z", i): Record() for i in late}
+    if n in entering:
+        taps[Site("resid_post", n - 1)] = Record()
+    kwargs: dict[int, dict[str, Any]] = {}
+    with _recorded_kwargs(subject, kwargs):
+        trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches))
+    resid = {i: trace[Site("resid_pre", i)] for i in entering if i < n}
+    if n in entering:
+        resid[n] = trace[Site("resid_post", n - 1)]
+    layers = trace.cache.layers if branches else []
+    return Base(
+        batch,
+        trace.logits,
+        resid,
+        {i: trace[Site("z", i)] for i in late},
+        [layer.keys for layer in layers],
+        [layer.values for layer in layers],
+        kwargs,
+    )
+
+
+@contextmanager
+def _recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iterator[None]:
+    """Record what the model hands to each block beside the residual stream: masks, rotations, positions."""
+
+    def hook(layer: int, signature: inspect.Signature) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            bound = signature.bind(*args, **kwargs).arguments
+            into[layer] = {k: v for k, v in bound.items() if k not in ("self", "kwargs")} | bound.get(
+                "kwargs", {}
+            )
+            into[layer].pop(next(iter(bound)))
+
+        return record
+
+    with ExitStack() as stack:
+        for i, block in enumerate(subject.blocks):
+            handle = block.register_forward_pre_hook(
+                hook(i, inspect.signature(block.forward)), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+@dataclass
+class _Packed:
+    """Where each token of a packed call comes from.
+
+    Attributes:
+        row, column: in the batch.
+        owner: number of its branch's row among all rows of the chunk's branches.
+    """
+
+    row: Int[torch.Tensor, " n"]
+    column: Int[torch.Tensor, " n"]
+    owner: Int[torch.Tensor, " n"]
+
+
+@dataclass
+class _Edited:
+    """The branches' rows whose intervention edits a site, as a batch of its own, and the taps lowered for it."""
+
+    local: Int[torch.Tensor, " owners"]  # number in the batch of the edited, -1 for rows that are not
+    frame: Frame
+    taps: list[Tap]
+
+
+class _Enough(Exception):
+    """Ends a block's call once its keys and values are known."""
+
+
+class Wave(Session):
+    """A chunk of branches on its way through the layers."""
+
+    def __init__(
+        self,
+        subject: CausalLM,
+        base: Base,
+        branches: Sequence[Branch],
+        conditions: Mapping[int, Intervention],
+    ):
+        self.base = base
+        self.branches = branches
+        self.conditions = conditions
+        self.first = min(b.layer for b in branches)
+        self.device = base.batch.ids.device
+        sizes = [len(b.rows) for b in branches]
+        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.all_rows = torch.cat([b.rows for b in branches])
+        self.edited, self.kernel_taps = self._lowered(subject)
+        super().__init__(
+            subject, {site: [lambda value: None] for site in self.edited}, None, Frame(base.batch)
+        )
+        self.token_layers = 0
+        self._called: set[int] = set()
+        self.groups: list[Group] = []
+        self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
+        self._packed: _Packed
+        self._call: Callable[[AttentionCall, Callable[..., Any]], torch.Tensor]
+
+    # -- edits -------------------------------------------------------------------------------------------------------
+
+    def _lowered(self, subject: CausalLM) -> tuple[dict[Site, _Edited], dict[tuple[int, Site], _Edited]]:
+        """Taps of every edited site, for the rows that are edited there; those of the kernel by branch."""
+        by_site: dict[Site, list[int]] = {}
+        applied = {s for e in subject._edits for s in e.lower(subject, self.base.batch)}
+        for i, branch in enumerate(self.branches):
+            begin = Site("z" if branch.late else "resid_pre", branch.layer)
+            inherited = {s for s in applied if s.layer is not None and not s < begin}
+            for site in branch.sites | inherited:
+                by_site.setdefault(site, []).append(i)
+        edited = {s: self._edit(subject, s, who) for s, who in by_site.items() if s.kind not in KERNEL_KINDS}
+        kernel = {
+            (i, s): self._edit(subject, s, [i])
+            for s, who in by_site.items()
+            if s.kind in KERNEL_KINDS
+            for i in who
+        }
+        return edited, kernel
+
+    def _edit(self, subject: CausalLM, site: Site, who: list[int]) -> _Edited:
+        chosen = [self.branches[i] for i in who]
+        sub = self.base.batch.select(torch.cat([b.rows for b in chosen]))
+        numbers = sorted({b.condition for b in chosen})
+        of = torch.cat([torch.full((len(b.rows),), numbers.index(b.condition)) for b in chosen])
+        taps = [t for e in subject._edits for t in e.lower(subject, sub).get(site, [])]
+        taps += lower_conditions(subject, sub, [self.conditions[n] for n in numbers], of).get(site, [])
+        local = torch.full((len(self.all_rows),), -1, dtype=torch.long, device=self.device)
+        owners = torch.cat(
+            [torch.arange(len(b.rows)) + self.offsets[i] for i, b in zip(who, chosen, strict=True)]
+        )
+        local[owners.to(self.device)] = torch.arange(len(owners), device=self.device)
+        past = min(b.start for b in chosen)
+        frame = Frame(sub, past, self.base.batch.width - past, 1)
+        return _Edited(local, frame, taps)
+
+    def visit(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+        """Unpack the edited rows into a padded batch, run their taps on it, and put the result back."""
+        self.fired[site] += 1
+        edited = self.edited[site]
+        local = edited.local[self._packed.owner]
+        at = (local >= 0).nonzero()[:, 0]
+        if not len(at):
+            return value
+        place = local[at].to(value.device), (self._packed.column[at] - edited.frame.past).to(value.device)
+        at = at.to(value.device)
+        padded = value.new_zeros(len(edited.frame.batch), edited.frame.width, *value.shape[2:])
+        padded[place] = value[0, at]
+        out = run_taps(site, edited.taps, padded, edited.frame)
+        if out is padded:
+            return value
+        value = value.clone()
+        value[0, at] = out[place]
+        return value
+
+    def check_fired(self) -> None:
+        """A tap fires in each call of its layer; the last layer is not called where none of its columns is read."""
+        if silent := [s for s, n in self.fired.items() if not n and s.layer in self._called]:
+            told = ", ".join(map(str, silent))
+            raise EngineError(
+                f"edits at {told} never ran: this model does not use the module that the site names"
+            )
+
+    def _kernel_layers(self) -> set[int]:
+        return set()  # attention is computed here, see `_attend`
+
+    # -- layers ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[int, tuple[int, torch.Tensor]]:
+        """Advance all branches to the end.
+
+        Returns:
+            for each branch the first column that is read of it, and the residual stream from there, r m d.
+        """
+        subject, n = self.subject, self.subject.n_layers
+        modules = {i: subject.module(i, subject.family.attention) for i in range(self.first, n)}
+
+        def compute(
+            kernel: Any, module: nn.Module, call: AttentionCall, kwargs: dict[str, Any]
+        ) -> torch.Tensor:
+            def through(q: Any, k: Any, v: Any, mask: Any) -> torch.Tensor:
+                return kernel(module, q, k, v, mask, **kwargs)[0]
+
+            return self._call(call, through)
+
+        with self.installed(), tapped_attention(subject.hf, modules, compute=compute), torch.no_grad():
+            for layer in range(self.first, n - 1):
+                self._layer(layer)
+            if any(site.layer == n - 1 for _, site in self.kernel_taps):
+                # Keys may be edited at columns that are not read, so the last layer runs whole.
+                self._layer(n - 1)
+                return self._ends()
+            return self._last(n - 1)
+
+    def _join(self, number: int, entering: torch.Tensor) -> None:
+        """A branch takes its place, with the residual stream of the whole batch's columns of its rows, r t d."""
+        branch = self.branches[number]
+        key = (branch.start, tuple(branch.rows.tolist()))
+        hidden = entering[:, branch.start :]
+        if key in self._groups:
+            self._groups[key].join(number, hidden)
+            return
+        self._groups[key] = Group(branch.start, branch.rows, [number], hidden[None])
+        self.groups.append(self._groups[key])
+
+    def _layer(self, layer: int) -> None:
+        late = self._enter(layer)
+        tokens = [g.hidden.flatten(0, 2) for g in self.groups] + [t for t, _, _ in late]
+        out = self._block(layer, tokens, [*map(self._whole, self.groups), *(p for _, p, _ in late)], late)
+        parts = out.split([len(t) for t in tokens])
+        for group, part in zip(self.groups, parts, strict=False):
+            group.hidden = part.view(group.hidden.shape)
+        for (_, packed, number), part in zip(late, parts[len(self.groups) :], strict=True):
+            entering = self._rows(self.base.resid[layer + 1], self.branches[number].rows)
+            local = (packed.owner - self.offsets[number]).to(entering.device)
+            entering[local, packed.column.to(entering.device)] = part.to(entering.device)
+            self._join(number, entering)
+
+    def _ends(self) -> dict[int, tuple[int, torch.Tensor]]:
+        read = self.base.batch.width - self.base.keep
+        ends = {}
+        for group in self.groups:
+            first = max(group.start, read)
+            hidden = group.hidden[:, :, first - group.start :]
+            ends.update({n: (first, h) for n, h in zip(group.branches, hidden, strict=True)})
+        return ends
+
+    def _last(self, layer: int) -> dict[int, tuple[int, torch.Tensor]]:
+        """The last layer: keys and values of all columns, the rest only where logits are read."""
+        late = self._enter(layer)
+        read = self.base.batch.width - self.base.keep
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if any(g.start < read for g in self.groups):
+            tokens = [g.hidden.flatten(0, 2) for g in self.groups]
+
+            def capture(call: AttentionCall, kernel: Any) -> torch.Tensor:
+                kept.append((call.k, call.v))
+                raise _Enough
+
+            with suppress(_Enough):
+                self._block(layer, tokens, [*map(self._whole, self.groups)], [], capture)
+        wanted = [(g, max(g.start, read)) for g in self.groups]
+        tokens = [g.hidden[:, :, first - g.start :].flatten(0, 2) for g, first in wanted]
+        packed = [self._whole(g, first) for g, first in wanted]
+        late = [(t[(p.column >= read).to(t.device)], _pick(p, p.column >= read), i) for t, p, i in late]
+        tokens += [t for t, _, _ in late]
+        own = kept[0] if kept else None
+        out = self._block(layer, tokens, packed + [p for _, p, _ in late], late, own=own)
+        parts = out.split([len(t) for t in tokens])
+        done: dict[int, tuple[int, torch.Tensor]] = {}
+        for (group, first), part in zip(wanted, parts, strict=False):
+            hidden = part.view(*group.hidden.shape[:2], -1, part.shape[-1])
+            done.update({number: (first, h) for number, h in zip(group.branches, hidden, strict=True)})
+        for (_, tokens_of, number), part in zip(late, parts[len(wanted) :], strict=True):
+            leaving = self._rows(self.base.resid[layer + 1], self.branches[number].rows)[:, read:]
+            local = (tokens_of.owner - self.offsets[number]).to(leaving.device)
+            leaving[local, (tokens_of.column - read).to(leaving.device)] = part.to(leaving.device)
+            done[number] = read, leaving
+        return done
+
+    def _enter(self, layer: int) -> list[tuple[torch.Tensor, _Packed, int]]:
+        """Early branches of this layer join; of late ones the tokens that are edited in it are given back."""
+        late = []
+        for number, branch in enumerate(self.branches):
+            if branch.layer != layer:
+                continue
+            entering = self._rows(self.base.resid[layer], branch.rows)
+            if not branch.late:
+                self._join(number, entering)
+                continue
+            local, column = branch.columns.nonzero(as_tuple=True)
+            packed = _Packed(branch.rows[local], column, local + self.offsets[number])
+            late.append((entering[local.to(entering.device), column.to(entering.device)], packed, number))
+        return late
+
+    @staticmethod
+    def _rows(whole: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return whole[rows.to(whole.device)]
+
+    def _whole(self, group: Group, first: int | None = None) -> _Packed:
+        """Tokens of a group from a column on, in the order in which they are packed: branch, row, column."""
+        begin = group.start if first is None else first
+        columns = torch.arange(begin, self.base.batch.width, device=self.device)
+        rows = len(group.rows)
+        owner = torch.tensor([self.offsets[i] for i in group.branches], device=self.device)[:, None]
+        owner = owner + torch.arange(rows, device=self.device)
+        owners = owner[..., None].expand(-1, -1, len(columns)).flatten()
+        return _Packed(self.all_rows[owners], columns.expand(len(group.branches), rows, -1).flatten(), owners)
+
+    def _block(
+        self,
+        layer: int,
+        tokens: list[torch.Tensor],
+        packed: list[_Packed],
+        late: list[tuple[torch.Tensor, _Packed, int]],
+        attention: Any = None,
+        own: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """One call of a block on packed tokens; those of late branches come last and keep the intact run's z."""
+        self._packed = _Packed(
+            *(torch.cat([getattr(p, name) for p in packed]) for name in ("row", "column", "owner"))
+        )
+        hidden = torch.cat([t.to(tokens[0].device) for t in tokens])
+        if not len(hidden):
+            return hidden
+        n_late = sum(len(t) for t, _, _ in late)
+        if attention is None:
+            self.token_layers += len(hidden)
+            self._called.add(layer)
+
+        def usual(call: AttentionCall, kernel: Any) -> torch.Tensor:
+            return self._attend(layer, call, kernel, n_late, own)
+
+        self._call = attention or usual
+        given = self.base.kwargs[layer]
+        kwargs = {k: self._at_tokens(v) for k, v in given.items()}
+        kwargs |= {k: None for k in ("past_key_values", "layer_past", "attention_mask") if k in given}
+        if "use_cache" in given:
+            kwargs["use_cache"] = False
+        out = self.subject.blocks[layer](hidden[None], **kwargs)
+        return (out[0] if isinstance(out, tuple) else out)[0]
+
+    def _at_tokens(self, value: Any) -> Any:
+        """What the model gave to a block for whole rows, for packed tokens."""
+        if isinstance(value, tuple):
+            return tuple(map(self._at_tokens, value))
+        width = self.base.batch.width
+        if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[1] != width:
+            return value
+        column = self._packed.column.to(value.device)
+        row = self._packed.row.to(value.device) if len(value) > 1 else torch.zeros_like(column)
+        return value[row, column][None]
+
+    # -- attention ---------------------------------------------------------------------------------------------------
+
+    def _attend(
+        self, layer: int, call: AttentionCall, kernel: Any, n_late: int, own: Any
+    ) -> Float[torch.Tensor, "1 n h d"]:
+        keys, values = (call.k, call.v) if own is None else own
+        prefix = Prefix(
+            self.base.keys[layer].to(call.q.device),
+            self.base.values[layer].to(call.q.device),
+            self.base.kwargs[layer].get("attention_mask"),
+            self.base.batch.pad,
+        )
+        done, used, used_own = [], 0, 0
+        for group in self.groups:
+            g, r, m, _ = group.hidden.shape
+            mq = m if own is None else min(m, self.base.keep)
+            q = _block_of(call.q, used, g, r, mq)
+            k, v = (_block_of(t, used_own, g, r, m) for t in (keys, values))
+            used, used_own = used + g * r * mq, used_own + g * r * m
+            done.append(self._group(layer, group, q, k, v, prefix, kernel, call).flatten(0, 2))
+        if n_late:
+            row, column = self._packed.row[-n_late:], self._packed.column[-n_late:]
+            z = self.base.z[layer]
+            done.append(z[row.to(z.device), column.to(z.device)].to(call.q.device, call.q.dtype))
+        return torch.cat(done)[None]
+
+    def _group(
+        self,
+        layer: int,
+        group: Group,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix: Prefix,
+        kernel: Any,
+        call: AttentionCall,
+    ) -> torch.Tensor:
+        sites = {s for _, s in self.kernel_taps if s.layer == layer}
+        tapped = {
+            g: found
+            for g, number in enumerate(group.branches)
+            if (found := [s for s in sorted(sites) if (number, s) in self.kernel_taps])
+        }
+        if not tapped:
+            return attend(group, q, k, v, prefix, kernel, call)
+        out = attend(group, q, k, v, prefix, kernel, call)
+        for g, found in tapped.items():
+            out[g] = self._tapped(group, g, found, q[g], k[g], v[g], prefix, kernel, call)
+        return out
+
+    def _tapped(
+        self,
+        group: Group,
+        g: int,
+        sites: list[Site],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix: Prefix,
+        kernel: Any,
+        call: AttentionCall,
+    ) -> torch.Tensor:
+        """Attention of one branch whose kernel is edited, over all columns of its rows."""
+        rows, end = group.rows.to(q.device), self.base.batch.width
+        before = slice(0, group.start)
+        k, v = (keys_of(p, own[None], rows, before)[0] for p, own in ((prefix.k, k), (prefix.v, v)))
+        columns = slice(end - q.shape[2], end)
+        mask = prefix.kernel_mask(rows, columns, slice(0, end))
+        call = call.with_(q=q, k=k, v=v, mask=mask)
+        for site in sites:
+            edited = self.kernel_taps[group.branches[g], site]
+            frame = Frame(edited.frame.batch, columns.start, columns.stop - columns.start, 1)
+            call = edit_kernel(site, call, edited.taps, frame)
+        return kernel(call.q, call.k, call.v, call.mask)
+
+
+def run_taps(site: Site, taps: Sequence[Tap], value: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """Edits of a site in order; nothing is recorded in a wave."""
+    for tap in taps:
+        edit = getattr(tap, "edit", None)
+        out = edit(value, frame) if edit is not None else tap(value)  # type: ignore[operator]
+        if out is not None:
+            value = out.to(value.dtype)
+    return value
+
+
+def edit_kernel(site: Site, call: AttentionCall, taps: Sequence[Tap], frame: Frame) -> AttentionCall:
+    """Edits at `attention`, `q_rot` or `k_rot` of a call whose queries are the frame's columns."""
+    if site.kind == "attention":
+        for tap in taps:
+            edit = getattr(tap, "edit", None)
+            call = (edit(call, frame) if edit is not None else tap(call)) or call  # type: ignore[operator, arg-type]
+        return call
+    t = call.q.shape[2]
+    heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
+    whole = heads.transpose(1, 2)
+    view = whole if site.index is None else narrow(site, whole)
+    out = run_taps(site, taps, view, frame)
+    if site.index is not None:
+        changed = whole.clone()
+        narrow(site, changed).copy_(out)
+        out = changed
+    if site.kind == "q_rot":
+        return call.with_(q=out.transpose(1, 2))
+    return call.with_(k=torch.cat([call.k[:, :, :-t], out.transpose(1, 2)], dim=2))
+
+
+def _pick(packed: _Packed, where: torch.Tensor) -> _Packed:
+    return _Packed(packed.row[where], packed.column[where], packed.owner[where])
+
+
+def _block_of(x: torch.Tensor, first: int, g: int, r: int, m: int) -> Float[torch.Tensor, "g r h m d"]:
+    """Tokens of a group out of `1 h n d`."""
+    part = x[0, :, first : first + g * r * m]
+    return part.unflatten(1, (g, r, m)).permute(1, 2, 0, 3, 4)

@@ -1,0 +1,195 @@
+"""Every intervention run by `each` equals a run of its own, on every family, padded and not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from interp.intervene.ablate import ablate
+from interp.intervene.base import Intervention
+from interp.intervene.reference import Reference
+from interp.models.subject import CausalLM
+from interp.trace import ragged
+from interp.trace.each import Spent
+from tests.subjects import ALL, examples, subject
+
+
+def naive(model: CausalLM, items: Sequence[Intervention | None], batch, keep=None) -> list[torch.Tensor]:
+    out = []
+    for item in items:
+        with model.apply(*([item] if item is not None else [])):
+            out.append(model.run(batch, keep=keep).logits)
+    return out
+
+
+def gap(model: CausalLM, items: Sequence[Intervention | None], batch, keep=None, **options) -> float:
+    """Largest difference to one run each; fails where an intervention is missing or comes twice."""
+    found = list(model.each(items, batch, keep=keep, **options))
+    assert sorted(i for i, _ in found) == list(range(len(items)))
+    wanted = naive(model, items, batch, keep)
+    for i, logits in found:
+        assert logits.shape == wanted[i].shape
+    return max(float((logits - wanted[i]).abs().max()) for i, logits in found)
+
+
+CUTS: list[Intervention | None] = [
+    None,
+    *[ablate(f"L{i}H{h}") for i in range(3) for h in range(4)],
+    *[ablate(f"L{i}H1", scope="answer") for i in range(3)],
+    *[ablate(f"L{i}H2", scope="value") for i in range(3)],
+    *[ablate(f"M{i}", scope=scope) for i in range(3) for scope in ("all", "answer", "key")],
+    ablate("L0N3 L1N7 L2N70"),
+    ablate("L0H1 L1H2 L2H3 M1", scope="answer"),
+    ablate("L2H0", scope="answer") + ablate("L0H0", scope="value"),
+    ablate("L1H0", scope="key") + ablate("M1", scope="answer") + ablate("L2N4"),
+    *[
+        ablate(f"L{i}H3", mode="uniform", scope=scope)
+        for i in range(3)
+        for scope in ("all", "answer", "value")
+    ],
+    ablate("L1H2 L2H1", mode="uniform") + ablate("L0H0 M2", scope="answer"),
+]
+
+
+@pytest.mark.parametrize("lengths", [(24,), (24, 17, 40)], ids=["solo", "padded"])
+@pytest.mark.parametrize("family", ALL)
+def test_each_equals_one_run_each(family: str, lengths: tuple[int, ...]) -> None:
+    model = subject(family)
+    batch = model.batch(examples(lengths))
+    assert gap(model, CUTS, batch) < 1e-4
+    assert gap(model, CUTS, batch, keep=1, budget=100) < 1e-4
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_long_suffixes_go_through_the_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subject(family)
+    batch = model.batch(examples())
+    monkeypatch.setattr(ragged, "SHORT", 0)
+    assert gap(model, CUTS, batch) < 1e-4
+    monkeypatch.setattr(ragged, "SHORT", 1000)
+    monkeypatch.setattr(ragged, "SCORES", 500)
+    assert gap(model, CUTS, batch) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_references_and_draws(family: str) -> None:
+    model = subject(family)
+    given = examples()
+    batch = model.batch(given)
+    cuts = [
+        ablate("L1H2", mode="mean", reference=given),
+        ablate("L1H1 L2H0", mode="mean", scope="answer", reference=Reference(given, "position")),
+        ablate("L0H1", mode="mean", scope="value", reference=Reference(given, "role")),
+        ablate("L1H0 M2", mode="resample", reference=given, seed=3),
+        ablate("L1H3", mode="resample", scope="answer", reference=Reference(None, "twin")),
+    ]
+    assert gap(model, cuts, batch) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "neox", "gemma3"])
+def test_applied_interventions_hold_for_all(family: str) -> None:
+    model = subject(family)
+    batch = model.batch(examples())
+    alone = next(iter(model.each([ablate("L1H1")], batch)))[1]
+    with model.apply(ablate("L0H0 L2H2"), ablate("M1", scope="answer")):
+        assert gap(model, CUTS[:20], batch) < 1e-4
+        assert not torch.allclose(next(iter(model.each([ablate("L1H1")], batch)))[1], alone, atol=1e-3)
+    with model.apply(ablate("L1H1", mode="uniform")):
+        assert gap(model, CUTS[:6], batch) < 1e-4
+
+
+def test_work_is_counted_and_left_out() -> None:
+    model = subject("llama")
+    given = examples((24, 24))
+    batch = model.batch(given)  # 24 prompt and 2 answer tokens in each row
+    spent = Spent()
+    list(model.each([None], batch, spent=spent))
+    assert (spent.token_layers, spent.prompt_tokens, spent.forwards) == (52 * 3, 48, 0)
+    spent = Spent()
+    list(model.each([ablate("L0H0", scope="answer")] * 5, batch, spent=spent))
+    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 5 * 6 * 3, 48)
+    spent = Spent()
+    # All positions of the middle layer: 52 tokens there, and in the last layer the three columns that are read.
+    list(model.each([ablate("L1H0")], batch, spent=spent))
+    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 52 + 6, 48 + 46)
+    spent = Spent()
+    list(model.each([ablate("M2", scope="value")], batch, spent=spent))
+    assert (
+        spent.token_layers == 52 * 3
+    )  # what the last layer writes at columns that are not read is never seen
+
+
+def test_what_touches_nothing_is_the_intact_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+    found = dict(model.each([ablate([]), None], batch))
+    clean = model.run(batch).logits
+    assert torch.allclose(found[0], clean, atol=1e-6) and torch.equal(found[0], found[1])
+    found[0].zero_()
+    assert torch.equal(dict(model.each([None], batch))[0], found[1])
+
+
+def test_halving_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.errors import EngineError
+    from interp.trace import each as module
+
+    model = subject("llama")
+    batch = model.batch(examples())
+    wanted = naive(model, CUTS[1:13], batch)
+    sizes: list[int] = []
+
+    class Small(module.Wave):
+        limit = 3
+
+        def run(self):
+            sizes.append(len(self.branches))
+            if len(self.branches) > self.limit * len(batch):
+                raise torch.OutOfMemoryError("too much")
+            return super().run()
+
+    monkeypatch.setattr(module, "Wave", Small)
+    for i, logits in model.each(CUTS[1:13], batch):
+        assert torch.allclose(logits, wanted[i], atol=1e-4)
+    assert max(sizes) > 9 and sum(s for s in sizes if s <= 9) == 36
+    Small.limit = 0
+    with pytest.raises(EngineError, match="memory ran out on one intervention over 3 rows"):
+        list(model.each(CUTS[1:3], batch))
+
+
+def test_nothing_is_left_after_an_exception() -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+
+    class Broken(type(ablate("L1H1"))):  # type: ignore[misc]
+        @classmethod
+        def lower_group(cls, *args):
+            def fail(value):
+                raise RuntimeError("in a tap")
+
+            from interp.models.sites import Site
+
+            return {Site("z", 1): [fail]}
+
+    kernel = model.config._attn_implementation
+    with pytest.raises(RuntimeError, match="in a tap"):
+        list(model.each([Broken(ablate("L1H1").components)], batch))
+    assert model.config._attn_implementation == kernel and not model.hooked
+    assert not any("forward" in m.__dict__ for m in model.hf.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    assert gap(model, CUTS[:3], batch) < 1e-4
+
+
+def test_bf16_stays_close() -> None:
+    import copy
+
+    whole = subject("llama")
+    model = CausalLM(copy.deepcopy(whole.hf).to(torch.bfloat16), None, name="half")
+    batch = model.batch(examples())
+    exact, rounded = naive(whole, CUTS, batch), naive(model, CUTS, batch)
+    for i, logits in model.each(CUTS, batch):
+        assert logits.dtype == torch.bfloat16
+        # Rounding differs between the two; neither may be further from the exact logits than bf16 takes it.
+        usual = (rounded[i].float() - exact[i]).abs().mean()
+        assert (logits.float() - exact[i]).abs().mean() < 1.5 * usual
