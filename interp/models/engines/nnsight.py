@@ -14,13 +14,14 @@ imports it, both are undone; who wants them imports nnsight first. `nnsight.save
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from interp.errors import EngineError, UsageError
+from interp.errors import EngineError, InterpError, MissingResource, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Rows, Taps, Trace
 from interp.models.engines.program import Program, Stop
@@ -47,6 +48,21 @@ def library() -> Any:
     if unmount is not None and hasattr(object, "save"):
         unmount("save")
     return nnsight
+
+
+def api_key() -> str:
+    """The key of NDIF from the environment.
+
+    Raises:
+        MissingResource: there is none.
+    """
+    key = os.environ.get("NDIF_API_KEY", "")
+    if not key:
+        raise MissingResource(
+            "NDIF_API_KEY is not set, and a remote run needs it: get a key from ndif.us and export NDIF_API_KEY=..., "
+            "or rehearse the run here with remote='local'"
+        )
+    return key
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -89,7 +105,8 @@ class NnsightEngine:
             `interp.models.remote.remote_model` makes a subject for this.
 
     Raises:
-        UsageError: `model` wraps another module than the subject's.
+        UsageError: `model` wraps another module than the subject's, or a remote run has no tokenizer.
+        MissingResource: `remote=True` without `NDIF_API_KEY` in the environment.
     """
 
     name = "nnsight"
@@ -97,15 +114,19 @@ class NnsightEngine:
     def __init__(self, subject: CausalLM, model: Any = None, *, remote: bool | str = False):
         self.subject = subject
         self.remote = remote
+        # Gradients do not come back from a server.
+        self.capabilities = frozenset({"rows", "attention"} if remote else {"rows", "attention", "grad"})
         self._given = model
         self._made: Any = None
         if model is not None and model._module is not subject.hf:
             raise UsageError("that nnsight model wraps another module than this subject's")
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What it can do; gradients do not come back from a server."""
-        return frozenset({"rows", "attention"} if self.remote else {"rows", "attention", "grad"})
+        if remote is True:
+            api_key()
+        if remote and not (subject.has_tokens if model is None else hasattr(model, "to_model_key")):
+            raise UsageError(
+                "a remote run goes through nnsight's TransformersModel, which needs a tokenizer; "
+                "load the model with one"
+            )
 
     @property
     def model(self) -> Any:
@@ -160,9 +181,8 @@ class NnsightEngine:
         program = Program(self.subject, taps, rows, Frame(batch, width=batch.width, forwards=1))
         self.subject.hooked = True
         try:
-            found = trace(
-                self.model, program, inputs(batch, keep), {"remote": self.remote} if self.remote else {}
-            )
+            call = forward_arguments(batch, keep)
+            found = self._send(program, call) if self.remote else trace(self.model, program, call)
         finally:
             self.subject.hooked = False
         program.fired = {Site.parse(site): n for site, n in found["fired"].items()}
@@ -170,8 +190,25 @@ class NnsightEngine:
         records = {Site.parse(site): kept for site, kept in found["records"].items()}
         return Trace(found["logits"], records, found["rows"])
 
+    def _send(self, program: Program, call: dict[str, Any]) -> dict[str, Any]:
+        nnsight = library()
+        # Servers have no `interp`: its classes and functions go along as source.
+        nnsight.register("interp")
+        if self.remote is True:
+            # nnsight read the environment when it was imported, which may be long ago.
+            nnsight.schema.config.CONFIG.API.APIKEY = api_key()
+        try:
+            return trace(self.model, program, call, remote=self.remote)
+        except InterpError:
+            raise
+        except Exception as error:
+            told = " ".join(str(error).split()) or "no reason given"
+            raise EngineError(
+                f"the remote run of {self.subject.name} failed: {type(error).__name__}: {told}"
+            ) from error
 
-def inputs(batch: Batch, keep: int | None) -> dict[str, Any]:
+
+def forward_arguments(batch: Batch, keep: int | None) -> dict[str, Any]:
     """What the model is called with: ids, mask and positions, so that no one else pads or counts."""
     return {
         "input_ids": batch.ids,
@@ -182,15 +219,15 @@ def inputs(batch: Batch, keep: int | None) -> dict[str, Any]:
     }
 
 
-def trace(model: Any, program: Program, inputs: dict[str, Any], where: dict[str, Any]) -> dict[str, Any]:
-    """Run a program in an nnsight trace; returns what `Program.finish` kept.
+def trace(model: Any, program: Program, call: dict[str, Any], **where: Any) -> dict[str, Any]:
+    """Run a program in an nnsight trace, here or at `remote=`; returns what `Program.finish` kept.
 
     Raises:
         EngineError: the pass ended before it came to a stop.
     """
     nnsight = library()
     try:
-        with model.trace(**inputs, **where):
+        with model.trace(**call, **where):
             program.prepare(model)
             for stop in program.stops:
                 program.reach(model, stop)
@@ -205,7 +242,5 @@ def trace(model: Any, program: Program, inputs: dict[str, Any], where: dict[str,
 def _never(stop: Stop | None) -> str:
     if stop is None:
         return "the pass ended without logits"
-    what = (
-        ", ".join(f"{site} fired 0x" for site in stop.sites) or f"{stop.kind}[{stop.layer}] was not reached"
-    )
+    what = ", ".join(f"{site} fired 0x" for site in stop.sites) or f"{stop.kind}[{stop.layer}] was not met"
     return f"taps must fire once in each of 1 forward passes, but {what} ({stop.path})"

@@ -96,6 +96,7 @@ class Program(Visits):
 
     def __init__(self, subject: CausalLM, taps: Taps, rows: Rows | None, frame: Frame):
         super().__init__(subject, taps, frame)
+        self.grad = torch.is_grad_enabled()
         self.rows_wanted = rows
         self.rows: dict[int, Any] = {}
         self.n_heads, self.n_kv_heads, self.d_head = subject.n_heads, subject.n_kv_heads, subject.d_head
@@ -151,7 +152,7 @@ class Program(Visits):
                 if out is not output.logits:
                     output.logits = out
         return {
-            "logits": output.logits,
+            "logits": output.logits if self.grad else output.logits.detach(),
             "records": {repr(site): kept for site, kept in self.records.items()},
             "fired": {repr(site): n for site, n in self.fired.items()},
             "rows": self.rows,
