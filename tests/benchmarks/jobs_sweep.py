@@ -167,6 +167,4 @@ def dose_curve(
     )
 
 
-JOBS: dict[str, Builder] = {"dose-curve": dose_curve}
-if hasattr(CausalLM, "each"):
-    JOBS["head-sweep"] = head_sweep
+JOBS: dict[str, Builder] = {"head-sweep": head_sweep, "dose-curve": dose_curve}

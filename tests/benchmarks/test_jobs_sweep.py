@@ -16,7 +16,6 @@ def model() -> CausalLM:
     return CausalLM(tiny("llama"), None, name="llama")
 
 
-@pytest.mark.skipif(not hasattr(CausalLM, "each"), reason="no subject.each")
 def test_head_sweep(model):
     job = jobs_sweep.head_sweep(model, n=3, length=10, sample=2)
     found = measure(job, rounds=1)
