@@ -7,13 +7,17 @@ neuron is the input of the down projection. `attn_out` and `mlp_out` are what is
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import total_ordering
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    from interp.models.families import Family
 
 KINDS: dict[str, str] = {
     "embed": "token embeddings, b t d",
@@ -25,10 +29,12 @@ KINDS: dict[str, str] = {
     "k_rot": "new keys as the attention kernel gets them, b t kv d_head",
     "attention": "the kernel's (q, k, v, mask), where patterns are read and edited",
     "z": "head outputs before the output projection, b t h d_head",
+    "o": "input and output of the output projection, side by side, b t (h d_head + d)",
     "head_out": "each head's share of the output projection's output, without its bias, b t h d",
     "attn_out": "what attention adds to the residual stream, b t d",
     "resid_mid": "residual stream between attention and MLP, b t d",
     "neurons": "input of the down projection, b t d_mlp",
+    "down": "input and output of the down projection, side by side, b t (d_mlp + d)",
     "mlp_out": "what the MLP adds to the residual stream, b t d",
     "resid_post": "residual stream leaving the block, b t d",
     "logits": "logits over the vocabulary, of the columns that are kept, b keep v",
@@ -39,9 +45,11 @@ _ORDER = {kind: i for i, kind in enumerate(KINDS)}
 _GLOBAL = frozenset({"embed", "logits"})
 QUERY_HEADS = frozenset({"q", "q_rot", "z", "head_out"})
 KV_HEADS = frozenset({"k", "v", "k_rot"})
+LINEAR = frozenset({"o", "down"})
+"""Kinds that hold what a projection reads and what it gives; an edit of the first half is without effect."""
 INDEXED = QUERY_HEADS | KV_HEADS | {"neurons"}
 
-_LENS = {
+LENS_HOOKS: dict[str, str] = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
@@ -52,11 +60,13 @@ _LENS = {
     "v": "attn.hook_v",
     "q_rot": "attn.hook_rot_q",
     "k_rot": "attn.hook_rot_k",
-    "attention": "attn.hook_pattern",
     "z": "attn.hook_z",
     "head_out": "attn.hook_result",
     "neurons": "mlp.hook_post",
 }
+"""TransformerLens' name of each kind of site that it has a hook for, within a block."""
+_HOOK = re.compile(r"^blocks\.(?P<layer>\d+)\.(?P<hook>[a-z0-9_.]+)$")
+_PATH = re.compile(r"^[\w.\[\]]+\.(inputs?|output)(\[0\]|\.0)*$")
 _TEXT = re.compile(r"^(?P<kind>[a-z_]+)(\[(?P<layer>\d+)\](\.(?P<index>\d+))?)?$")
 
 
@@ -79,7 +89,9 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"unknown kind of site '{self.kind}'; kinds are {' '.join(KINDS)}")
+            near = difflib.get_close_matches(self.kind, KINDS, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise UsageError(f"unknown kind of site '{self.kind}'; {hint}Kinds are {' '.join(KINDS)}")
         if self.kind in _GLOBAL:
             if self.layer is not None or self.index is not None:
                 raise UsageError(f"site '{self.kind}' belongs to no layer; write Site('{self.kind}')")
@@ -90,14 +102,27 @@ class Site:
 
     @classmethod
     def parse(cls, text: str | Site) -> Site:
-        """Read `z[12]`, `z[12].3`, `logits`.
+        """Read `z[12]`, `z[12].3`, `logits`, or TransformerLens' name of a hook.
+
+        Paths of nnsight and Hugging Face need a model to be read: `subject.site(path)`, or hand them to `subject.run`.
 
         >>> Site.parse("neurons[4].1000").index
         1000
+        >>> Site.parse("blocks.12.attn.hook_z")
+        z[12]
         """
         if isinstance(text, Site):
             return text
-        match = _TEXT.match(text.strip())
+        text = text.strip()
+        if text == "hook_embed":
+            return cls("embed")
+        if hook := _HOOK.match(text):
+            return cls(_kind_of(text, hook["hook"]), int(hook["layer"]))
+        if is_path(text):
+            raise UsageError(
+                f"'{text}' is a path, and only a model can read it; write subject.site('{text}')"
+            )
+        match = _TEXT.match(text)
         if not match:
             raise UsageError(f"'{text}' is not a site; write kind[layer] or kind[layer].index, as in z[12].3")
         layer, index = match["layer"], match["index"]
@@ -120,7 +145,31 @@ class Site:
             return "hook_embed"
         if self.kind == "logits":
             raise UsageError("TransformerLens has no hook for the logits; they are what the model returns")
-        return f"blocks.{self.layer}.{_LENS[self.kind]}"
+        if self.kind == "attention":
+            raise UsageError(f"TransformerLens has no hook for the kernel's (q, k, v, mask), as {self} is")
+        if self.kind in LINEAR:
+            raise UsageError(
+                f"TransformerLens has no hook that sees both ends of a projection, as {self} does"
+            )
+        return f"blocks.{self.layer}.{LENS_HOOKS[self.kind]}"
+
+    def nnsight_path(self, family: Family) -> str:
+        """Path of this site's tensor in nnsight, which is that of a Hugging Face module and its side.
+
+        Queries, keys and values of a fused projection have the same path; the index of a site is not part of it.
+
+        >>> from interp.models.families import FAMILIES
+        >>> Site("z", 12).nnsight_path(FAMILIES["gpt2"])
+        'transformer.h.12.attn.c_proj.input'
+
+        Raises:
+            UsageError: it is no module's input or output.
+        """
+        place = family.sites.get(self.kind)
+        if place is None:
+            raise UsageError(f"site {self} is no input or output of a module in the blocks of {family.name}")
+        parts = (family.layers, str(self.layer), place.module, "input" if place.side == "in" else "output")
+        return ".".join(part for part in parts if part)
 
     def _key(self) -> tuple[float, int, int]:
         place = {"embed": -1.0, "logits": float("inf")}.get(self.kind)
@@ -135,6 +184,26 @@ class Site:
     def __repr__(self) -> str:
         layer = "" if self.layer is None else f"[{self.layer}]"
         return f"{self.kind}{layer}" + ("" if self.index is None else f".{self.index}")
+
+
+def is_path(text: str) -> bool:
+    """Whether a text has the form of an nnsight path: modules, then `input` or `output`."""
+    return _PATH.match(text) is not None
+
+
+def _kind_of(text: str, hook: str) -> str:
+    for kind, name in LENS_HOOKS.items():
+        if name == hook:
+            return kind
+    if hook in ("attn.hook_pattern", "attn.hook_attn_scores"):
+        raise UsageError(
+            f"'{text}' has no site: to read attention ask for rows=Rows(columns), to change it tap attention[layer]"
+        )
+    near = difflib.get_close_matches(hook, LENS_HOOKS.values(), n=2)
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"those that have: {' '.join(LENS_HOOKS.values())}"
+    )
+    raise UsageError(f"the TransformerLens hook '{text}' has no site; {hint}")
 
 
 @dataclass(frozen=True, order=True)

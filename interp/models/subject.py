@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError, UsageError
-from interp.models import engines, offload
+from interp.models import engines, names, offload
 from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Record, Rows, Tap, Taps, Trace
 from interp.models.engines.hooks import Session
@@ -208,6 +208,20 @@ class CausalLM:
             if not 0 <= item.index < size:
                 raise UsageError(f"site {item}: {self.name} has indices 0 to {size - 1} there")
 
+    def site(self, where: str | Site) -> Site:
+        """The site by that name: `z[12].3`, a TransformerLens hook, or a path of nnsight or Hugging Face.
+
+        A path names the tensor, not what an edit of it does: at `resid_mid`, for one, an edit here reaches the
+        residual stream, and not the norm alone that reads it.
+
+        Raises:
+            UsageError: there is no such site; the message names near ones.
+
+        Example:
+            model.site("blocks.12.attn.hook_z"), model.site("model.layers.12.self_attn.o_proj.input")  # both z[12]
+        """
+        return names.site(self, where)
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def batch(self, examples: Sequence[Prompt], *, forced: bool = True) -> Batch:
@@ -244,7 +258,7 @@ class CausalLM:
 
         Args:
             batch: a batch, or examples (their answers are forced).
-            taps: what is watched and edited, by site (or its name, as in `z[12].3`).
+            taps: what is watched and edited, by site or by name (see `site`); the trace is read by the same.
             rows: attention rows to reduce.
             keep: logits of this many last columns; default those that predict answers.
             start: go on from a checkpoint of this batch; the layers below it are not run.
@@ -261,6 +275,7 @@ class CausalLM:
             options |= {"start": start, "stop": stop}
         with torch.set_grad_enabled(grad):
             trace = self.engine.run(batch, every, rows=rows, keep=keep, **options)
+        trace.names = {where: self.site(where) for where in taps or () if isinstance(where, str)}
         if trace.checkpoint is not None:
             trace.checkpoint = replace(trace.checkpoint, edits=self._edits)
         return trace
@@ -322,7 +337,7 @@ class CausalLM:
                     )
                 every.setdefault(site, []).extend(edits)
         for where, tap in taps.items():
-            every.setdefault(Site.parse(where), []).extend(as_list(tap))
+            every.setdefault(self.site(where), []).extend(as_list(tap))
         return every
 
     def generate(
@@ -346,6 +361,10 @@ class CausalLM:
         """
         if not isinstance(batch, Batch):
             batch = self.batch(batch, forced=False)
+        if "generate" not in self.engine.capabilities:
+            raise EngineError(
+                f"engine '{self.engine.name}' cannot generate: use subject.with_engine('hooks')"
+            )
         if batch.forced:
             raise UsageError("generation starts from prompts; build the batch with forced=False")
         self.check_length(batch.width + max_new_tokens)

@@ -134,6 +134,7 @@ class Trace:
         rows: result of the row reducer, by layer.
         cache: KV cache after the run, where one was used.
         checkpoint: where a run that was stopped can go on.
+        names: what the caller called the sites that are tapped.
     """
 
     logits: Float[torch.Tensor, "b keep v"]
@@ -141,12 +142,16 @@ class Trace:
     rows: dict[int, Any] = field(default_factory=dict)
     cache: Any = None
     checkpoint: Checkpoint | None = None
+    names: dict[str, Site] = field(default_factory=dict)
 
     def __getitem__(self, site: Site | str) -> Any:
-        return self.records[Site.parse(site)]
+        return self.records[self._site(site)]
 
     def __contains__(self, site: Site | str) -> bool:
-        return Site.parse(site) in self.records
+        return self._site(site) in self.records
+
+    def _site(self, site: Site | str) -> Site:
+        return self.names[site] if isinstance(site, str) and site in self.names else Site.parse(site)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from interp.models.engines.base import Frame, Record, RowBlock, Rows, Taps, Trac
 from interp.models.engines.bridge import bridged, tolerance
 from interp.models.engines.hooks import HooksEngine, opened_cache
 from interp.models.engines.visits import Visits
-from interp.models.sites import KINDS, LINEAR, Site
+from interp.models.sites import LENS_HOOKS, Site
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
@@ -178,9 +178,8 @@ class LensEngine:
         batch = Batch.of_ids(rows, device=subject.device)
         real = batch.mask.bool()
         layers = sorted({0, subject.n_layers // 2, subject.n_layers - 1})
-        parallel = {"resid_mid"} if subject.family.parallel else set()
-        kinds = [k for k in KINDS if k not in {"embed", "logits", "attention"} | LINEAR | parallel]
-        sites = [Site("embed"), *(Site(k, i) for k in kinds for i in layers)]
+        absent = {"resid_mid"} if subject.family.parallel else set()
+        sites = [Site("embed"), *(Site(k, i) for k in LENS_HOOKS if k not in absent for i in layers)]
         lacks: dict[str, str] = {}
         seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
         with torch.no_grad(), ExitStack() as stack:
