@@ -23,13 +23,13 @@ from interp.intervene.reference import Reference
 from interp.intervene.where import Where
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
-from interp.models.sites import KV_HEADS, QUERY_HEADS, Site
+from interp.models.sites import KV_HEADS, LINEAR, QUERY_HEADS, Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
 
 Mode = Literal["zero", "mean"]
 MODES: tuple[str, ...] = get_args(Mode)
-_REFUSED = frozenset({"attention", "logits"})
+_REFUSED = frozenset({"attention", "logits"}) | LINEAR
 
 
 @dataclass(frozen=True, eq=False)
