@@ -3,20 +3,24 @@
 `denoise` runs the corrupt prompt and patches clean activations in (what suffices to restore the answer); `noise` runs
 the clean prompt and patches corrupt ones in (what is necessary). A cell is a layer with a token position, a span role
 or a head. Recovery of a cell is (value - corrupt) / (clean - corrupt) of the metric, so 0 is the corrupt run and 1 the
-clean one, in both directions. Many cells run as rows of one batch; each equals a run of its own.
+clean one, in both directions. All cells of a map run by `subject.each`: only the suffix from the cell on, and only the
+layers above it; each equals a run of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Int
 
 from interp.errors import NoAcceptedExample, UsageError
+from interp.intervene.base import Atom
 from interp.measure.metrics import score_answer
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Record, Tap
@@ -26,11 +30,135 @@ from interp.tasks.base import Example, Task
 
 Direction = Literal["denoise", "noise"]
 Over = Literal["position", "role", "head"]
-TOKENS = 4096
-"""Padded tokens of a batch of cells."""
 
 LAST = "last"
 """Role of the position that predicts the answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Activations of one prompt at one kind of site: what patches write.
+
+    Attributes:
+        kind: kind of site.
+        values: by layer, one row a token, t *unit shape.
+    """
+
+    kind: str
+    values: Mapping[int, torch.Tensor]
+    name: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.kind.encode())
+        for layer, value in sorted(self.values.items()):
+            digest.update(f"{layer} {tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().data)
+        object.__setattr__(self, "name", digest.hexdigest()[:16])
+
+    @classmethod
+    def of(
+        cls, subject: CausalLM, example: Example, kind: str, layers: Iterable[int] | None = None
+    ) -> Source:
+        """Record a prompt and its forced answer."""
+        chosen = range(subject.n_layers) if layers is None else layers
+        trace = subject.run([example], {Site(kind, i): Record() for i in chosen}, keep=1)
+        return cls(kind, {i: trace[Site(kind, i)][0] for i in chosen})
+
+
+@dataclass(frozen=True)
+class Patch(Atom):
+    """Activations of another run written over those of this one.
+
+    Attributes:
+        source: what is written.
+        layers: in which layers; several are a window.
+        positions: at which tokens, counted from the first token of the prompt.
+        head: only this head; default all that the site holds.
+    """
+
+    source: Source
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    head: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "patch",
+            "components": [repr(Site(self.source.kind, i, self.head)) for i in self.layers],
+            "mode": "patch",
+            "scope": "positions " + " ".join(map(str, self.positions)),
+            "reference": self.source.name,
+        }
+
+    def group(self) -> tuple[Any, ...]:
+        return (id(self.source),)
+
+    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
+        mask = torch.zeros(len(batch), batch.width, dtype=torch.bool, device=batch.ids.device)
+        columns = batch.pad[:, None] + torch.tensor(self.positions, device=batch.ids.device)
+        mask.scatter_(1, columns, True)
+        return {Site(self.source.kind, i): mask for i in self.layers}
+
+    @classmethod
+    def lower_group(
+        cls,
+        subject: CausalLM,
+        batch: Batch,
+        atoms: Sequence[tuple[int, Any]],
+        of: Int[torch.Tensor, " b"],
+        n: int,
+    ) -> dict[Site, list[Tap]]:
+        source: Source = atoms[0][1].source
+        by_layer: dict[int, list[tuple[int, Patch]]] = {}
+        for number, atom in atoms:
+            for layer in atom.layers:
+                by_layer.setdefault(layer, []).append((number, atom))
+        return {
+            Site(source.kind, layer): [_Write.of(source.values[layer], batch, members, of)]
+            for layer, members in by_layer.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Rows, columns and heads that are overwritten, and from which token of the source."""
+
+    values: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    tokens: torch.Tensor
+    heads: torch.Tensor  # -1: all
+
+    @classmethod
+    def of(
+        cls, values: torch.Tensor, batch: Batch, members: Sequence[tuple[int, Patch]], of: torch.Tensor
+    ) -> _Write:
+        rows, tokens, heads = [], [], []
+        for number, patch in members:
+            mine = (of == number).nonzero()[:, 0].to(batch.ids.device)
+            at = torch.tensor(patch.positions, device=batch.ids.device)
+            rows.append(mine.repeat_interleave(len(at)))
+            tokens.append(at.repeat(len(mine)))
+            heads.append(torch.full_like(rows[-1], -1 if patch.head is None else patch.head))
+        row, token, head = torch.cat(rows), torch.cat(tokens), torch.cat(heads)
+        return cls(values, row, batch.pad[row] + token, token, head)
+
+    def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
+        columns = self.columns - frame.past
+        here = (columns >= 0) & (columns < frame.width)
+        source = self.values.to(value.device, value.dtype)
+        out = value.clone()
+        whole = here & (self.heads < 0)
+        if bool(whole.any()):
+            row, column, token = (t[whole].to(value.device) for t in (self.rows, columns, self.tokens))
+            out[row, column] = source[token]
+        part = here & (self.heads >= 0)
+        if bool(part.any()):
+            row, column, token, head = (
+                t[part].to(value.device) for t in (self.rows, columns, self.tokens, self.heads)
+            )
+            out[row, column, head] = source[token, head]
+        return out
 
 
 @dataclass(frozen=True)
@@ -42,25 +170,6 @@ class Cell:
     position: int = -1
     role: str = ""
     head: int = -1
-
-
-@dataclass(frozen=True)
-class _CellTap:
-    """Writes the source's values into rows whose cell lies in this layer."""
-
-    cells: Sequence[tuple[int, Cell]]
-    source: torch.Tensor
-
-    def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
-        out = value.clone()
-        for row, cell in self.cells:
-            at = torch.tensor(cell.positions, device=value.device)
-            source = self.source.to(value.device, value.dtype)
-            if cell.head >= 0:
-                out[row, at, cell.head] = source[at, cell.head]
-            else:
-                out[row, at] = source[at]
-        return out
 
 
 def cells(subject: CausalLM, example: Example, kind: str, over: Over, layers: Sequence[int]) -> list[Cell]:
@@ -180,30 +289,38 @@ def _one(
             f"{example.task}: no corruption '{corruption}'; it has {', '.join(example.corrupt) or 'none'}"
         )
     clean, dirty = _pair(example, corruption)
-    ends = {name: _run(subject, e, kind, layers) for name, e in (("clean", clean), ("corrupt", dirty))}
-    base = {name: _metric(logits, clean, metric) for name, (logits, _) in ends.items()}
-    source = ends["clean" if direction == "denoise" else "corrupt"][1]
+    ends = {"clean": _logits(subject, clean), "corrupt": _logits(subject, dirty)}
+    base = {name: _metric(logits, clean, metric) for name, logits in ends.items()}
+    source = Source.of(subject, clean if direction == "denoise" else dirty, kind, layers)
     into = dirty if direction == "denoise" else clean
     every = cells(subject, clean, kind, over, layers)
+    # Before the first token that differs both runs are the same, so a patch there changes nothing.
+    same = next(i for i, (a, b) in enumerate(zip(clean.ids, dirty.ids, strict=True)) if a != b)
+    items = [
+        None
+        if max(cell.positions) < same
+        else Patch(source, (cell.layer,), cell.positions, None if cell.head < 0 else cell.head)
+        for cell in every
+    ]
+    values: dict[int, float] = {}
+    for i, logits in subject.each(items, [into]):
+        values[i] = _metric(logits[0], clean, metric)
+        report(len(values), len(items))
     labels = subject.tokens.pieces(clean.ids) if subject.has_tokens else [str(i) for i in clean.ids]
-    out = []
-    for chunk in _chunks(every, max(1, TOKENS // len(clean.full_ids))):
-        for cell, logits in zip(chunk, _patched(subject, into, kind, chunk, source), strict=True):
-            out.append(
-                {
-                    "kind": kind,
-                    "direction": direction,
-                    "layer": cell.layer,
-                    "position": cell.position,
-                    "token": labels[cell.position] if cell.position >= 0 else "",
-                    "role": cell.role,
-                    "head": cell.head,
-                    "value": _metric(logits, clean, metric),
-                    **base,
-                }
-            )
-        report(len(out), len(every))
-    return out
+    return [
+        {
+            "kind": kind,
+            "direction": direction,
+            "layer": cell.layer,
+            "position": cell.position,
+            "token": labels[cell.position] if cell.position >= 0 else "",
+            "role": cell.role,
+            "head": cell.head,
+            "value": values[i],
+            **base,
+        }
+        for i, cell in enumerate(every)
+    ]
 
 
 def _pair(example: Example, corruption: str) -> tuple[Example, Example]:
@@ -216,22 +333,8 @@ def _pair(example: Example, corruption: str) -> tuple[Example, Example]:
     return clean, replace(clean, ids=twin.ids, text=twin.text, spans=twin.spans or example.spans)
 
 
-def _run(
-    subject: CausalLM, example: Example, kind: str, layers: Sequence[int]
-) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    trace = subject.run([example], {Site(kind, i): Record() for i in layers})
-    return trace.logits[0], {i: trace[Site(kind, i)][0] for i in layers}
-
-
-def _patched(
-    subject: CausalLM, into: Example, kind: str, chunk: Sequence[Cell], source: dict[int, torch.Tensor]
-) -> torch.Tensor:
-    batch: Batch = subject.batch([into] * len(chunk))
-    by_layer: dict[int, list[tuple[int, Cell]]] = {}
-    for row, cell in enumerate(chunk):
-        by_layer.setdefault(cell.layer, []).append((row, cell))
-    taps: dict[Site, Tap] = {Site(kind, i): _CellTap(rows, source[i]) for i, rows in by_layer.items()}
-    return subject.run(batch, taps).logits
+def _logits(subject: CausalLM, example: Example) -> torch.Tensor:
+    return subject.run([example]).logits[0]
 
 
 def _metric(logits: torch.Tensor, example: Example, metric: str) -> float:
@@ -241,11 +344,6 @@ def _metric(logits: torch.Tensor, example: Example, metric: str) -> float:
             f"{example.task}: metric '{metric}' is not defined for its examples; give another metric"
         )
     return value
-
-
-def _chunks(items: Sequence[Cell], size: int) -> Iterator[Sequence[Cell]]:
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
 
 
 def _mean(rows: pd.DataFrame) -> pd.DataFrame:

@@ -30,6 +30,9 @@ Progress = Callable[[int, int, str], None]
 LATE = frozenset({"z", "head_out", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post"})
 """Kinds of site that lie after the attention kernel."""
 
+BUDGET = {"cpu": 4096}
+"""Tokens in flight at once, by type of device; elsewhere 32768."""
+
 UNEMBEDDED = 2**26
 """Logits computed at once."""
 
@@ -76,7 +79,7 @@ def each(
         EngineError: memory runs out on a single intervention.
     """
     spent = spent if spent is not None else Spent()
-    budget = budget or (4096 if subject.device.type == "cpu" else 32768)
+    budget = budget or BUDGET.get(subject.device.type, 32768)
     plan = _Plan(subject, batch, interventions)
     base = intact(subject, batch, plan.branches, keep)
     real = int(batch.mask.sum())
@@ -232,7 +235,8 @@ def _unembedded(
     limit = max(1, UNEMBEDDED // int(base.logits.shape[-1]))
     numbers = list(at)
     while numbers:
-        taken, tokens = [], 0
+        taken: list[int] = []
+        tokens = 0
         while numbers:
             more = sum(h.shape[0] * h.shape[1] for _, _, h in at[numbers[0]])
             if taken and tokens + more > limit:

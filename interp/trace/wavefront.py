@@ -505,20 +505,21 @@ def edit_kernel(site: Site, call: AttentionCall, taps: Sequence[Tap], frame: Fra
     if site.kind == "attention":
         for tap in taps:
             edit = getattr(tap, "edit", None)
-            call = (edit(call, frame) if edit is not None else tap(call)) or call  # type: ignore[operator, arg-type]
+            out: Any = edit(call, frame) if edit is not None else tap(call)  # type: ignore
+            call = call if out is None else out
         return call
     t = call.q.shape[2]
     heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
     whole = heads.transpose(1, 2)
     view = whole if site.index is None else narrow(site, whole)
-    out = run_taps(site, taps, view, frame)
+    new = run_taps(site, taps, view, frame)
     if site.index is not None:
         changed = whole.clone()
-        narrow(site, changed).copy_(out)
-        out = changed
+        narrow(site, changed).copy_(new)
+        new = changed
     if site.kind == "q_rot":
-        return call.with_(q=out.transpose(1, 2))
-    return call.with_(k=torch.cat([call.k[:, :, :-t], out.transpose(1, 2)], dim=2))
+        return call.with_(q=new.transpose(1, 2))
+    return call.with_(k=torch.cat([call.k[:, :, :-t], new.transpose(1, 2)], dim=2))
 
 
 def _pick(packed: _Packed, where: torch.Tensor) -> _Packed:

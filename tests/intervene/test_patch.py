@@ -42,7 +42,7 @@ def naive(s, e, kind, cell, denoise):
 @pytest.mark.parametrize(("kind", "over"), [("resid_post", "position"), ("z", "head"), ("mlp_out", "role")])
 def test_batched_cells_equal_one_run_each(family, kind, over, monkeypatch):
     s, e = subject(family), examples((12,))[0]
-    monkeypatch.setattr("interp.intervene.patch.TOKENS", 100)  # several chunks
+    monkeypatch.setattr("interp.trace.each.BUDGET", {"cpu": 100})  # several chunks
     frame = interp.patch(s, [e], kind, direction="both", over=over)
     every = cells(s, e, kind, over, range(s.n_layers))
     assert len(frame) == 2 * len(every)

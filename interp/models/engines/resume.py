@@ -87,14 +87,14 @@ def check_range(
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """A module computes something else while the block is open; wrappers of its forward are put back as they were."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own
 
 
 @contextmanager
