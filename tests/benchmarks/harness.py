@@ -284,13 +284,19 @@ def run_job(name: str, rounds: int, folder: Path, concurrent: int) -> None:
 
     facts = machine()
     subject = interp.load("smollm2")
-    job = builders()[name](subject)
+    every = builders()
+    job = every[name](subject)
     found = measure(job, rounds)
     found["memory MB"] = {
         variant: float(_child("--memory-of", f"{name}:{variant}")) for variant in job.memory
     }
     found["reaches"] = judge(job, found)
-    facts |= {"threads": torch.get_num_threads(), "jobs at a time": concurrent, "model": subject.name}
+    facts |= {
+        "place": list(every).index(name),
+        "threads": torch.get_num_threads(),
+        "jobs at a time": concurrent,
+        "model": subject.name,
+    }
     write_bytes(folder / f"{name}.json", json.dumps({"name": name, **facts, **found}, indent=1).encode())
 
 
@@ -310,9 +316,8 @@ def _child(*args: str, threads: int | None = None) -> str:
 
 def load(folder: Path = DATA) -> list[dict[str, Any]]:
     """Every job that was measured, in the order of the jobs."""
-    order = list(builders())
     found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    return sorted(found, key=lambda f: order.index(f["name"]) if f["name"] in order else len(order))
+    return sorted(found, key=lambda f: (f["place"], f["name"]))
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> Any:

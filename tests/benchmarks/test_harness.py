@@ -113,7 +113,7 @@ def test_a_job_that_was_measured_is_kept(tmp_path, monkeypatch):
     ran: list[str] = []
     monkeypatch.setattr(harness, "builders", lambda: {"a": job, "b": job})
     monkeypatch.setattr(harness, "_child", lambda *args, threads: ran.append(args[1]))
-    kept = {"name": "a", "title": "a", "equal": None, "reaches": []}
+    kept = {"name": "a", "place": 0, "title": "a", "equal": None, "reaches": []}
     (tmp_path / "a.json").write_text(json.dumps(kept))
     harness.main(["--out", str(tmp_path)])
     assert ran == ["b"]
