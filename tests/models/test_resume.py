@@ -10,6 +10,7 @@ from interp.intervene.ablate import ablate
 from interp.models.engines.base import Record
 from interp.models.engines.resume import Checkpoint
 from interp.models.sites import Site
+from tests.models.test_hooks_engine import hooks_left
 from tests.subjects import ALL, examples, subject
 
 
@@ -120,5 +121,5 @@ def test_nothing_is_left_after_an_exception(stop: int | None) -> None:
     with pytest.raises(RuntimeError, match="in a tap"):
         model.run(batch, {"mlp_out[1]": fail}, start=start, stop=stop)
     assert not any("forward" in m.__dict__ for m in model.hf.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    assert hooks_left(model) == 0
     assert torch.equal(model.run(batch).logits, before)
