@@ -174,7 +174,7 @@ class ProjectOut(Atom):
         return self.space.site, self.mode, self.scope, id(self.reference)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.space.site.whole: batch.scope_columns(self.scope, 0, batch.width)}
+        return {self.space.site: batch.scope_columns(self.scope, 0, batch.width)}
 
     def __repr__(self) -> str:
         ref = f", reference={self.reference.name}" if self.reference else ""

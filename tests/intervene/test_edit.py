@@ -91,6 +91,21 @@ def test_rows_of_one_batch_can_each_have_their_own_edit(family):
             torch.testing.assert_close(mixed[row], s.run(batch).logits[row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ALL)
+def test_each_runs_edits_as_rows_of_one_batch(family):
+    s, data = subject(family), examples()
+    every = [edit(s, i, m, seed=i) for i in range(s.n_layers) for m in ("o", "down")]
+    every.append(edit(s, 1, "o") + ablate("L1H2 M2"))
+    naive = []
+    for one in every[:-1]:
+        with one.applied(s):
+            naive.append(s.run(data).logits)
+    with s.apply(every[-1]):
+        naive.append(s.run(data).logits)
+    for number, logits in s.each(every, s.batch(data)):
+        torch.testing.assert_close(logits, naive[number], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("order", [lambda e, c: e + c, lambda e, c: c + e])
 def test_cuts_before_and_after_the_projection_meet_an_edit_as_they_meet_a_weight(order):
     """The projection reads what a cut of its input left, and a cut of its output comes last, in either order."""

@@ -202,8 +202,25 @@ def test_touches_says_site_and_columns():
     s = subject("llama")
     batch = s.batch(examples())
     touched = project_out("z[1].2", torch.eye(s.d_head), ("key", "value")).touches(s, batch)
-    assert list(touched) == [Site("z", 1)]
-    assert touched[Site("z", 1)].sum(1).tolist() == [5, 5, 5]
+    assert list(touched) == [Site("z", 1, 2)]
+    assert touched[Site("z", 1, 2)].sum(1).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_each_runs_cuts_as_rows_of_one_batch(family):
+    s = subject(family)
+    batch, q = s.batch(examples()), basis(s.d_model, 4)
+    every = [
+        project_out("resid_post[1]", q, "answer"),
+        project_out("resid_post[1]", q[:1]),
+        project_out("v[1].1", basis(s.d_head, 2), "value"),
+        project_out("k[2].0", basis(s.d_head, 2)) + ablate("L1H2"),
+        project_out("z[2]", basis(s.n_heads * s.d_head, 4)),
+        project_out("neurons[0]", basis(s.d_mlp, 3), ("key", "value"), "mean", examples()),
+    ]
+    for number, logits in s.each(every, batch):
+        with s.apply(every[number]):
+            torch.testing.assert_close(logits, s.run(batch).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
