@@ -11,18 +11,16 @@ with this project's modules hidden, and runs it here.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-
-from interp.errors import EngineError, MissingResource
+from interp.errors import MissingResource
 from interp.models.engines.nnsight import NnsightEngine, api_key, library
 from interp.models.families import Family
-from interp.models.subject import CausalLM
+from interp.models.skeleton import Weightless
 from interp.models.tokens import Tokens
 
 
-class RemoteLM(CausalLM):
+class RemoteLM(Weightless):
     """A causal language model whose weights are on a server.
 
     Args:
@@ -39,29 +37,10 @@ class RemoteLM(CausalLM):
         self.engine = NnsightEngine(self, model, remote=remote)
 
     @property
-    def device(self) -> torch.device:
-        """Inputs are made here and moved to the weights by the server."""
-        return torch.device("cpu")
-
-    @property
     def weights_hash(self) -> str:
-        """Hash of the model's id, revision and config: the weights are not here to be hashed."""
+        """Hash of the model's id, revision and config."""
         told = f"{self.wrapped.repo_id} {self.wrapped.revision} {self.config.to_json_string()}"
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-    def with_engine(self, engine: str) -> CausalLM:
-        self._refuse("run under another engine")
-
-    def out_weight(self, layer: int) -> torch.Tensor:
-        self._refuse("give its output projections")
-
-    def generate(self, *args: Any, **options: Any) -> list[list[int]]:
-        self._refuse("generate")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise EngineError(
-            f"{self.name} is on a server, so it cannot {what}; load it here: interp.load('{self.name}')"
-        )
 
 
 def remote_model(

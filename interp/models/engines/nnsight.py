@@ -4,7 +4,7 @@ nnsight leaves a controller on every module it wraps, so the engine wraps a *twi
 tensors. The subject's own module, and every other engine over it, stay as they are. A model that was wrapped already
 is used as it is, with the edits that it carries.
 
-nnsight runs the source of a `with` block in step with the forward pass; the block is in `trace` below. What the engine
+nnsight runs the source of a `with` block in step with the forward pass; the block is in `walk` below. What the engine
 cannot do it refuses: it has no resume, takes no KV cache and no mask of its own.
 
 Importing nnsight gives every object in the process a `.save` and patches `Tensor.backward`. When this module is what
@@ -115,7 +115,9 @@ class NnsightEngine:
         self.subject = subject
         self.remote = remote
         # Gradients do not come back from a server.
-        self.capabilities = frozenset({"rows", "attention"} if remote else {"rows", "attention", "grad"})
+        self.capabilities = frozenset(
+            {"rows", "attention", "weights"} if remote else {"rows", "attention", "weights", "grad"}
+        )
         self._given = model
         self._made: Any = None
         if model is not None and model._module is not subject.hf:
@@ -182,13 +184,17 @@ class NnsightEngine:
         self.subject.hooked = True
         try:
             call = forward_arguments(batch, keep)
-            found = self._send(program, call) if self.remote else trace(self.model, program, call)
+            found = self._send(program, call) if self.remote else self._walk(program, call)
         finally:
             self.subject.hooked = False
         program.fired = {Site.parse(site): n for site, n in found["fired"].items()}
         program.check_fired()
         records = {Site.parse(site): kept for site, kept in found["records"].items()}
         return Trace(found["logits"], records, found["rows"])
+
+    def _walk(self, program: Program, call: dict[str, Any], **where: Any) -> dict[str, Any]:
+        model = self.model
+        return walk(model.trace(**call, **where), model, program)
 
     def _send(self, program: Program, call: dict[str, Any]) -> dict[str, Any]:
         nnsight = library()
@@ -198,7 +204,7 @@ class NnsightEngine:
             # nnsight read the environment when it was imported, which may be long ago.
             nnsight.schema.config.CONFIG.API.APIKEY = api_key()
         try:
-            return trace(self.model, program, call, remote=self.remote)
+            return self._walk(program, call, remote=self.remote)
         except InterpError:
             raise
         except Exception as error:
@@ -219,15 +225,15 @@ def forward_arguments(batch: Batch, keep: int | None) -> dict[str, Any]:
     }
 
 
-def trace(model: Any, program: Program, call: dict[str, Any], **where: Any) -> dict[str, Any]:
-    """Run a program in an nnsight trace, here or at `remote=`; returns what `Program.finish` kept.
+def walk(tracer: Any, model: Any, program: Program) -> dict[str, Any]:
+    """Run a program in a trace that is yet to be entered; returns what `Program.finish` kept.
 
     Raises:
         EngineError: the pass ended before it came to a stop.
     """
     nnsight = library()
     try:
-        with model.trace(**call, **where):
+        with tracer:
             program.prepare(model)
             for stop in program.stops:
                 program.reach(model, stop)

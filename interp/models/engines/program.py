@@ -22,7 +22,9 @@ from interp.models.sites import Site
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
-KERNEL_KINDS = ("q_rot", "k_rot", "attention")
+KERNEL_KINDS = frozenset({"q_rot", "k_rot", "attention"})
+INPUT_OF = {"head_out": "z", "o": "z", "down": "neurons"}
+"""Kinds that are made at the output of a projection, with the kind that lies at its input."""
 KERNEL_CALL = "attention_interface_"
 """How nnsight names the call of the attention kernel in a forward; the number after it moves with versions, but the
 call is the last operation of that name (what comes before binds the name)."""
@@ -56,8 +58,8 @@ def plan_stops(subject: CausalLM, sites: list[Site], row_layers: list[int]) -> t
             continue
         at = Site("attention", site.layer) if site.kind in KERNEL_KINDS else site.whole
         groups.setdefault(at, []).append(site)
-        if site.kind == "head_out":  # heads' shares are made from z
-            groups.setdefault(Site("z", site.layer), [])
+        if site.kind in INPUT_OF:  # what is made of a projection's input and output
+            groups.setdefault(Site(INPUT_OF[site.kind], site.layer), [])
         if (
             site.kind == "resid_mid"
         ):  # the block adds its own copy of resid_mid, so an edit is carried to its end
@@ -74,8 +76,9 @@ def _stop(subject: CausalLM, at: Site, sites: tuple[Site, ...]) -> Stop:
     block = f"{family.layers}.{at.layer}"
     if at.kind == "attention":
         return Stop(at.kind, at.layer, f"{block}.{family.attention}", "kernel", "", sites)
-    if at.kind == "head_out":
-        return Stop(at.kind, at.layer, f"{block}.{family.out_proj}", "out", "", sites)
+    if at.kind in INPUT_OF:
+        projection = family.sites[INPUT_OF[at.kind]].module
+        return Stop(at.kind, at.layer, f"{block}.{projection}", "out", "", sites)
     place = family.sites[at.kind]
     path = f"{block}.{place.module}" if place.module else block
     return Stop(at.kind, at.layer, path, place.side, place.part, sites)
@@ -108,7 +111,8 @@ class Program(Visits):
         self.stops = plan_stops(subject, list(self.taps), self.row_layers)
         self.waiting: Stop | None = None
         self._carry: dict[int | None, torch.Tensor] = {}
-        self._z: dict[int | None, torch.Tensor] = {}
+        self._input_needed = {stop.path for stop in self.stops if stop.kind in INPUT_OF}
+        self._inputs: dict[str, torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "subject"}
@@ -138,7 +142,7 @@ class Program(Visits):
             return
         output = module.output
         value = output[0] if isinstance(output, tuple) else output
-        out = self._share(module._module, stop, value) if stop.kind == "head_out" else self.act(stop, value)
+        out = self._made(module._module, stop, value) if stop.kind in INPUT_OF else self.act(stop, value)
         if out is not value:
             module.output = (out, *output[1:]) if isinstance(output, tuple) else out
 
@@ -173,8 +177,8 @@ class Program(Visits):
                 self.cut(stop, value).copy_(out)
         if stop.kind == "resid_mid" and value is not tensor:
             self._carry[stop.layer] = value - tensor
-        if stop.kind == "z":
-            self._z[stop.layer] = value
+        if stop.side == "in" and stop.path in self._input_needed:
+            self._inputs[stop.path] = value
         return value
 
     def cut(self, stop: Stop, x: torch.Tensor) -> torch.Tensor:
@@ -192,26 +196,38 @@ class Program(Visits):
             case _:
                 return x.view(*lead, self.n_heads, 3, self.d_head)[..., "qkv".index(stop.part[-1]), :]
 
-    def _share(self, projection: nn.Module, stop: Stop, output: torch.Tensor) -> torch.Tensor:
-        """Heads' shares of the projection's output; an edit of them is added to that output."""
+    def _made(self, projection: nn.Module, stop: Stop, output: torch.Tensor) -> torch.Tensor:
+        """Visit what is made of a projection's input and output; returns the output to go on with."""
+        given = self._inputs[stop.path]
+        for site in stop.sites:
+            if site.kind == "head_out":
+                output = self._visit_share(projection, site, given, output)
+            else:
+                ends = torch.cat([given, output], dim=-1)
+                out = self.visit(site, ends)
+                output = output if out is ends else out[..., given.shape[-1] :]
+        return output
+
+    def _visit_share(
+        self, projection: nn.Module, site: Site, z: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor:
+        """Visit heads' shares of the projection's output; an edit of them is added to that output."""
         weight: Any = projection.weight
         if not weight.is_floating_point():
             raise EngineError(
-                f"layer {stop.layer}: a quantised output projection cannot be taken apart by heads"
+                f"layer {site.layer}: a quantised output projection cannot be taken apart by heads"
             )
         weight = weight if type(projection).__name__ == "Conv1D" else weight.T
         weight = weight.reshape(self.n_heads, self.d_head, -1)
-        z = self._z.pop(stop.layer)
         z = z.view(*z.shape[:-1], self.n_heads, self.d_head)
-        for site in stop.sites:
-            h = slice(None) if site.index is None else slice(site.index, site.index + 1)
-            share = torch.einsum("bthd,hdm->bthm", z[..., h, :], weight[h])
-            view = share if site.index is None else share[..., 0, :]
-            out = self.visit(site, view)
-            if out is not view:
-                change = out - view
-                output = output + (change.sum(-2) if site.index is None else change)
-        return output
+        h = slice(None) if site.index is None else slice(site.index, site.index + 1)
+        share = torch.einsum("bthd,hdm->bthm", z[..., h, :], weight[h])
+        view = share if site.index is None else share[..., 0, :]
+        out = self.visit(site, view)
+        if out is view:
+            return output
+        change = out - view
+        return output + (change.sum(-2) if site.index is None else change)
 
     # -- attention ---------------------------------------------------------------------------------------------------
 
@@ -220,13 +236,13 @@ class Program(Visits):
         call = before = _attention_call(stop, args, kwargs)
         for site in stop.sites:
             if site.kind == "attention":
-                call = self._visit_attention(site, call)
+                call = self.visit_attention(site, call)
             elif site.kind == "q_rot":
                 call = call.with_(q=self._visit_heads(site, call.q))
             else:
                 call = call.with_(k=self._visit_heads(site, call.k))
         if stop.layer in self.row_layers:
-            self._reduce_rows(call)
+            self.reduce_rows(call)
         if any(getattr(call, name) is not getattr(before, name) for name in ("q", "k", "v", "mask")):
             operation.inputs = ((args[0], call.q, call.k, call.v, call.mask, *args[5:]), kwargs)
 
@@ -236,7 +252,7 @@ class Program(Visits):
         out = self.visit_part(site, whole)
         return heads if out is whole else out.transpose(1, 2)
 
-    def _visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
+    def visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
         self.fired[site] += 1
         for tap in self.taps[site]:
             if isinstance(tap, (Record, Reduce)):
@@ -250,7 +266,7 @@ class Program(Visits):
                 self.records[site] = call
         return call
 
-    def _reduce_rows(self, call: AttentionCall) -> None:
+    def reduce_rows(self, call: AttentionCall) -> None:
         assert self.rows_wanted is not None
         columns = self.rows_wanted.columns.to(call.q.device)
         absent = (columns < 0) | (columns >= self.frame.width)
