@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interp.intervene.ablate import ablate
+    from interp.intervene.export import to_nnsight
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.locate.retrieval_heads import RetrievalHeads
@@ -36,6 +37,7 @@ _PUBLIC = {
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
     "project_out": "interp.intervene.subspace:project_out",
+    "to_nnsight": "interp.intervene.export:to_nnsight",
     "known_to": "interp.measure.known:known_to",
     "measure": "interp.measure",
     "atlas": "interp.atlas",
@@ -63,6 +65,7 @@ __all__ = [
     "plot",
     "project_out",
     "task",
+    "to_nnsight",
 ]
 
 
