@@ -12,13 +12,15 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 # Two workers of one thread each: the tests are many small models, which threads do not speed up.
 WORKERS ?= 2
+# Of the benchmarks; what has a file in figures/data/benchmarks is kept, so delete it to measure again.
+ROUNDS ?= 3
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # No test asks the Hub for anything.
 PYTEST := $(THREADS) HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 # Without network the tests that need the model skip with the reason; under CI that is a failure.
 FETCH := $(VENV)/bin/interp models fetch smollm2 || [ -z "$${CI:-}" ]
 
-.PHONY: help venv browser model demo lint test test-fast test-full bench
+.PHONY: help venv browser model demo lint test test-fast test-full bench bench-startup
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,5 +61,10 @@ test-full: venv browser lint ## All tests, without a limit of time
 	@$(FETCH)
 	$(PYTEST)
 
-bench: venv model ## Measure speed and memory against the naive ways
+bench: venv model ## Measure speed and memory against other tools: one table, a figure and the README's block
+	$(PY) -m tests.benchmarks --rounds $(ROUNDS) --threads 1 --workers $(WORKERS)
+	$(PY) figures/benchmarks.py --readme
+	$(PY) figures/benchmarks.py
+
+bench-startup: venv model ## Measure what starting and scoring one needle take
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(THREADS) $(PY) "$$script"; done

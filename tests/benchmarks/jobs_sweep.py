@@ -60,6 +60,7 @@ def head_sweep(subject: CausalLM, n: int = 16, length: int = 60, sample: int = 5
         return {head: tool.without_head(batch, head) for head in sampled}
 
     def warm() -> None:
+        bare_forward(subject, batch)
         for tool in tools.values():
             tool.without_head(batch, sampled[0])
         for _ in subject.each([ablate([head]) for head in sampled], batch, keep=1):

@@ -130,11 +130,18 @@ def trace_job(
     width = 1 if kind == "resid_post" else WINDOW
     predicted = saving(n, example, kind, centres)
 
+    def mapped(layers: Sequence[int]) -> Any:
+        return trace_map(subject, example, kind, window=width, samples=SAMPLES, seed=SEED, layers=layers)
+
+    def warm() -> None:
+        for peer in loops.values():
+            peer.cell(question, kind, centres[-1:], start)
+        mapped(centres[-1:])
+        bare_forward(subject, rows)
+
     def ours() -> dict[tuple[int, int], float]:
         with counter.counted():
-            found = trace_map(
-                subject, example, kind, window=width, samples=SAMPLES, seed=SEED, layers=centres
-            )
+            found = mapped(centres)
         return dict(zip(zip(found["layer"], found["position"], strict=True), found["value"], strict=True))
 
     def loop(peer: Peer) -> dict[tuple[int, int], float]:
@@ -180,6 +187,7 @@ def trace_job(
         equal=equal,
         tolerance=1e-5,
         numbers=numbers,
+        warm=warm,
         notes=notes,
     )
 
