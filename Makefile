@@ -23,7 +23,7 @@ FETCH := $(VENV)/bin/interp models fetch smollm2 || [ -z "$${CI:-}" ]
 .PHONY: help venv browser model demo lint test test-fast test-full bench bench-startup
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## Create .venv and install the package with its tools
 
