@@ -63,7 +63,10 @@ def bridged(subject: CausalLM) -> Any:
     # The bridge computes attention by itself and needs the mask that eager attention gets: always there, 4-D.
     second.set_attn_implementation("eager")
     try:
-        bridge = build_bridge_from_module(second, name, hf_config=second.config)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # it makes layers, which fill themselves, before it puts weights in
+            bridge = build_bridge_from_module(second, name, hf_config=second.config)
     except (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise EngineError(
             f"engine 'lens': TransformerLens cannot bridge this {name} ({error!r:.200}); use engine 'hooks'"

@@ -8,7 +8,7 @@ cannot do is refused by name; and which sites it has right is not believed but m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,7 @@ class _Session(Visits):
         with ExitStack() as stack:
             self.subject.hooked = True
             stack.callback(setattr, self.subject, "hooked", False)
-            if any(site.kind == "head_out" for site in self.taps):
-                # TransformerLens computes the heads' shares of every layer then; without it the hook never fires.
-                stack.callback(self.bridge.set_use_attn_result, self.bridge.cfg.use_attn_result)
-                self.bridge.set_use_attn_result(True)
+            stack.enter_context(_shares(self.bridge, self.taps))
             for whole, sites in self._by_point().items():
                 _hook(stack, _point(self.bridge, whole), self._visitor(whole, sites))
             for layer in self.row_layers:
@@ -113,6 +110,18 @@ class _Session(Visits):
         return read
 
 
+@contextmanager
+def _shares(bridge: Any, sites: Iterable[Site]) -> Iterator[None]:
+    """TransformerLens computes the heads' shares, in every layer, where one of the sites needs them to fire."""
+    before = bridge.cfg.use_attn_result
+    if any(site.kind == "head_out" for site in sites):
+        bridge.set_use_attn_result(True)
+    try:
+        yield
+    finally:
+        bridge.set_use_attn_result(before)
+
+
 def _hook(stack: ExitStack, point: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Put a function on a hook point until the stack is closed; hooks of the user's on the bridge stay."""
 
@@ -152,8 +161,8 @@ class LensEngine:
 
     def __init__(self, subject: CausalLM):
         self.subject = subject
-        self._tensors: list[torch.Tensor] = []
-        self._bridge: Any = None
+        self._tensors = _tensors(subject.hf)
+        self._bridge = bridged(subject)
         self.lacks: dict[str, str] = {
             "attention": "its kernel takes no (q, k, v, mask); tap q_rot, k_rot or v, or ask for rows"
         }
@@ -162,12 +171,9 @@ class LensEngine:
     @property
     def bridge(self) -> Any:
         """The TransformerBridge, over the tensors that the model holds now."""
-        tensors = [*self.subject.hf.parameters(), *self.subject.hf.buffers()]
-        same = len(tensors) == len(self._tensors) and all(
-            a is b for a, b in zip(tensors, self._tensors, strict=True)
-        )
-        if not same:
-            self._bridge, self._tensors = bridged(self.subject), tensors
+        now = _tensors(self.subject.hf)
+        if list(map(id, now)) != list(map(id, self._tensors)):
+            self._bridge, self._tensors = bridged(self.subject), now
         return self._bridge
 
     def _measured(self) -> dict[str, str]:
@@ -180,35 +186,42 @@ class LensEngine:
         layers = sorted({0, subject.n_layers // 2, subject.n_layers - 1})
         absent = {"resid_mid"} if subject.family.parallel else set()
         sites = [Site("embed"), *(Site(k, i) for k in LENS_HOOKS if k not in absent for i in layers)]
-        lacks: dict[str, str] = {}
-        seen: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad():
             truth = HooksEngine(subject).run(batch, {s: Record() for s in sites}, keep=batch.width)
-            stack.callback(self.bridge.set_use_attn_result, False)
-            self.bridge.set_use_attn_result(True)
-            for site in sites:
-                point = _point(self.bridge, site)
-                if point is None:
-                    lacks.setdefault(site.kind, f"its bridge has no {site.lens_name()}")
-                else:
-                    _hook(stack, point, _keeper(seen[site]))
-            logits = self._forward(batch, batch.width).logits
-        gap = _gap(logits[real], truth.logits[real])
+            seen, logits = self._watched(batch, [s for s in sites if s.kind != "head_out"])
+            shares, again = self._watched(batch, [s for s in sites if s.kind == "head_out"])
+        gap = max(_gap(x[real], truth.logits[real]) for x in (logits, again))
         if not gap <= tolerance(subject.dtype):
             raise EngineError(
                 f"engine 'lens': for {subject.name} TransformerLens' logits are off by {gap:.2g} of their scale; "
                 "use engine 'hooks'"
             )
-        for site in sites:
-            if site.kind in lacks:
-                continue
-            if len(seen[site]) != 1:
-                lacks[site.kind] = f"its bridge fires {site.lens_name()} {len(seen[site])} times a pass"
-            elif seen[site][0].shape != truth[site].shape:
-                lacks[site.kind] = f"{site.lens_name()} has shape {tuple(seen[site][0].shape)}"
-            elif not (gap := _gap(seen[site][0][real], truth[site][real])) <= tolerance(subject.dtype):
-                lacks[site.kind] = f"{site.lens_name()} is off by {gap:.2g} of its scale"
+        lacks: dict[str, str] = {}
+        for site, values in (seen | shares).items():
+            hook = site.lens_name()
+            if values is None:
+                lacks.setdefault(site.kind, f"its bridge has no {hook}")
+            elif len(values) != 1:
+                lacks.setdefault(site.kind, f"its bridge fires {hook} {len(values)} times a pass")
+            elif values[0].shape != truth[site].shape:
+                lacks.setdefault(site.kind, f"{hook} has shape {tuple(values[0].shape)}")
+            elif not (gap := _gap(values[0][real], truth[site][real])) <= tolerance(subject.dtype):
+                lacks.setdefault(site.kind, f"{hook} is off by {gap:.2g} of its scale")
         return lacks
+
+    def _watched(
+        self, batch: Batch, sites: list[Site]
+    ) -> tuple[dict[Site, list[torch.Tensor] | None], torch.Tensor]:
+        """What each site's hook sees in one pass, None where there is no such hook; and the logits."""
+        seen: dict[Site, list[torch.Tensor] | None] = {}
+        with ExitStack() as stack:
+            stack.enter_context(_shares(self.bridge, sites))
+            for site in sites:
+                point = _point(self.bridge, site)
+                seen[site] = None if point is None else []
+                if point is not None:
+                    _hook(stack, point, _keeper(seen[site]))  # type: ignore[arg-type]
+            return seen, self._forward(batch, batch.width).logits
 
     def _forward(self, batch: Batch, keep: int, **options: Any) -> Any:
         past = options.pop("past", 0)
@@ -255,6 +268,10 @@ class LensEngine:
                     logits = session.visit(site, logits)
         session.check_fired()
         return Trace(logits, session.records, session.rows, cache)
+
+
+def _tensors(module: Any) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
