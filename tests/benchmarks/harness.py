@@ -284,6 +284,7 @@ def run_job(name: str, rounds: int, folder: Path, concurrent: int) -> None:
 
     facts = machine()
     subject = interp.load("smollm2")
+    folder.mkdir(parents=True, exist_ok=True)
     every = builders()
     job = every[name](subject)
     found = measure(job, rounds)

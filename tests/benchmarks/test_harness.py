@@ -119,3 +119,29 @@ def test_a_job_that_was_measured_is_kept(tmp_path, monkeypatch):
     assert ran == ["b"]
     harness.main(["--out", str(tmp_path), "--again"])
     assert sorted(ran) == ["a", "b", "b"]
+
+
+def test_a_job_of_its_own_process_leaves_one_whole_file(tmp_path, monkeypatch):
+    from interp.models.subject import CausalLM
+    from tests.tiny import tiny
+
+    seen: list[CausalLM] = []
+
+    def build(subject: CausalLM) -> Job:
+        seen.append(subject)
+        return job(memory={"ours": lambda: None, "bare": lambda: None})
+
+    monkeypatch.setattr("interp.load", lambda name: CausalLM(tiny("llama"), None, name=name))
+    monkeypatch.setattr(harness, "builders", lambda: {"other": build, "cells": build})
+    monkeypatch.setattr(
+        harness, "_child", lambda *args: {"cells:ours": "22.0", "cells:bare": "20.0"}[args[1]]
+    )
+    folder = tmp_path / "not" / "there"
+    harness.run_job("cells", 2, folder, 1)
+    (path,) = folder.iterdir()
+    found = json.loads(path.read_text())
+    assert path.name == "cells.json" and found["place"] == 1 and seen[0].name == "smollm2"
+    assert found["memory MB"] == {"ours": 22.0, "bare": 20.0}
+    assert [r["value"] for r in found["reaches"] if r["quantity"].startswith("memory")] == [1.1]
+    assert found["versions"]["torch"] and found["cpu"] and len(found["load at start"]) == 3
+    assert harness.load(folder) == [found]
