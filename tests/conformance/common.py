@@ -9,7 +9,7 @@ import torch
 
 from interp.models.batch import Batch
 from interp.models.engines.base import Record
-from interp.models.sites import INDEXED, LINEAR, Site
+from interp.models.sites import INDEXED, Site
 from interp.models.subject import CausalLM
 from tests.subjects import ALL, examples, subject
 
@@ -42,18 +42,25 @@ def batch(name: str = "padded") -> Batch:
 
 def kinds(family: str, engine: str) -> list[str]:
     """Kinds of site that hold a tensor, of this family and engine."""
-    absent = {k for e, f, k in LACKING if (e, f) == (engine, family)} | LINEAR
+    absent = {k for e, f, k in LACKING if (e, f) == (engine, family)}
     absent |= {"resid_mid"} if subject(family).family.parallel else set()
     return [k for k in _KINDS if k not in absent]
 
 
-def sites(family: str, engine: str) -> list[Site]:
-    """Every site that holds a tensor, in every layer."""
+def in_every_layer(s: CausalLM) -> list[Site]:
+    """Every site of a model that holds a tensor."""
     out = []
-    for kind in kinds(family, engine):
-        layers = [None] if kind in ("embed", "logits") else list(range(subject(family).n_layers))
-        out += [Site(kind, i) for i in layers]
+    for kind in _KINDS:
+        if kind in ("embed", "logits"):
+            out.append(Site(kind))
+        elif not (kind == "resid_mid" and s.family.parallel):
+            out += [Site(kind, i) for i in range(s.n_layers)]
     return out
+
+
+def sites(family: str, engine: str) -> list[Site]:
+    """Every site that holds a tensor, in every layer, but those that the engine lacks."""
+    return [s for s in in_every_layer(subject(family)) if s.kind in kinds(family, engine)]
 
 
 def in_layer(family: str, engine: str, layer: int) -> list[Site]:
