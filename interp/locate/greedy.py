@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Int
 
 from interp.models.batch import Batch
-from interp.models.engines.base import RowBlock, Rows, Trace
+from interp.models.engines.base import Rows, Trace
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
+from interp.trace.reducers import TopKeys
 
 DRAFT = 8
 """Tokens drafted at once after the first pass."""
@@ -44,11 +45,6 @@ class Decoded:
     exact: bool
     passes: int = 1
     tokens: int = 0
-
-
-def top_keys(block: RowBlock) -> Int[torch.Tensor, "b h r"]:
-    """Row reducer: the column each head attends to most."""
-    return block.probs.argmax(-1)
 
 
 def _stack(trace: Trace, row: int) -> Int[torch.Tensor, "r l h"]:
@@ -79,7 +75,7 @@ def decode(
         columns[row, : len(example.answer_ids)] = torch.tensor(list(batch.answer_columns(row)))
     solo = len(examples) == 1 and not forced
     cache = _cache() if solo else None
-    trace = subject.run(batch, rows=Rows(columns.to(batch.ids.device), top_keys), cache=cache)
+    trace = subject.run(batch, rows=Rows(columns.to(batch.ids.device), TopKeys()), cache=cache)
     greedy = trace.logits.argmax(-1).cpu()
     first = batch.width - greedy.shape[1]
     out = []
@@ -145,7 +141,7 @@ def _go_on(
         every = ids + output + draft
         batch = Batch.of_ids([every], device=subject.device)
         columns = torch.arange(right, len(every), device=subject.device)[None]
-        trace = subject.run(batch, rows=Rows(columns, top_keys), keep=len(draft) + 1, cache=cache, past=past)
+        trace = subject.run(batch, rows=Rows(columns, TopKeys()), keep=len(draft) + 1, cache=cache, past=past)
         said = trace.logits[0].argmax(-1).tolist()
         agree = _agreement(said[:-1], draft)
         fresh = [*draft[:agree], said[agree]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from interp.errors import UsageError
-from interp.models.engines.base import RowBlock, Rows
+from interp.models.engines.base import Rows
 from interp.models.sites import Component, Head
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
@@ -33,17 +33,17 @@ def attention_rows(subject: CausalLM, example: Example, heads: Sequence[Componen
         raise UsageError("attention rows belong to heads")
     batch = subject.batch([example])
     columns = torch.tensor([list(batch.answer_columns(0))], device=batch.ids.device)
-    wanted: dict[int, list[Head]] = {}
+    wanted: dict[int, list[int]] = {}
     for head in heads:
         subject.check(head)
-        if isinstance(head, Head):
-            wanted.setdefault(head.layer, []).append(head)
-
-    def keep(block: RowBlock) -> dict[Head, list[list[float]]]:
-        return {h: block.probs[0, h.head].cpu().tolist() for h in wanted[block.layer]}
-
-    trace = subject.run(batch, rows=Rows(columns, keep, frozenset(wanted)))
-    found = {head: rows for by_head in trace.rows.values() for head, rows in by_head.items()}
+        if isinstance(head, Head) and head.head not in wanted.setdefault(head.layer, []):
+            wanted[head.layer].append(head.head)
+    trace = subject.run(batch, rows=Rows(columns, layers=frozenset(wanted), heads=wanted))
+    found = {
+        Head(layer, h): trace.rows[layer][0, i].tolist()
+        for layer in wanted
+        for i, h in enumerate(wanted[layer])
+    }
     ids = example.full_ids[:-1]
     label = subject.tokens.pieces if subject.has_tokens else lambda ids: [str(i) for i in ids]
     return {

@@ -47,39 +47,6 @@ class AttentionCall:
         """The same call with other q, k, v or mask."""
         return replace(self, **changes)
 
-    def bias(self, index: torch.Tensor) -> Float[torch.Tensor, "b hh r s"]:
-        """Additive mask of the query rows `index` (b r): 0 where a key is visible, very low elsewhere."""
-        b, t, s = self.q.shape[0], self.q.shape[2], self.k.shape[2]
-        if self.mask is not None and self.mask.ndim == 4:
-            rows = torch.arange(b, device=index.device)[:, None]
-            mask = self.mask.expand(b, *self.mask.shape[1:])
-            picked = mask.transpose(1, 2)[rows, index].transpose(1, 2)[..., :s]
-            if picked.dtype == torch.bool:
-                return torch.zeros(picked.shape, device=picked.device).masked_fill(~picked, float("-inf"))
-            return picked.float()
-        keys = torch.arange(s, device=index.device)
-        query = (index + (s - t))[:, :, None]
-        visible = keys <= query
-        if self.window is not None:
-            visible = visible & (keys > query - self.window)
-        if self.mask is not None:  # flash kernels take the 2-D padding mask
-            visible = visible & self.mask[:, None, :s].bool()
-        return torch.zeros(visible.shape, device=index.device).masked_fill(~visible, float("-inf"))[:, None]
-
-    def rows(self, index: torch.Tensor) -> Float[torch.Tensor, "b h r s"]:
-        """Attention probabilities of the query rows `index` (b r), in fp32, grouped over KV heads without copies."""
-        b, h, _, d = self.q.shape
-        kv, s = self.k.shape[1], self.k.shape[2]
-        batch = torch.arange(b, device=index.device)[:, None]
-        q = self.q.transpose(1, 2)[batch, index].transpose(1, 2).float()  # b h r d
-        r = q.shape[2]
-        scores = torch.matmul(q.reshape(b, kv, h // kv * r, d), self.k.float().transpose(2, 3))
-        scores = scores.view(b, h, r, s).mul_(self.scaling)
-        if self.softcap is not None:
-            scores = torch.tanh(scores.div_(self.softcap)).mul_(self.softcap)
-        scores += self.bias(index)
-        return torch.softmax(scores, dim=-1)
-
 
 Handler = Callable[[AttentionCall], AttentionCall]
 Compute = Callable[..., torch.Tensor]

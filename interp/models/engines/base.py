@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,7 +97,7 @@ Taps = Mapping[Site, "Tap | Sequence[Tap]"]
 
 @dataclass
 class RowBlock:
-    """Attention rows of one layer, as a reducer gets them.
+    """Attention rows of one layer, as a reducer of whole rows gets them.
 
     Attributes:
         layer: the layer.
@@ -111,18 +112,106 @@ class RowBlock:
 
 
 @dataclass(frozen=True)
+class RowShape:
+    """What a streaming reducer is told of a layer's rows before the first block of keys.
+
+    Attributes:
+        layer: the layer.
+        rows: how many rows there are: batch, heads, queries.
+        keys: how many keys they run over.
+        device: where their scores lie.
+        frame: the pass.
+    """
+
+    layer: int
+    rows: tuple[int, int, int]
+    keys: int
+    device: torch.device
+    frame: Frame
+
+
+@dataclass
+class KeyBlock:
+    """Scores of the rows over one block of keys; what several reducers need of it is computed once.
+
+    Attributes:
+        scores: scaled, softcapped and masked, before the softmax, in fp32; -inf where a key is invisible, and in all
+            of a row that was not asked for. Not to be written to.
+        first: column of the block's first key.
+    """
+
+    scores: Float[torch.Tensor, "b h r k"]
+    first: int
+
+    @cached_property
+    def top(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Highest score of each row and its column; of equal scores the lowest column."""
+        values, columns = self.scores.max(-1)
+        return values, columns + self.first
+
+    @cached_property
+    def peak(self) -> Float[torch.Tensor, "b h r"]:
+        """Highest score of each row; a finite number also where no key is visible."""
+        return self.top[0].clamp(min=torch.finfo(torch.float32).min)
+
+    @cached_property
+    def weights(self) -> Float[torch.Tensor, "b h r k"]:
+        """exp(scores - peak)."""
+        return (self.scores - self.peak[..., None]).exp_()
+
+    @cached_property
+    def total(self) -> Float[torch.Tensor, "b h r"]:
+        """Sum of the weights of each row."""
+        return self.weights.sum(-1)
+
+
+class Reduction(Protocol):
+    """Rows of one layer being reduced, block of keys by block."""
+
+    def update(self, block: KeyBlock) -> None:
+        """Take in the next block; blocks come in the order of their keys."""
+
+    def finish(self) -> Any:
+        """The result."""
+
+
+@runtime_checkable
+class RowReducer(Protocol):
+    """Reduces attention rows while they are computed, never whole; see `interp.trace.reducers`."""
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """A reduction of one layer's rows."""
+
+
+def _probs(block: RowBlock) -> torch.Tensor:
+    return block.probs
+
+
+@dataclass(frozen=True)
 class Rows:
     """A request for attention rows: which query columns, and what to keep of them.
 
     Args:
         columns: query columns for each batch row, -1 where a row has fewer; shape (b, r).
-        reduce: called once a layer inside the forward pass; default keeps the probabilities themselves.
-        layers: which layers; default all.
+        reduce: a streaming reducer, which gets the scores block by block of keys, or a function of whole rows; either
+            runs once a layer inside the forward pass. Default keeps the probabilities themselves.
+        layers: which layers; default those of `heads`, else all.
+        heads: query heads to read, in this order, by layer; in a layer it does not name, all.
+
+    Raises:
+        UsageError: `heads` names a layer that `layers` leaves out.
     """
 
     columns: Int[torch.Tensor, "b r"]
-    reduce: Callable[[RowBlock], Any] = lambda block: block.probs
+    reduce: RowReducer | Callable[[RowBlock], Any] = _probs
     layers: frozenset[int] | None = None
+    heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.heads and self.layers is None:
+            object.__setattr__(self, "layers", frozenset(self.heads))
+        if left := sorted(set(self.heads) - (self.layers or frozenset())):
+            raise UsageError(f"rows of heads in layers {left}, but `layers` is {sorted(self.layers or ())}")
 
 
 @dataclass

@@ -17,8 +17,9 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall, tapped_attention
-from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Taps, Trace
+from interp.models.engines.base import Frame, Record, Reduce, Rows, Taps, Trace
 from interp.models.engines.resume import Checkpoint, Stopped, begun, check_range, stopped
+from interp.models.engines.rows import reduce_rows
 from interp.models.engines.visits import Visits, narrow
 from interp.models.families import Place
 from interp.models.sites import LINEAR, Site
@@ -247,7 +248,7 @@ class Session(Visits):
         if self.rows_wanted is not None and (
             self.rows_wanted.layers is None or call.layer in self.rows_wanted.layers
         ):
-            self._reduce_rows(call)
+            self.rows[call.layer] = reduce_rows(call, self.rows_wanted, self.frame)
         return call
 
     def _visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
@@ -271,15 +272,6 @@ class Session(Visits):
         """The KV cache was written before the kernel is called, so later steps would not see such an edit."""
         if self.frame.cached:
             raise EngineError(f"an edit of keys or values at {site} is not kept in the KV cache; edit k or v")
-
-    def _reduce_rows(self, call: AttentionCall) -> None:
-        assert self.rows_wanted is not None
-        columns = self.rows_wanted.columns.to(call.q.device) - self.frame.past
-        absent = (columns < 0) | (columns >= self.frame.width)
-        probs = call.rows(columns.clamp(0, self.frame.width - 1))
-        if absent.any():
-            probs = probs.masked_fill(absent[:, None, :, None], 0.0)
-        self.rows[call.layer] = self.rows_wanted.reduce(RowBlock(call.layer, probs, self.frame))
 
 
 def opened_cache(cache: Any, use_cache: bool, past: int) -> Any:

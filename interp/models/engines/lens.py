@@ -17,9 +17,10 @@ import torch
 
 from interp.errors import EngineError
 from interp.models.batch import Batch
-from interp.models.engines.base import Frame, Record, RowBlock, Rows, Taps, Trace
+from interp.models.engines.base import Frame, Record, Rows, Taps, Trace
 from interp.models.engines.bridge import bridged, tolerance
 from interp.models.engines.hooks import HooksEngine, opened_cache
+from interp.models.engines.rows import reduce_probs
 from interp.models.engines.visits import Visits
 from interp.models.sites import LENS_HOOKS, Site
 
@@ -99,12 +100,7 @@ class _Session(Visits):
         assert wanted is not None
 
         def read(pattern: torch.Tensor) -> torch.Tensor:
-            columns = wanted.columns.to(pattern.device) - self.frame.past
-            absent = (columns < 0) | (columns >= self.frame.width)
-            index = columns.clamp(0, self.frame.width - 1)[:, None, :, None]
-            probs = pattern.gather(2, index.expand(-1, pattern.shape[1], -1, pattern.shape[3])).float()
-            probs = probs.masked_fill(absent[:, None, :, None], 0.0)
-            self.rows[layer] = wanted.reduce(RowBlock(layer, probs, self.frame))
+            self.rows[layer] = reduce_probs(pattern, wanted, layer, self.frame)
             return pattern
 
         return read

@@ -14,7 +14,8 @@ from torch import nn
 
 from interp.errors import EngineError
 from interp.models.engines.attention import AttentionCall
-from interp.models.engines.base import Frame, Record, Reduce, RowBlock, Rows, Taps
+from interp.models.engines.base import Frame, Record, Reduce, Rows, Taps
+from interp.models.engines.rows import reduce_rows
 from interp.models.engines.visits import Visits
 from interp.models.families import Part
 from interp.models.sites import Site
@@ -268,12 +269,7 @@ class Program(Visits):
 
     def reduce_rows(self, call: AttentionCall) -> None:
         assert self.rows_wanted is not None
-        columns = self.rows_wanted.columns.to(call.q.device)
-        absent = (columns < 0) | (columns >= self.frame.width)
-        probs = call.rows(columns.clamp(0, self.frame.width - 1))
-        if absent.any():
-            probs = probs.masked_fill(absent[:, None, :, None], 0.0)
-        self.rows[call.layer] = self.rows_wanted.reduce(RowBlock(call.layer, probs, self.frame))
+        self.rows[call.layer] = reduce_rows(call, self.rows_wanted, self.frame)
 
 
 def kernel_call(model: Any, stop: Stop) -> Any:

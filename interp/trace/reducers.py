@@ -1,0 +1,228 @@
+"""Reducers of attention rows: what is kept of them while they are computed, block of keys by block.
+
+    rows = Rows(columns, Many(top=TopKeys(), needle=Mass.of(batch, "value"), lse=LogSumExp()))
+    trace = model.run(batch, rows=rows)
+    trace.rows[12]["needle"]  # b h r: attention of layer 12's heads on the needle
+
+Each is exact: equal to the same reduction of the whole softmax rows, at a memory of queries x heads and one block of
+scores. A row that was not asked for, and one without a visible key, gives zeros, column -1, and a log-sum-exp of -inf.
+Statistics are in fp32 whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+
+from interp.errors import UsageError
+from interp.models.batch import Batch
+from interp.models.engines.base import KeyBlock, Reduction, RowReducer, RowShape
+from interp.models.engines.rows import Whole
+
+__all__ = ["LogSumExp", "Many", "Mass", "TopK", "TopKeys", "Whole"]
+
+_LOWEST = torch.finfo(torch.float32).min
+
+
+class _Softmax:
+    """Running maximum of each row and the sum of exponentials relative to it (Milakov and Gimelshein 2018)."""
+
+    def __init__(self, shape: RowShape):
+        self.peak = torch.full(shape.rows, _LOWEST, device=shape.device)
+        self.total = torch.zeros(shape.rows, device=shape.device)
+
+    def step(self, block: KeyBlock) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a block in; returns what sums so far and the block's sums are to be multiplied by."""
+        peak = torch.maximum(self.peak, block.peak)
+        old, new = torch.exp(self.peak - peak), torch.exp(block.peak - peak)
+        self.peak, self.total = peak, old * self.total + new * block.total
+        return old, new
+
+    @property
+    def lse(self) -> torch.Tensor:
+        return self.peak + self.total.log()
+
+
+@dataclass(frozen=True)
+class TopKeys:
+    """Column of the key that each row attends to most, b h r; of equal ones the lowest, -1 where there is none."""
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        return _TopKeys(shape)
+
+
+class _TopKeys:
+    def __init__(self, shape: RowShape):
+        self.values = torch.full(shape.rows, float("-inf"), device=shape.device)
+        self.columns = torch.full(shape.rows, -1, device=shape.device)
+
+    def update(self, block: KeyBlock) -> None:
+        values, columns = block.top
+        higher = values > self.values  # an equal score in a later block does not count
+        self.values = torch.where(higher, values, self.values)
+        self.columns = torch.where(higher, columns, self.columns)
+
+    def finish(self) -> Int[torch.Tensor, "b h r"]:
+        return self.columns
+
+
+@dataclass(frozen=True)
+class Tops:
+    """The most attended keys of each row.
+
+    Attributes:
+        values: their attention, highest first; 0 where a row has fewer keys.
+        columns: their columns; -1 where a row has fewer keys.
+    """
+
+    values: Float[torch.Tensor, "b h r k"]
+    columns: Int[torch.Tensor, "b h r k"]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` most attended keys of each row, as `Tops`; which of equal ones is as undefined as in `torch.topk`."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UsageError(f"TopK({self.k}): write a number of keys of at least 1")
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        return _TopK(self.k, shape)
+
+
+class _TopK:
+    def __init__(self, k: int, shape: RowShape):
+        self.k = k
+        self.softmax = _Softmax(shape)
+        self.scores = torch.full((*shape.rows, k), float("-inf"), device=shape.device)
+        self.columns = torch.full((*shape.rows, k), -1, device=shape.device)
+
+    def update(self, block: KeyBlock) -> None:
+        self.softmax.step(block)
+        scores, at = block.scores.topk(min(self.k, block.scores.shape[-1]), -1)
+        scores, columns = (
+            torch.cat([self.scores, scores], -1),
+            torch.cat([self.columns, at + block.first], -1),
+        )
+        self.scores, order = scores.topk(self.k, -1)
+        self.columns = columns.gather(-1, order)
+
+    def finish(self) -> Tops:
+        none = self.scores == float("-inf")
+        values = torch.exp(self.scores - self.softmax.lse[..., None]).masked_fill(none, 0.0)
+        return Tops(values, self.columns.masked_fill(none, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Mass:
+    """Attention of each row on a set of keys, b h r; in [0, 1].
+
+    Args:
+        spans: half-open ranges of columns for each batch row, padding counted; what they cover twice counts once.
+    """
+
+    spans: Sequence[Sequence[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, batch: Batch, role: str | Sequence[str]) -> Mass:
+        """On the tokens that spans of one or more roles cover, as `role` or `role.item`.
+
+        Raises:
+            UsageError: an example of the batch has no span of that role.
+        """
+        member = batch.scope_columns(role, 0, batch.width)
+        return cls([[(c, c + 1) for c in row.nonzero()[:, 0].tolist()] for row in member])
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        if len(self.spans) != shape.rows[0]:
+            raise UsageError(f"Mass has spans for {len(self.spans)} rows, and the batch has {shape.rows[0]}")
+        member = torch.zeros(len(self.spans), shape.keys, dtype=torch.bool)
+        for row, spans in enumerate(self.spans):
+            for start, end in spans:
+                if not 0 <= start <= end <= shape.keys:
+                    raise UsageError(f"Mass on columns {start} to {end - 1}: there are {shape.keys} keys")
+                member[row, start:end] = True
+        return _Mass(member.to(shape.device), shape)
+
+
+class _Mass:
+    def __init__(self, member: Bool[torch.Tensor, "b k"], shape: RowShape):
+        self.member = member
+        self.softmax = _Softmax(shape)
+        self.sum = torch.zeros(shape.rows, device=shape.device)
+
+    def update(self, block: KeyBlock) -> None:
+        old, new = self.softmax.step(block)
+        b, h, r, k = block.weights.shape
+        member = self.member[:, block.first : block.first + k, None].float()
+        self.sum = old * self.sum + new * (block.weights.reshape(b, h * r, k) @ member).view(b, h, r)
+
+    def finish(self) -> Float[torch.Tensor, "b h r"]:
+        return self.sum / self.softmax.total.clamp(min=1e-30)
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """Log of the sum of exponentiated scores of each row (the softmax's denominator), b h r, in nats."""
+
+    needs_scores = True
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        return _LogSumExp(shape)
+
+
+class _LogSumExp:
+    def __init__(self, shape: RowShape):
+        self.softmax = _Softmax(shape)
+
+    def update(self, block: KeyBlock) -> None:
+        self.softmax.step(block)
+
+    def finish(self) -> Float[torch.Tensor, "b h r"]:
+        return self.softmax.lse
+
+
+class Many:
+    """Several reducers in one pass over the keys: a dict of their results by name.
+
+    Example:
+        Many(top=TopKeys(), needle=Mass(spans))
+    """
+
+    def __init__(self, **reducers: RowReducer):
+        self.reducers = reducers
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether one of them does."""
+        return any(getattr(r, "needs_scores", False) for r in self.reducers.values())
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        return _Many({name: reducer.begin(shape) for name, reducer in self.reducers.items()})
+
+    def __repr__(self) -> str:
+        return f"Many({', '.join(f'{name}={reducer!r}' for name, reducer in self.reducers.items())})"
+
+
+class _Many:
+    def __init__(self, reductions: Mapping[str, Reduction]):
+        self.reductions = reductions
+
+    def update(self, block: KeyBlock) -> None:
+        for reduction in self.reductions.values():
+            reduction.update(block)
+
+    def finish(self) -> dict[str, Any]:
+        return {name: reduction.finish() for name, reduction in self.reductions.items()}
