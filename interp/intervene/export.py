@@ -41,8 +41,8 @@ def to_nnsight(
         UsageError: the intervention depends on a batch and none is given.
         EngineError: the subject's weights are elsewhere.
     """
-    exported = _Exported(intervention, subject, batch)
     model = _wrapped(subject) if model is None else model
+    exported = _Exported(intervention, subject, batch)
     with model.edit() as (_, edited):
         program = exported.program(edited.inputs)
         program.prepare(edited)

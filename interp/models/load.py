@@ -40,6 +40,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     family: Family | str | None = None,
     engine: str | None = None,
+    remote: bool | str = False,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> CausalLM:
@@ -56,6 +57,8 @@ def load(
         family: row of the site table for an architecture that is not in it.
         engine: what runs the model: `hooks` (default), `lens` (default for a TransformerBridge) or `nnsight` (default
             for a model of nnsight); see `CausalLM.with_engine`.
+        remote: run a hub id on NDIF (`True`, with `NDIF_API_KEY` in the environment) or on the server at a URL, through
+            the engine `nnsight`; only config and tokenizer are loaded.
         kwargs: handed to `from_pretrained` (`device_map`, `revision`, `quantization_config`, ...).
 
     Raises:
@@ -65,6 +68,8 @@ def load(
     """
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}'; write one of {', '.join(ENGINES)}")
+    if remote:
+        return _remote(source, remote, engine, family, trust_remote_code, kwargs)
     if isinstance(source, nn.Module) or is_wrapped(source):
         if device != "auto" or dtype != "auto":
             raise UsageError(
@@ -88,11 +93,36 @@ def load(
     return _subject(module, found, name or label, family, engine or "hooks")
 
 
+def _remote(
+    source: Any,
+    remote: bool | str,
+    engine: str | None,
+    family: Family | str | None,
+    trust_remote_code: bool,
+    kwargs: dict[str, Any],
+) -> CausalLM:
+    from interp.models.remote import remote_model
+
+    if not isinstance(source, str) or engine not in (None, "nnsight"):
+        raise UsageError("remote runs are of a hub id under engine='nnsight'")
+    if unknown := set(kwargs) - {"revision"}:
+        raise UsageError(f"a model on a server takes no {', '.join(sorted(unknown))}: it is loaded there")
+    return remote_model(
+        source,
+        remote=remote,
+        family=family,
+        trust_remote_code=trust_remote_code,
+        revision=kwargs.get("revision"),
+    )
+
+
 def _loaded(
     source: Any, tokenizer: Any, name: str | None, family: Family | str | None, engine: str | None
 ) -> CausalLM:
     """A subject of a module that is in memory, bare or in the hands of another library."""
     if is_wrapped(source):
+        if not getattr(source, "dispatched", True):
+            source.dispatch()  # it was made without weights, which load at its first run
         module = source._module
         tokenizer = tokenizer if tokenizer is not None else getattr(source, "tokenizer", None)
         own = engine in (None, "nnsight")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +94,10 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
 def is_wrapped(model: Any) -> bool:
     """Whether an object is a language model wrapped by nnsight; nnsight is not imported to tell."""
     return any(c.__name__ in WRAPPERS and c.__module__.startswith("nnsight.") for c in type(model).__mro__)
+
+
+# Modules in a pass now: nnsight would serve a pass within a pass to the outer one's taps, whichever wrapper began it.
+_running: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class NnsightEngine:
@@ -178,23 +183,20 @@ class NnsightEngine:
             raise EngineError("engine 'nnsight' cannot resume: run without start and stop")
         if self.remote and torch.is_grad_enabled():
             raise EngineError("engine 'nnsight' brings no gradients back from a server: run without grad")
-        if self.subject.hooked:
+        model = self.model
+        if model._module in _running:
             raise EngineError("a tap ran the model it taps: compute what an edit needs before the pass")
         program = Program(self.subject, taps, rows, Frame(batch, width=batch.width, forwards=1))
-        self.subject.hooked = True
+        call = forward_arguments(batch, keep)
+        _running.add(model._module)
         try:
-            call = forward_arguments(batch, keep)
-            found = self._send(program, call) if self.remote else self._walk(program, call)
+            found = self._send(program, call) if self.remote else walk(model.trace(**call), model, program)
         finally:
-            self.subject.hooked = False
+            _running.discard(model._module)
         program.fired = {Site.parse(site): n for site, n in found["fired"].items()}
         program.check_fired()
         records = {Site.parse(site): kept for site, kept in found["records"].items()}
         return Trace(found["logits"], records, found["rows"])
-
-    def _walk(self, program: Program, call: dict[str, Any], **where: Any) -> dict[str, Any]:
-        model = self.model
-        return walk(model.trace(**call, **where), model, program)
 
     def _send(self, program: Program, call: dict[str, Any]) -> dict[str, Any]:
         nnsight = library()
@@ -204,7 +206,7 @@ class NnsightEngine:
             # nnsight read the environment when it was imported, which may be long ago.
             nnsight.schema.config.CONFIG.API.APIKEY = api_key()
         try:
-            return self._walk(program, call, remote=self.remote)
+            return walk(self.model.trace(**call, remote=self.remote), self.model, program)
         except InterpError:
             raise
         except Exception as error:
