@@ -21,14 +21,11 @@ from interp.intervene.base import Intervention
 from interp.models.batch import Batch
 from interp.models.engines.hooks import KERNEL_KINDS
 from interp.models.engines.resume import Checkpoint
-from interp.models.sites import Site
 from interp.models.subject import CausalLM
-from interp.trace.wavefront import Base, Branch, Wave, intact
+from interp.trace.branches import Base, Branch, branches_of, intact
+from interp.trace.wavefront import Wave
 
 Progress = Callable[[int, int, str], None]
-
-LATE = frozenset({"z", "head_out", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post"})
-"""Kinds of site that lie after the attention kernel."""
 
 BUDGET = {"cpu": 4096}
 """Tokens in flight at once, by type of device; elsewhere 32768."""
@@ -145,7 +142,7 @@ class _Plan:
             elif not resumable or any(s.layer is None for s in touched):
                 self.whole.append(number)
             else:
-                self.of[number] = list(_branches(number, touched))
+                self.of[number] = list(branches_of(number, touched))
                 self.branches += self.of[number]
 
     def chunks(self, budget: int) -> Iterator[list[int]]:
@@ -176,18 +173,6 @@ def _resumable(subject: CausalLM, batch: Batch) -> bool:
         return False
     applied = {s for e in subject._edits for s in e.lower(subject, batch)}
     return not any(s.kind in KERNEL_KINDS or s.kind == "logits" for s in applied)
-
-
-def _branches(number: int, touched: dict[Site, torch.Tensor]) -> Iterator[Branch]:
-    layer = min(s.layer for s in touched if s.layer is not None)
-    here = {s: c for s, c in touched.items() if s.layer == layer}
-    late = all(s.kind in LATE for s in here)
-    union = torch.stack(list(touched.values())).any(0)
-    first = torch.stack(list(here.values())).any(0)
-    start = torch.where(union.any(1), union.int().argmax(1), union.shape[1])
-    for column in sorted(set(start.tolist()) - {union.shape[1]}):
-        rows = (start == column).nonzero()[:, 0]
-        yield Branch(number, column, rows, layer, late, first[rows], frozenset(touched))
 
 
 def _chunk(

@@ -12,144 +12,43 @@ result is left out, so the numbers are those of one run each up to rounding.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError
 from interp.intervene.base import Intervention, lower_conditions
-from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall, tapped_attention
-from interp.models.engines.base import Frame, Record, Tap
+from interp.models.engines.base import Frame
 from interp.models.engines.hooks import KERNEL_KINDS, Session
-from interp.models.engines.visits import narrow
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
+from interp.trace.branches import Base, Branch
+from interp.trace.packing import Edited, Packed, edit_kernel
 from interp.trace.ragged import Group, Prefix, attend, keys_of
-
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """One intervention on the rows of the batch that it touches first at the same column.
-
-    Attributes:
-        condition: number of the intervention.
-        start: first column that is run again.
-        rows: rows of the batch.
-        layer: first layer.
-        late: the layer's attention stays the intact run's, so that only `columns` run in it.
-        columns: columns that are edited in the first layer.
-        sites: sites that the intervention edits.
-    """
-
-    condition: int
-    start: int
-    rows: Int[torch.Tensor, " r"]
-    layer: int
-    late: bool
-    columns: Bool[torch.Tensor, "r t"]
-    sites: frozenset[Site]
-
-
-@dataclass
-class Base:
-    """The intact run of a batch: what branches start from."""
-
-    batch: Batch
-    logits: Float[torch.Tensor, "b keep v"]
-    resid: dict[int, torch.Tensor]  # entering the layer; the number of layers: leaving the last
-    z: dict[int, torch.Tensor]
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    kwargs: dict[int, dict[str, Any]]
-
-    @property
-    def keep(self) -> int:
-        """How many last columns are read."""
-        return self.logits.shape[1]
-
-
-def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: int | None) -> Base:
-    """Run the batch once and keep what the branches need of it."""
-    n = subject.n_layers
-    late = {b.layer for b in branches if b.late}
-    entering = {b.layer for b in branches} | {i + 1 for i in late}
-    taps: dict[Site, Tap] = {Site("resid_pre", i): Record() for i in entering if i < n}
-    taps |= {Site("z", i): Record() for i in late}
-    if n in entering:
-        taps[Site("resid_post", n - 1)] = Record()
-    kwargs: dict[int, dict[str, Any]] = {}
-    with _recorded_kwargs(subject, kwargs):
-        trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches))
-    resid = {i: trace[Site("resid_pre", i)] for i in entering if i < n}
-    if n in entering:
-        resid[n] = trace[Site("resid_post", n - 1)]
-    layers = trace.cache.layers if branches else []
-    return Base(
-        batch,
-        trace.logits,
-        resid,
-        {i: trace[Site("z", i)] for i in late},
-        [layer.keys for layer in layers],
-        [layer.values for layer in layers],
-        kwargs,
-    )
-
-
-@contextmanager
-def _recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iterator[None]:
-    """Record what the model hands to each block beside the residual stream: masks, rotations, positions."""
-
-    def hook(layer: int, signature: inspect.Signature) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            bound = signature.bind(*args, **kwargs).arguments
-            into[layer] = {k: v for k, v in bound.items() if k not in ("self", "kwargs")} | bound.get(
-                "kwargs", {}
-            )
-            into[layer].pop(next(iter(bound)))
-
-        return record
-
-    with ExitStack() as stack:
-        for i, block in enumerate(subject.blocks):
-            handle = block.register_forward_pre_hook(
-                hook(i, inspect.signature(block.forward)), with_kwargs=True
-            )
-            stack.callback(handle.remove)
-        yield
-
-
-@dataclass
-class _Packed:
-    """Where each token of a packed call comes from.
-
-    Attributes:
-        row, column: in the batch.
-        owner: number of its branch's row among all rows of the chunk's branches.
-    """
-
-    row: Int[torch.Tensor, " n"]
-    column: Int[torch.Tensor, " n"]
-    owner: Int[torch.Tensor, " n"]
-
-
-@dataclass
-class _Edited:
-    """The branches' rows whose intervention edits a site, as a batch of its own, and the taps lowered for it."""
-
-    local: Int[torch.Tensor, " owners"]  # number in the batch of the edited, -1 for rows that are not
-    frame: Frame
-    taps: list[Tap]
 
 
 class _Enough(Exception):
     """Ends a block's call once its keys and values are known."""
+
+
+@dataclass
+class _Late:
+    """Tokens of a branch that are edited in its first layer, after the attention."""
+
+    number: int
+    hidden: Float[torch.Tensor, "n d"]
+    packed: Packed
+
+    def since(self, column: int) -> _Late:
+        """Those from a column on."""
+        where = self.packed.column >= column
+        return _Late(self.number, self.hidden[where.to(self.hidden.device)], self.packed.pick(where))
 
 
 class Wave(Session):
@@ -178,12 +77,13 @@ class Wave(Session):
         self._called: set[int] = set()
         self.groups: list[Group] = []
         self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
-        self._packed: _Packed
+        self._indices: dict[tuple[int, int, int], Packed] = {}
+        self._packed: Packed
         self._call: Callable[[AttentionCall, Callable[..., Any]], torch.Tensor]
 
     # -- edits -------------------------------------------------------------------------------------------------------
 
-    def _lowered(self, subject: CausalLM) -> tuple[dict[Site, _Edited], dict[tuple[int, Site], _Edited]]:
+    def _lowered(self, subject: CausalLM) -> tuple[dict[Site, Edited], dict[tuple[int, Site], Edited]]:
         """Taps of every edited site, for the rows that are edited there; those of the kernel by branch."""
         by_site: dict[Site, list[int]] = {}
         applied = {s for e in subject._edits for s in e.lower(subject, self.base.batch)}
@@ -201,7 +101,7 @@ class Wave(Session):
         }
         return edited, kernel
 
-    def _edit(self, subject: CausalLM, site: Site, who: list[int]) -> _Edited:
+    def _edit(self, subject: CausalLM, site: Site, who: list[int]) -> Edited:
         chosen = [self.branches[i] for i in who]
         sub = self.base.batch.select(torch.cat([b.rows for b in chosen]))
         numbers = sorted({b.condition for b in chosen})
@@ -215,26 +115,12 @@ class Wave(Session):
         local[owners.to(self.device)] = torch.arange(len(owners), device=self.device)
         past = min(b.start for b in chosen)
         frame = Frame(sub, past, self.base.batch.width - past, 1)
-        return _Edited(local, frame, taps)
+        return Edited(local, frame, taps)
 
     def visit(self, site: Site, value: torch.Tensor) -> torch.Tensor:
-        """Unpack the edited rows into a padded batch, run their taps on it, and put the result back."""
+        """The edits of a site, for the tokens of the present call that they are about."""
         self.fired[site] += 1
-        edited = self.edited[site]
-        local = edited.local[self._packed.owner]
-        at = (local >= 0).nonzero()[:, 0]
-        if not len(at):
-            return value
-        place = local[at].to(value.device), (self._packed.column[at] - edited.frame.past).to(value.device)
-        at = at.to(value.device)
-        padded = value.new_zeros(len(edited.frame.batch), edited.frame.width, *value.shape[2:])
-        padded[place] = value[0, at]
-        out = run_taps(site, edited.taps, padded, edited.frame)
-        if out is padded:
-            return value
-        value = value.clone()
-        value[0, at] = out[place]
-        return value
+        return self.edited[site].edit(site, value, self._packed)
 
     def check_fired(self) -> None:
         """A tap fires in each call of its layer; the last layer is not called where none of its columns is read."""
@@ -288,16 +174,34 @@ class Wave(Session):
 
     def _layer(self, layer: int) -> None:
         late = self._enter(layer)
-        tokens = [g.hidden.flatten(0, 2) for g in self.groups] + [t for t, _, _ in late]
-        out = self._block(layer, tokens, [*map(self._whole, self.groups), *(p for _, p, _ in late)], late)
+        tokens = [g.hidden.flatten(0, 2) for g in self.groups] + [t.hidden for t in late]
+        out = self._block(layer, tokens, [self._tokens(g) for g in self.groups], late)
         parts = out.split([len(t) for t in tokens])
         for group, part in zip(self.groups, parts, strict=False):
             group.hidden = part.view(group.hidden.shape)
-        for (_, packed, number), part in zip(late, parts[len(self.groups) :], strict=True):
-            entering = self._rows(self.base.resid[layer + 1], self.branches[number].rows)
-            local = (packed.owner - self.offsets[number]).to(entering.device)
-            entering[local, packed.column.to(entering.device)] = part.to(entering.device)
-            self._join(number, entering)
+        for tokens_of, part in zip(late, parts[len(self.groups) :], strict=True):
+            self._join(tokens_of.number, self._left(layer, tokens_of, part))
+        for tokens_of in self._instant(layer):
+            self._join(tokens_of.number, self._left(layer, tokens_of, tokens_of.hidden))
+
+    def _left(self, layer: int, late: _Late, hidden: torch.Tensor) -> torch.Tensor:
+        """The intact stream leaving a layer, for a branch's rows, with the tokens that differ."""
+        out = self._rows(self.base.resid[layer + 1], self.branches[late.number].rows)
+        local = (late.packed.owner - self.offsets[late.number]).to(out.device)
+        out[local, late.packed.column.to(out.device)] = hidden.to(out.device)
+        return out
+
+    def _instant(self, layer: int) -> list[_Late]:
+        """Branches that begin with an edit of what leaves this layer: nothing is computed for them in it."""
+        site = Site("resid_post", layer)
+        out = []
+        for number, branch in enumerate(self.branches):
+            if branch.layer == layer and branch.instant:
+                late = self._edited_tokens(number, self.base.resid[layer + 1])
+                late.hidden = self.edited[site].edit(site, late.hidden[None], late.packed)[0]
+                self.fired[site] += 1
+                out.append(late)
+        return out
 
     def _ends(self) -> dict[int, tuple[int, torch.Tensor]]:
         read = self.base.batch.width - self.base.keep
@@ -321,72 +225,75 @@ class Wave(Session):
                 raise _Enough
 
             with suppress(_Enough):
-                self._block(layer, tokens, [*map(self._whole, self.groups)], [], capture)
+                self._block(layer, tokens, [self._tokens(g) for g in self.groups], [], capture)
         wanted = [(g, max(g.start, read)) for g in self.groups]
+        late = [t.since(read) for t in late]
         tokens = [g.hidden[:, :, first - g.start :].flatten(0, 2) for g, first in wanted]
-        packed = [self._whole(g, first) for g, first in wanted]
-        late = [(t[(p.column >= read).to(t.device)], _pick(p, p.column >= read), i) for t, p, i in late]
-        tokens += [t for t, _, _ in late]
+        tokens += [t.hidden for t in late]
         own = kept[0] if kept else None
-        out = self._block(layer, tokens, packed + [p for _, p, _ in late], late, own=own)
+        out = self._block(layer, tokens, [self._tokens(g, first) for g, first in wanted], late, own=own)
         parts = out.split([len(t) for t in tokens])
         done: dict[int, tuple[int, torch.Tensor]] = {}
         for (group, first), part in zip(wanted, parts, strict=False):
             hidden = part.view(*group.hidden.shape[:2], -1, part.shape[-1])
             done.update({number: (first, h) for number, h in zip(group.branches, hidden, strict=True)})
-        for (_, tokens_of, number), part in zip(late, parts[len(wanted) :], strict=True):
-            leaving = self._rows(self.base.resid[layer + 1], self.branches[number].rows)[:, read:]
-            local = (tokens_of.owner - self.offsets[number]).to(leaving.device)
-            leaving[local, (tokens_of.column - read).to(leaving.device)] = part.to(leaving.device)
-            done[number] = read, leaving
+        for tokens_of, part in zip(late, parts[len(wanted) :], strict=True):
+            done[tokens_of.number] = read, self._left(layer, tokens_of, part)[:, read:]
+        for tokens_of in self._instant(layer):
+            done[tokens_of.number] = read, self._left(layer, tokens_of, tokens_of.hidden)[:, read:]
         return done
 
-    def _enter(self, layer: int) -> list[tuple[torch.Tensor, _Packed, int]]:
+    def _enter(self, layer: int) -> list[_Late]:
         """Early branches of this layer join; of late ones the tokens that are edited in it are given back."""
         late = []
         for number, branch in enumerate(self.branches):
-            if branch.layer != layer:
+            if branch.layer != layer or branch.instant:
                 continue
-            entering = self._rows(self.base.resid[layer], branch.rows)
-            if not branch.late:
-                self._join(number, entering)
-                continue
-            local, column = branch.columns.nonzero(as_tuple=True)
-            packed = _Packed(branch.rows[local], column, local + self.offsets[number])
-            late.append((entering[local.to(entering.device), column.to(entering.device)], packed, number))
+            if branch.late:
+                late.append(self._edited_tokens(number, self.base.resid[layer]))
+            else:
+                self._join(number, self._rows(self.base.resid[layer], branch.rows))
         return late
+
+    def _edited_tokens(self, number: int, stream: torch.Tensor) -> _Late:
+        branch = self.branches[number]
+        local, column = branch.columns.nonzero(as_tuple=True)
+        packed = Packed(branch.rows[local], column, local + self.offsets[number])
+        hidden = stream[packed.row.to(stream.device), column.to(stream.device)]
+        return _Late(number, hidden, packed)
 
     @staticmethod
     def _rows(whole: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return whole[rows.to(whole.device)]
 
-    def _whole(self, group: Group, first: int | None = None) -> _Packed:
+    def _tokens(self, group: Group, first: int | None = None) -> Packed:
         """Tokens of a group from a column on, in the order in which they are packed: branch, row, column."""
         begin = group.start if first is None else first
-        columns = torch.arange(begin, self.base.batch.width, device=self.device)
-        rows = len(group.rows)
-        owner = torch.tensor([self.offsets[i] for i in group.branches], device=self.device)[:, None]
-        owner = owner + torch.arange(rows, device=self.device)
-        owners = owner[..., None].expand(-1, -1, len(columns)).flatten()
-        return _Packed(self.all_rows[owners], columns.expand(len(group.branches), rows, -1).flatten(), owners)
+        key = (id(group), len(group.branches), begin)
+        if key not in self._indices:
+            columns = torch.arange(begin, self.base.batch.width, device=self.device)
+            rows = len(group.rows)
+            owner = torch.tensor([self.offsets[i] for i in group.branches], device=self.device)[:, None]
+            owner = (owner + torch.arange(rows, device=self.device)).flatten()
+            owners = owner.repeat_interleave(len(columns))
+            self._indices[key] = Packed(self.all_rows[owners], columns.repeat(len(owner)), owners)
+        return self._indices[key]
 
     def _block(
         self,
         layer: int,
         tokens: list[torch.Tensor],
-        packed: list[_Packed],
-        late: list[tuple[torch.Tensor, _Packed, int]],
+        packed: list[Packed],
+        late: list[_Late],
         attention: Any = None,
         own: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One call of a block on packed tokens; those of late branches come last and keep the intact run's z."""
-        self._packed = _Packed(
-            *(torch.cat([getattr(p, name) for p in packed]) for name in ("row", "column", "owner"))
-        )
+        if not any(map(len, tokens)):
+            return self.base.logits.new_empty(0, self.subject.d_model)
+        self._packed = Packed.join([*packed, *(t.packed for t in late)])
         hidden = torch.cat([t.to(tokens[0].device) for t in tokens])
-        if not len(hidden):
-            return hidden
-        n_late = sum(len(t) for t, _, _ in late)
+        n_late = sum(len(t.hidden) for t in late)
         if attention is None:
             self.token_layers += len(hidden)
             self._called.add(layer)
@@ -488,42 +395,6 @@ class Wave(Session):
             frame = Frame(edited.frame.batch, columns.start, columns.stop - columns.start, 1)
             call = edit_kernel(site, call, edited.taps, frame)
         return kernel(call.q, call.k, call.v, call.mask)
-
-
-def run_taps(site: Site, taps: Sequence[Tap], value: torch.Tensor, frame: Frame) -> torch.Tensor:
-    """Edits of a site in order; nothing is recorded in a wave."""
-    for tap in taps:
-        edit = getattr(tap, "edit", None)
-        out = edit(value, frame) if edit is not None else tap(value)  # type: ignore[operator]
-        if out is not None:
-            value = out.to(value.dtype)
-    return value
-
-
-def edit_kernel(site: Site, call: AttentionCall, taps: Sequence[Tap], frame: Frame) -> AttentionCall:
-    """Edits at `attention`, `q_rot` or `k_rot` of a call whose queries are the frame's columns."""
-    if site.kind == "attention":
-        for tap in taps:
-            edit = getattr(tap, "edit", None)
-            out: Any = edit(call, frame) if edit is not None else tap(call)  # type: ignore
-            call = call if out is None else out
-        return call
-    t = call.q.shape[2]
-    heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
-    whole = heads.transpose(1, 2)
-    view = whole if site.index is None else narrow(site, whole)
-    new = run_taps(site, taps, view, frame)
-    if site.index is not None:
-        changed = whole.clone()
-        narrow(site, changed).copy_(new)
-        new = changed
-    if site.kind == "q_rot":
-        return call.with_(q=new.transpose(1, 2))
-    return call.with_(k=torch.cat([call.k[:, :, :-t], new.transpose(1, 2)], dim=2))
-
-
-def _pick(packed: _Packed, where: torch.Tensor) -> _Packed:
-    return _Packed(packed.row[where], packed.column[where], packed.owner[where])
 
 
 def _block_of(x: torch.Tensor, first: int, g: int, r: int, m: int) -> Float[torch.Tensor, "g r h m d"]:

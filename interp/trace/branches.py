@@ -1,0 +1,137 @@
+"""Where the run of an intervention leaves the intact one, and what it needs of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import nn
+
+from interp.models.batch import Batch
+from interp.models.engines.base import Record, Tap
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+
+LATE = frozenset({"z", "head_out", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post"})
+"""Kinds of site that lie after the attention kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One intervention on the rows of the batch that it touches first at the same column.
+
+    Attributes:
+        condition: number of the intervention.
+        start: first column that is run again.
+        rows: rows of the batch.
+        layer: first layer.
+        late: the layer's attention stays the intact run's, so that only `columns` run in it.
+        columns: columns that are edited in the first layer.
+        sites: sites that the intervention edits.
+    """
+
+    condition: int
+    start: int
+    rows: Int[torch.Tensor, " r"]
+    layer: int
+    late: bool
+    columns: Bool[torch.Tensor, "r t"]
+    sites: frozenset[Site]
+
+    @property
+    def instant(self) -> bool:
+        """Whether the first layer needs no computation at all: only what leaves it is edited there."""
+        return {s.kind for s in self.sites if s.layer == self.layer} == {"resid_post"}
+
+
+@dataclass
+class Base:
+    """The intact run of a batch: what branches start from.
+
+    Attributes:
+        logits: of the columns that are read.
+        resid: residual stream entering a layer; under the number of layers, leaving the last.
+        z: head outputs, of layers that branches enter after the attention.
+        keys, values: of every layer, after rotation, b kv t d_head.
+        kwargs: what the model hands to each block beside the residual stream.
+    """
+
+    batch: Batch
+    logits: Float[torch.Tensor, "b keep v"]
+    resid: dict[int, torch.Tensor]
+    z: dict[int, torch.Tensor]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    kwargs: dict[int, dict[str, Any]]
+
+    @property
+    def keep(self) -> int:
+        """How many last columns are read."""
+        return self.logits.shape[1]
+
+
+def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: int | None) -> Base:
+    """Run the batch once and keep what the branches need of it."""
+    n = subject.n_layers
+    late = {b.layer for b in branches if b.late and not b.instant}
+    entering = {b.layer for b in branches if not b.instant} | {b.layer + 1 for b in branches if b.late}
+    taps: dict[Site, Tap] = {Site("resid_pre", i): Record() for i in entering if i < n}
+    taps |= {Site("z", i): Record() for i in late}
+    if n in entering:
+        taps[Site("resid_post", n - 1)] = Record()
+    kwargs: dict[int, dict[str, Any]] = {}
+    with _recorded_kwargs(subject, kwargs):
+        trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches))
+    resid = {i: trace[Site("resid_pre", i)] for i in entering if i < n}
+    if n in entering:
+        resid[n] = trace[Site("resid_post", n - 1)]
+    layers = trace.cache.layers if branches else []
+    return Base(
+        batch,
+        trace.logits,
+        resid,
+        {i: trace[Site("z", i)] for i in late},
+        [layer.keys for layer in layers],
+        [layer.values for layer in layers],
+        kwargs,
+    )
+
+
+@contextmanager
+def _recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iterator[None]:
+    """Record what the model hands to each block beside the residual stream: masks, rotations, positions."""
+
+    def hook(layer: int, signature: inspect.Signature) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            bound = dict(signature.bind(*args, **kwargs).arguments)
+            bound.pop(next(iter(bound)))  # the residual stream itself
+            rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+            into[layer] = bound | (bound.pop(rest[0], {}) if rest else {})
+
+        return record
+
+    with ExitStack() as stack:
+        for i, block in enumerate(subject.blocks):
+            handle = block.register_forward_pre_hook(
+                hook(i, inspect.signature(block.forward)), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+def branches_of(number: int, touched: dict[Site, torch.Tensor]) -> Iterator[Branch]:
+    """Branches of an intervention, given the sites and columns that it edits: one for each first column."""
+    layer = min(s.layer for s in touched if s.layer is not None)
+    here = {s: c for s, c in touched.items() if s.layer == layer}
+    late = all(s.kind in LATE for s in here)
+    union = torch.stack(list(touched.values())).any(0)
+    first = torch.stack(list(here.values())).any(0)
+    start = torch.where(union.any(1), union.int().argmax(1), union.shape[1])
+    for column in sorted(set(start.tolist()) - {union.shape[1]}):
+        rows = (start == column).nonzero()[:, 0]
+        yield Branch(number, column, rows, layer, late, first[rows], frozenset(touched))
