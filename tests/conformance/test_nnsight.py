@@ -1,4 +1,4 @@
-"""The nnsight engine's own: twins and wrappers, exceptions, servers, plans on meta weights, exported interventions."""
+"""The nnsight engine's own: twins and wrappers, exceptions, servers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ import transformers
 from torch import nn
 
 import interp
-from interp.errors import EngineError, InterpError, MissingResource, UsageError
+from interp.errors import EngineError, MissingResource, UsageError
 from interp.intervene.ablate import ablate
 from interp.intervene.export import to_nnsight
 from interp.models.batch import Batch
 from interp.models.engines import nnsight as engines
-from interp.models.engines.base import Record, Reduce, Rows
+from interp.models.engines.base import Record, Rows
 from interp.models.engines.nnsight import NnsightEngine, library
 from interp.models.remote import RemoteLM, remote_model
-from interp.models.sites import KINDS, Site
-from interp.models.skeleton import skeleton, validate
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
-from tests.conformance.common import CLOSE, FAMILIES, batch
+from tests.conformance.common import CLOSE, batch
 from tests.subjects import examples, subject
 from tests.tiny import byte_tokenizer, tiny
 
@@ -218,7 +216,6 @@ def test_applied_interventions_and_projections_hold_as_in_the_reference():
 def test_the_random_state_is_left_alone(rng_untouched):
     s = told("gpt2")
     s.with_engine("nnsight").run(batch(), {"z[1]": Record()})
-    validate(s, [ablate("L1H2")], batch())
 
 
 def test_the_default_model(smollm2):
@@ -307,124 +304,3 @@ def test_what_a_model_on_a_server_cannot_do_is_refused(folder):
         to_nnsight(ablate("L1H2"), n)
     with pytest.raises(UsageError, match="layers 0 to 2"):
         n.run(batch(), {"z[9]": Record()})
-
-
-# -- plans -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_plan_on_meta_weights_has_the_shapes_of_the_model(family):
-    s = subject(family)
-    empty = skeleton(s.config, family=s.family)
-    assert all(p.is_meta for p in empty.hf.parameters())
-    kinds = [kind for kind in KINDS if kind not in ("embed", "resid_mid", "logits")]
-    plan = [{Site(kind, 1): Record() for kind in kinds}, EVERYWHERE]
-    found = validate(
-        empty, [*plan, {"embed": Record(), "logits": Record(), "z[2].1": torch.zeros_like}], examples()
-    )
-    real = s.run(examples(), {site: Record() for site in found})
-    shapes = {site: tuple((real[site].q if site.kind == "attention" else real[site]).shape) for site in found}
-    assert found == shapes and len(found) == 20
-
-
-@pytest.mark.parametrize(
-    ("plan", "message"),
-    [
-        ([ablate("L0H1"), ablate("L9H1")], r"intervention 2 of 2, ablate\(L9H1.*layers 0 to 2"),
-        ([ablate("L0H1 L2H3"), ablate("L0H7")], r"intervention 2 of 2, ablate\(L0H7.*heads 0 to 3"),
-        ([{"neurons[0].80": torch.zeros_like}], "intervention 1 of 1, taps at neurons.*indices 0 to 79"),
-        (
-            [{"z[1]": Record()}, {"z[1]": lambda z: z[..., 0]}, ablate("M9")],
-            r"2 of 3.*\(3, 40, 4\), not \(3, 40, 4, 12",
-        ),
-        ([{"attn_out[1]": lambda x: x @ torch.zeros(12, 12)}], "1 of 1.*RuntimeError.*cannot be multiplied"),
-        (
-            [{"attention[1]": Reduce(lambda call, frame: call.rows(torch.full((3, 1), 99)))}],
-            "1 of 1.*IndexError",
-        ),
-        ([ablate("L0H1", scope="subject")], "1 of 1.*no span of that role"),
-        ([ablate("L0H1", mode="mean")], "1 of 1.*needs a reference"),
-    ],
-)
-def test_the_first_intervention_that_cannot_run_is_told(plan, message):
-    given = examples() if plan[0] == ablate("L0H1", scope="subject") else batch()
-    with pytest.raises(UsageError, match=message):
-        validate(subject("llama").config, plan, given)
-
-
-def test_a_plan_is_checked_from_a_name(folder):
-    with pytest.raises(UsageError, match=r"tiny-llama has layers 0 to 2"):
-        validate(folder, [ablate("M7")], batch())
-    assert validate(folder, [EVERYWHERE], batch())[Site("mlp_out", 2)] == (3, 40, 48)
-    with pytest.raises(MissingResource, match="no config of it could be read"):
-        validate("nobody/has-this-model", [ablate("M7")], batch())
-    with pytest.raises(EngineError, match="are not here"):
-        skeleton(folder).generate(batch(), 3)
-
-
-# -- exports ---------------------------------------------------------------------------------------------------------
-
-
-def traced(edited, given: Batch) -> torch.Tensor:
-    """Logits of a plain trace, which knows nothing of interventions."""
-    nnsight = library()
-    with (
-        torch.no_grad(),
-        edited.trace(input_ids=given.ids, attention_mask=given.mask, position_ids=given.positions),
-    ):
-        logits = nnsight.save(edited.output.logits)
-    return logits
-
-
-@pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "gemma2"])
-def test_traces_of_an_export_are_runs_under_the_intervention(family):
-    s = told(family)
-    resample = ablate("L0H0 L2H3", mode="resample", reference=examples())
-    for cut in (EVERYWHERE, resample, ablate("L1N3 M0") + ablate("L2H1")):
-        edited = interp.to_nnsight(cut, s)
-        for given in (batch(), batch("solo"), batch()):  # the edit reads what it is fed
-            with s.apply(cut):
-                reference = s.run(given, keep=given.width).logits
-            assert gap(traced(edited, given), reference) <= CLOSE
-            assert gap(reference, s.run(given, keep=given.width).logits) > 0.1
-
-
-def test_exports_of_text_compose_and_leave_their_model_unedited():
-    s = told()
-    n = s.with_engine("nnsight")
-    one, two = ablate("L1H1"), ablate("M0")
-    first = to_nnsight(one, n)
-    both = to_nnsight(two, n, model=first)
-    texts = ["hello there", "hi"]
-    given = Batch.of_ids([s.tokens.encode(text).ids for text in texts])
-    nnsight = library()
-    for model, cut in ((n.engine.model, ()), (first, (one,)), (both, (one, two))):
-        with torch.no_grad(), model.trace(texts):
-            logits = nnsight.save(model.output.logits[:, -1:])
-        with s.apply(*cut):
-            assert gap(logits, s.run(given, keep=1).logits) <= CLOSE
-    assert gap(n.run(given, keep=1).logits, s.run(given, keep=1).logits) <= CLOSE
-    with pytest.raises(EngineError, match="one pass over whole prompts"):
-        first.generate("hello", max_new_tokens=2)
-
-
-def test_what_depends_on_a_batch_is_exported_for_it_alone():
-    s = told()
-    given = s.batch(examples())
-    cut = (
-        ablate("L1H1", scope="answer")
-        + ablate("L0H2", scope="value")
-        + ablate("M1", mode="mean", reference=examples())
-    )
-    for part in cut.atoms()[:2]:
-        with pytest.raises(UsageError, match=r"depends on the batch.*to_nnsight"):
-            to_nnsight(part, s)
-    edited = to_nnsight(cut, s, batch=given)
-    with s.apply(cut):
-        assert gap(traced(edited, given), s.run(given, keep=given.width).logits) <= CLOSE
-    with pytest.raises(UsageError, match="exported for a batch of 3 x 42 tokens"):
-        traced(edited, batch())
-    with pytest.raises(UsageError, match="layers 0 to 2"):
-        to_nnsight(ablate("L9H1"), s)
-    with pytest.raises(InterpError, match="needs a reference"):
-        to_nnsight(ablate("L1H1", mode="mean"), s)

@@ -14,9 +14,11 @@ imports it, both are undone; who wants them imports nnsight first. `nnsight.save
 from __future__ import annotations
 
 import copy
+import copyreg
 import os
 import sys
 import weakref
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -202,6 +204,8 @@ class NnsightEngine:
         nnsight = library()
         # Servers have no `interp`: its classes and functions go along as source.
         nnsight.register("interp")
+        # Before Python 3.12 these hold a lock, which cannot be sent; the classes that go along have some.
+        copyreg.pickle(cached_property, _reduce_cached)
         if self.remote is True:
             # nnsight read the environment when it was imported, which may be long ago.
             nnsight.schema.config.CONFIG.API.APIKEY = api_key()
@@ -214,6 +218,16 @@ class NnsightEngine:
             raise EngineError(
                 f"the remote run of {self.subject.name} failed: {type(error).__name__}: {told}"
             ) from error
+
+
+def _reduce_cached(given: cached_property[Any]) -> tuple[Any, ...]:
+    return _cached, (given.func, given.attrname)
+
+
+def _cached(function: Any, name: str) -> cached_property[Any]:
+    made = cached_property(function)
+    made.__set_name__(object, name)
+    return made
 
 
 def forward_arguments(batch: Batch, keep: int | None) -> dict[str, Any]:
