@@ -110,7 +110,7 @@ class Ablate(Atom):
         subject: CausalLM,
         batch: Batch,
         atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, b * t],
+        of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
         first: Ablate = atoms[0][1]
@@ -145,15 +145,14 @@ class _Where:
 
     batch: Batch
     member: Bool[torch.Tensor, "c u"]
-    of: Int[torch.Tensor, b * t]
+    of: Int[torch.Tensor, " b"]
     scope: Scope
 
     def mask(self, frame: Frame) -> Bool[torch.Tensor, "b t u"]:
         key = (self.scope, frame.past, frame.width)
         if key not in frame.memo:
             frame.memo[key] = self.batch.scope_columns(self.scope, frame.past, frame.width)
-        of = self.of[:, None] if self.of.ndim == 1 else self.of[:, frame.columns]
-        return self.member[of] & frame.memo[key][..., None]
+        return self.member[self.of[:, None]] & frame.memo[key][..., None]
 
 
 Fill = Callable[[Frame], "torch.Tensor | float"]

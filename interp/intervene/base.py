@@ -1,8 +1,8 @@
 """What an intervention is: a frozen description of what is cut or edited, that lowers to taps.
 
-`+` composes. Several *conditions* can share one forward pass: each row of a batch, or each token of a packed one, has
-its own (`lower_conditions`). A description names everything that changes a number: components, mode, scope and
-reference; they make its `key` and appear in every result row.
+`+` composes. Several *conditions* can share one forward pass: each row of a batch has its own (`lower_conditions`). A
+description names everything that changes a number: components, mode, scope and reference; they make its `key` and
+appear in every result row.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Atom(Intervention):
         subject: CausalLM,
         batch: Batch,
         atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, b * t],
+        of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
         """Taps for the atoms of one group, each with the number of its condition; `of` says which one holds where."""
@@ -106,13 +106,13 @@ def lower_conditions(
     subject: CausalLM,
     batch: Batch,
     conditions: Sequence[Intervention | None],
-    of: Int[torch.Tensor, b * t],
+    of: Int[torch.Tensor, " b"],
 ) -> dict[Site, list[Tap]]:
-    """Taps under which each row (or token) of a batch meets its own condition.
+    """Taps under which each row of a batch meets its own condition.
 
     Args:
         conditions: interventions; None leaves the model as it is.
-        of: which condition holds, for each row (shape b) or each column of each row (shape b t).
+        of: which condition holds for each row.
     """
     groups: dict[tuple[Any, ...], list[tuple[int, Atom]]] = {}
     for number, condition in enumerate(conditions):

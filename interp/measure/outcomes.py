@@ -1,23 +1,25 @@
 """Run examples under many conditions and keep the metrics of each: the raw material of every effect.
 
-Conditions of scope `answer` share one prefill an example and run packed (`interp.trace.prefix`); the others take a
-forward pass each, batched over examples.
+All conditions of a batch of examples go through `subject.each`, which shares what they have in common: those of scope
+`answer` one prefill, the others the layers below the first cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from interp.errors import NoAcceptedExample
 from interp.intervene.base import Intervention
 from interp.measure.metrics import METRICS, score_answer
-from interp.models.batch import plan
+from interp.models.batch import Batch, plan
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
-from interp.trace.prefix import Prefix
+from interp.trace.each import Spent
 
 Progress = Callable[[int, int, str], None]
 TOKENS = 2048
@@ -60,7 +62,7 @@ def evaluate(
 
     Args:
         conditions: by name; None is the intact model.
-        share: run `answer`-scope conditions off one shared prefill; False runs every condition on its own.
+        share: share the work of conditions; False runs every one in full.
         progress: told about forward work done.
 
     Raises:
@@ -69,42 +71,36 @@ def evaluate(
     if not examples:
         raise NoAcceptedExample("there is no example to measure on")
     out = Outcomes(list(examples))
-    for name in conditions:
+    names = list(conditions)
+    for name in names:
         out.values[name] = {m: np.full(len(examples), np.nan) for m in METRICS}
-    shared = [n for n, c in conditions.items() if share and shares_prefix(c)]
-    if all(conditions[n] is None for n in shared):
-        shared = []  # nothing to share: the intact model alone runs as fast in batches
-    alone = [n for n in conditions if n not in shared]
-    total = len(examples) * (bool(shared) + len(alone))
-    done = 0
-    if shared:
-        for i, example in enumerate(examples):
-            logits = Prefix(subject, example).run([conditions[n] for n in shared])
-            out.prefill_tokens += len(example.ids)
-            for name, rows in zip(shared, logits, strict=True):
-                _keep(out, name, i, score_answer(rows, example))
-            done += 1
+    done, total = 0, len(examples) * len(names)
+    for group in plan([len(e.full_ids) for e in examples], TOKENS):
+        chosen = [examples[i] for i in group]
+        batch = subject.batch(chosen)
+        spent = Spent()
+        items = [conditions[n] for n in names]
+        run = subject.each(items, batch, spent=spent) if share else _one_by_one(subject, items, batch, spent)
+        for number, logits in run:
+            first = batch.width - logits.shape[1]
+            for row, i in enumerate(group):
+                columns = batch.answer_columns(row)
+                rows = logits[row, columns.start - first : columns.stop - first].float()
+                for metric, value in score_answer(rows, examples[i]).items():
+                    out.values[names[number]][metric][i] = value
+            done += len(group)
             if progress:
-                progress(done, total, "conditions of scope answer")
-    for name in alone:
-        condition = conditions[name]
-        with subject.apply(*([condition] if condition is not None else [])):
-            for group in plan([len(e.full_ids) for e in examples], TOKENS):
-                chosen = [examples[i] for i in group]
-                batch = subject.batch(chosen)
-                logits = subject.run(batch).logits
-                first = batch.width - logits.shape[1]
-                out.prefill_tokens += sum(len(e.ids) for e in chosen)
-                for row, i in enumerate(group):
-                    columns = batch.answer_columns(row)
-                    rows = logits[row, columns.start - first : columns.stop - first]
-                    _keep(out, name, i, score_answer(rows, examples[i]))
-                done += len(group)
-                if progress:
-                    progress(done, total, name.rpartition(" ")[0] or name)
+                progress(done, total, names[number].rpartition(" ")[0] or names[number])
+        out.prefill_tokens += spent.prompt_tokens
     return out
 
 
-def _keep(out: Outcomes, name: str, i: int, scores: Mapping[str, float]) -> None:
-    for metric, value in scores.items():
-        out.values[name][metric][i] = value
+def _one_by_one(
+    subject: CausalLM, items: Sequence[Intervention | None], batch: Batch, spent: Spent
+) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
+    """Every condition in a forward pass of its own."""
+    for number, item in enumerate(items):
+        with subject.apply(*([item] if item is not None else [])):
+            logits = subject.run(batch).logits
+        spent.prompt_tokens += int((batch.answer_start - batch.pad + 1).sum())
+        yield number, logits

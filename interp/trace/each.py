@@ -195,7 +195,7 @@ def _chunk(
     else:
         spent.token_layers += wave.token_layers
         for b in branches:
-            again = base.batch.answer_start[b.rows] - b.start
+            again = base.batch.answer_start[b.rows] + 1 - b.start
             spent.prompt_tokens += int(again.clamp(min=0).sum())
         at: dict[int, list[tuple[Branch, int, torch.Tensor]]] = {n: [] for n in chunk}
         for i, branch in enumerate(branches):

@@ -12,7 +12,6 @@ from interp.intervene.reference import Reference
 from interp.models.batch import Batch
 from interp.models.engines.base import Record
 from interp.models.sites import MLP, Head, Neuron, Site
-from interp.trace.prefix import Prefix
 from tests.subjects import ALL, examples, subject
 
 
@@ -99,6 +98,12 @@ def test_resample_draws_depend_on_the_seed_and_not_on_the_batch():
         assert not torch.equal(s.run([data[1]], {"z[1].2": Record()})["z[1].2"], alone)
 
 
+def run_each(s, data, conditions, **options):
+    """Logits by condition, in their order."""
+    found = dict(s.each(conditions, s.batch(data), **options))
+    return torch.stack([found[i] for i in range(len(conditions))])
+
+
 def conditions(data):
     twin = Reference(None, "twin")
     return [
@@ -115,12 +120,12 @@ def conditions(data):
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_packed_conditions_off_one_prefix_equal_one_run_each(family):
+def test_conditions_of_scope_answer_equal_one_run_each(family):
     """KV-prefix reuse, padded and solo, under every mode: the fast path against the naive loop."""
     s, data = subject(family), examples()
     every = conditions(data)
     for row, e in enumerate(data):
-        packed = Prefix(s, e).run(every)
+        packed = run_each(s, [e], every)[:, 0]
         for condition, fast in zip(every, packed, strict=True):
             with s.apply(*([condition] if condition else [])):
                 torch.testing.assert_close(fast, s.run([e]).logits[0], atol=1e-4, rtol=0)
@@ -145,7 +150,7 @@ def odd_windows():
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_packed_conditions_keep_to_the_windows_of_their_layers(which):
+def test_conditions_keep_to_the_windows_of_their_layers(which):
     from interp.models.subject import CausalLM
 
     module = list(odd_windows())[which]
@@ -155,7 +160,7 @@ def test_packed_conditions_keep_to_the_windows_of_their_layers(which):
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
     s, cut = CausalLM(module, None, name="odd"), ablate("L1H2 L2H0", "zero", "answer")
     for e in examples():
-        packed = Prefix(s, e).run([None, cut])
+        packed = run_each(s, [e], [None, cut])[:, 0]
         torch.testing.assert_close(packed[0], s.run([e]).logits[0], atol=1e-4, rtol=0)
         with s.apply(cut):
             torch.testing.assert_close(packed[1], s.run([e]).logits[0], atol=1e-4, rtol=0)
@@ -170,21 +175,21 @@ def test_a_scope_that_an_example_lacks_is_an_error_also_beside_one_that_has_it()
         s.run(data)
 
 
-def test_a_prefix_survives_an_exception():
+def test_each_survives_an_exception():
     s, e = subject("llama"), examples()[0]
-    prefix = Prefix(s, e)
-    clean = prefix.run([None])
+    clean = run_each(s, [e], [None])
     with pytest.raises(UsageError, match="heads 0 to 3"):
-        prefix.run([ablate("L1H9", scope="answer")])
-    assert torch.equal(prefix.run([None]), clean)
+        run_each(s, [e], [ablate("L1H9", scope="answer")])
+    assert torch.equal(run_each(s, [e], [None]), clean)
 
 
-@pytest.mark.parametrize("chunk", [3, 4, 1000])
-def test_packing_in_chunks_changes_nothing(monkeypatch, chunk):
+@pytest.mark.parametrize("budget", [3, 4, 1000])
+def test_chunks_change_nothing(budget):
     s, data = subject("llama"), examples()
-    whole = Prefix(s, data[0]).run(conditions(data))
-    monkeypatch.setattr("interp.trace.prefix.MAX_PACKED", chunk)
-    torch.testing.assert_close(Prefix(s, data[0]).run(conditions(data)), whole, atol=1e-5, rtol=0)
+    whole = run_each(s, data[:1], conditions(data))
+    torch.testing.assert_close(
+        run_each(s, data[:1], conditions(data), budget=budget), whole, atol=1e-5, rtol=0
+    )
 
 
 def test_rows_of_a_batch_can_each_have_their_own_condition():
@@ -204,7 +209,7 @@ def test_a_prompt_of_one_token_has_an_empty_prefix():
 
     e = Example("t", (5,), (6, 7), chance=0.5)
     cut = ablate("L1H0", "zero", "answer")
-    both = Prefix(s, e).run([None, cut])
+    both = run_each(s, [e], [None, cut])[:, 0]
     torch.testing.assert_close(both[0], s.run([e]).logits[0], atol=1e-5, rtol=0)
     with s.apply(cut):
         torch.testing.assert_close(both[1], s.run([e]).logits[0], atol=1e-5, rtol=0)
@@ -270,7 +275,6 @@ def test_descriptions_name_everything_that_changes_a_number():
         (lambda: run(ablate("L7H0")), "layers 0 to 2"),
         (lambda: run(ablate("L1N99999")), "neurons 0 to 79"),
         (lambda: run(ablate("L1H2", scope="subject")), "key value"),
-        (lambda: Prefix(subject("llama"), examples()[0]).run([ablate("L1H2")]), "share a prefix"),
     ],
 )
 def test_bad_cuts_say_what_to_write(make, told):

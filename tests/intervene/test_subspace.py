@@ -15,7 +15,6 @@ from interp.intervene.subspace import ProjectOut, Subspace, project_out, width
 from interp.models.batch import Batch
 from interp.models.engines.base import Record
 from interp.models.sites import Site
-from interp.trace.prefix import Prefix
 from tests.subjects import ALL, examples, subject
 
 KINDS = (
@@ -118,7 +117,8 @@ def test_packed_conditions_and_conditions_of_rows_equal_one_run_each(family):
     for condition in every:
         with s.apply(*([condition] if condition else [])):
             single.append(s.run(data).logits)
-    packed = Prefix(s, data[1]).run(every)
+    found = dict(s.each(every, [data[1]]))
+    packed = torch.stack([found[i][0] for i in range(len(every))])
     batch, order = s.batch(data), [3, 0, 5, 2, 4, 1]
     mixed = s.run(batch, lower_conditions(s, batch, every, torch.tensor(order))).logits
     for number, one in enumerate(single):

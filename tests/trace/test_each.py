@@ -109,11 +109,11 @@ def test_work_is_counted_and_left_out() -> None:
     assert (spent.token_layers, spent.prompt_tokens, spent.forwards) == (52 * 3, 48, 0)
     spent = Spent()
     list(model.each([ablate("L0H0", scope="answer")] * 5, batch, spent=spent))
-    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 5 * 6 * 3, 48)
+    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 5 * 6 * 3, 48 + 5 * 2)
     spent = Spent()
     # All positions of the middle layer: 52 tokens there, and in the last layer the three columns that are read.
     list(model.each([ablate("L1H0")], batch, spent=spent))
-    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 52 + 6, 48 + 46)
+    assert (spent.token_layers, spent.prompt_tokens) == (52 * 3 + 52 + 6, 48 + 48)
     spent = Spent()
     list(model.each([ablate("M2", scope="value")], batch, spent=spent))
     assert (
