@@ -150,9 +150,9 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     names = list(calls)
     for turn in range(rounds):
+        gc.collect()
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             results.pop(name, None)
-            gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             results[name] = calls[name]()
             seconds[name]["cpu"].append(time.process_time() - cpu)
@@ -231,8 +231,7 @@ def judge(job: Job, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def peak_mb(job: Callable[[], Any]) -> float:
-    """Peak resident MB that a call adds to what is resident before it (Linux)."""
-    gc.collect()
+    """Peak resident MB that a call adds to what is resident before it (Linux); collect garbage first."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text(
         "5"
@@ -359,7 +358,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         import interp
 
         name, _, variant = args.memory_of.partition(":")
-        print(peak_mb(every[name](interp.load("smollm2")).memory[variant]))
+        job = every[name](interp.load("smollm2"))
+        gc.collect()
+        print(peak_mb(job.memory[variant]))
         return
     if args.child:
         run_job(args.child, args.rounds, args.out.resolve(), args.workers)

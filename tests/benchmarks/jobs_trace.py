@@ -36,6 +36,8 @@ TEXTS: dict[str, tuple[str, str, str]] = {
     ),
 }
 ANSWER = " Paris"
+SHAPES = {"subject at token 3": (12, 3), "subject first": (12, 0), "80 tokens": (80, 40)}
+"""Tokens of each prompt, and the first of its subject."""
 
 
 def prompt(subject: CausalLM, text: str) -> Example:
@@ -46,9 +48,9 @@ def prompt(subject: CausalLM, text: str) -> Example:
         before, upto = (len(subject.tokens.encode("".join(parts[:n])).ids) for n in (1, 2))
         answer = list(subject.tokens.encode(ANSWER).ids)
     else:
-        rng = np.random.default_rng(len(text))
-        whole = rng.integers(subject.config.vocab_size, size=12).tolist()
-        before, upto, answer = 3, 6, [7]
+        length, before = SHAPES[text]
+        whole = np.random.default_rng(0).integers(subject.config.vocab_size, size=length).tolist()
+        upto, answer = before + 3, [7]
     return Example("trace", tuple(whole), tuple(answer), spans=(Span(before, upto, "subject"),))
 
 

@@ -60,14 +60,13 @@ def test_windows_are_those_of_the_reference_code():
     assert jobs_trace.window_of(29, 30) == list(range(24, 30))
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens", "start"),
-    [("subject at token 3", 12, 3), ("subject first", 12, 0), ("80 tokens", 80, 40)],
-)
-def test_prompts_are_as_long_as_they_say_and_the_model_knows_the_answer(smollm2, text, tokens, start):
+@pytest.mark.parametrize("text", list(jobs_trace.SHAPES))
+def test_prompts_are_as_long_as_they_say_and_the_model_knows_the_answer(smollm2, model, text):
     example = jobs_trace.prompt(smollm2, text)
     (span,) = example.spans
-    assert (len(example.ids), span.start) == (tokens, start)
+    random = jobs_trace.prompt(model, text)
+    for shaped in (example, random):
+        assert (len(shaped.ids), shaped.spans[0].start) == jobs_trace.SHAPES[text]
     assert smollm2.tokens.decode(example.ids[span.start : span.end]).strip().endswith("Eiffel Tower")
     (answer,) = example.answer_ids
     known = smollm2.run([example], keep=1).logits[0, -1].softmax(-1)
