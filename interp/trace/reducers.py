@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from interp.errors import UsageError
 from interp.models.batch import Batch
@@ -118,7 +118,8 @@ class _TopK:
 
     def finish(self) -> Tops:
         none = self.scores == float("-inf")
-        values = torch.exp(self.scores - self.softmax.lse[..., None]).masked_fill(none, 0.0)
+        weights = torch.exp(self.scores - self.softmax.peak[..., None]) / self.softmax.total[..., None]
+        values = weights.masked_fill(none, 0.0)
         return Tops(values, self.columns.masked_fill(none, -1))
 
 
@@ -146,26 +147,38 @@ class Mass:
         """See `RowReducer`."""
         if len(self.spans) != shape.rows[0]:
             raise UsageError(f"Mass has spans for {len(self.spans)} rows, and the batch has {shape.rows[0]}")
-        member = torch.zeros(len(self.spans), shape.keys, dtype=torch.bool)
-        for row, spans in enumerate(self.spans):
-            for start, end in spans:
-                if not 0 <= start <= end <= shape.keys:
-                    raise UsageError(f"Mass on columns {start} to {end - 1}: there are {shape.keys} keys")
-                member[row, start:end] = True
-        return _Mass(member.to(shape.device), shape)
+        for start, end in (span for spans in self.spans for span in spans):
+            if not 0 <= start <= end <= shape.keys:
+                raise UsageError(f"Mass on columns {start} to {end - 1}: there are {shape.keys} keys")
+        return _Mass([_union(spans) for spans in self.spans], shape)
+
+
+def _union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same columns as ranges that neither touch nor overlap."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if out and start <= out[-1][1]:
+            out[-1] = out[-1][0], max(end, out[-1][1])
+        else:
+            out.append((start, end))
+    return out
 
 
 class _Mass:
-    def __init__(self, member: Bool[torch.Tensor, "b k"], shape: RowShape):
-        self.member = member
+    def __init__(self, spans: Sequence[Sequence[tuple[int, int]]], shape: RowShape):
+        self.spans = spans
         self.softmax = _Softmax(shape)
         self.sum = torch.zeros(shape.rows, device=shape.device)
 
     def update(self, block: KeyBlock) -> None:
         old, new = self.softmax.step(block)
-        b, h, r, k = block.weights.shape
-        member = self.member[:, block.first : block.first + k, None].float()
-        self.sum = old * self.sum + new * (block.weights.reshape(b, h * r, k) @ member).view(b, h, r)
+        weights, end = block.weights, block.first + block.scores.shape[-1]
+        self.sum = old * self.sum
+        for row, spans in enumerate(self.spans):
+            for a, b in spans:
+                if a < end and b > block.first:
+                    part = weights[row, ..., max(a - block.first, 0) : b - block.first]
+                    self.sum[row] += new[row] * part.sum(-1)
 
     def finish(self) -> Float[torch.Tensor, "b h r"]:
         return self.sum / self.softmax.total.clamp(min=1e-30)

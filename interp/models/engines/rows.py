@@ -81,6 +81,11 @@ class _Whole:
         return weights.div_(weights.sum(-1, keepdim=True).clamp_(min=1e-30))
 
 
+def block_width(device: torch.device, *per_key: int) -> int:
+    """Keys in a block, where each takes so many numbers of one tensor or another."""
+    return max(1, BLOCK.get(device.type, _BLOCK) // max(1, *per_key))
+
+
 def reduce_rows(call: AttentionCall, rows: Rows, frame: Frame) -> Any:
     """What a request keeps of one layer's rows, from what its attention kernel is about to compute."""
     if isinstance(rows.reduce, RowReducer):
@@ -97,8 +102,7 @@ def _stream(call: AttentionCall, rows: Rows, reducer: RowReducer, frame: Frame) 
     keys = end = call.k.shape[2]
     if call.mask is None or call.mask.ndim != 4:
         end = min(end, asked.last + 1 + keys - call.q.shape[2])  # later keys are seen by none of the rows
-    budget = BLOCK.get(call.q.device.type, _BLOCK)
-    width = max(1, budget // max(1, b * n * r, b * q.shape[1] * q.shape[3]))
+    width = block_width(call.q.device, b * n * r, b * q.shape[1] * q.shape[3])
     reduction = reducer.begin(RowShape(call.layer, (b, n, r), keys, call.q.device, frame))
     for start in range(0, end, width):
         reduction.update(KeyBlock(_scores(call, q, asked, heads, start, min(start + width, end)), start))
