@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.locate.retrieval_heads import RetrievalHeads
+    from interp.locate.screen import screen
     from interp.measure.known import known_to
     from interp.models.load import load
     from interp.models.sites import MLP, Head, Neuron, Site
@@ -36,6 +37,7 @@ _PUBLIC = {
     "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
+    "screen": "interp.locate.screen:screen",
     "project_out": "interp.intervene.subspace:project_out",
     "to_nnsight": "interp.intervene.export:to_nnsight",
     "known_to": "interp.measure.known:known_to",
@@ -64,6 +66,7 @@ __all__ = [
     "patch",
     "plot",
     "project_out",
+    "screen",
     "task",
     "to_nnsight",
 ]
