@@ -38,7 +38,7 @@ class Ablate(Atom):
         components: heads (cut at `z`), MLPs (at `mlp_out`) or neurons; each once.
         mode: `zero`; `mean` of the reference; `resample` (values of other tokens of the reference, or of the twin);
             `uniform` (heads only: attention uniform over the visible keys).
-        scope: `all`, `answer`, or span roles.
+        scope: `all`, `answer`, or span roles and token positions.
         reference: where `mean` and `resample` take their values from.
         seed: of the draws of `resample`.
     """
@@ -267,7 +267,7 @@ def _by_twin(twins: list[torch.Tensor], batch: Batch, frame: Frame) -> torch.Ten
 def ablate(
     parts: str | Component | Iterable[str | Component],
     mode: Mode = "zero",
-    scope: str | Iterable[str] = "all",
+    scope: str | int | Iterable[str | int] = "all",
     reference: Reference | Task | Sequence[Example] | None = None,
     seed: int = 0,
 ) -> Ablate:
@@ -276,7 +276,7 @@ def ablate(
     Args:
         parts: components or their names: `"L17H3 L18H7"`, `heads.top(10)`, `[MLP(3)]`.
         mode: `zero`, `mean`, `resample` or `uniform`, see `Ablate`.
-        scope: `all`, `answer`, or one or more span roles.
+        scope: `all`, `answer`, or one or more span roles or token positions.
         reference: for `mean` and `resample`: a task or examples (pooled), or a `Reference`. `measure` takes the
             measured task where none is given.
         seed: of the draws of `resample`.
@@ -286,7 +286,7 @@ def ablate(
     """
     if reference is not None and not isinstance(reference, Reference):
         reference = Reference(reference)
-    where: Scope = scope if isinstance(scope, str) else tuple(scope)
+    where: Scope = scope if isinstance(scope, str) else (scope,) if isinstance(scope, int) else tuple(scope)
     return Ablate(components(parts), mode, where, reference, seed)
 
 

@@ -22,12 +22,12 @@ from interp.models.engines.base import Tap
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 
-Scope = str | tuple[str, ...]
+Scope = str | tuple[str | int, ...]
 
 
 def scope_name(scope: Scope) -> str:
-    """`all`, `answer`, or the roles joined by `+`."""
-    return scope if isinstance(scope, str) else "+".join(scope)
+    """`all`, `answer`, or the roles and token positions joined by `+`."""
+    return scope if isinstance(scope, str) else "+".join(map(str, scope))
 
 
 class Intervention(ABC):

@@ -148,8 +148,9 @@ def trace_map(
         budget: see `interp.trace.each`.
 
     Returns:
-        kind, window, layer, position, token, role, value (mean probability of the answer with the cell restored), low
-        (corrupted), high (clean), effect (value - low), se (of the effect, paired over draws), samples.
+        a frame that `interp.plot.patch_map` draws: kind, direction (denoise), window, layer, position, token, role,
+        head (-1), value (mean probability of the answer with the cell restored), low (corrupted), high (clean), effect
+        (value - low), se (of the effect, paired over draws), recovery (effect over high - low), n (draws).
 
     Raises:
         UsageError: no span to corrupt; a window of residual states.
@@ -182,26 +183,14 @@ def trace_map(
     labels = subject.tokens.pieces(example.ids) if subject.has_tokens else [str(i) for i in example.ids]
     return pd.DataFrame(
         _row(found[i + 1], low, high)
-        | {"kind": kind, "window": window, "layer": layer, "position": p, "token": labels[p]}
-        | {"role": _role(example, p)}
+        | {"kind": kind, "direction": "denoise", "window": window, "layer": layer, "position": p}
+        | {"token": labels[p], "role": _role(example, p), "head": -1}
         for i, (layer, p) in enumerate(every)
     )[_COLUMNS]
 
 
-_COLUMNS = [
-    "kind",
-    "window",
-    "layer",
-    "position",
-    "token",
-    "role",
-    "value",
-    "low",
-    "high",
-    "effect",
-    "se",
-    "samples",
-]
+_COLUMNS = ["kind", "direction", "window", "layer", "position", "token", "role", "head"]
+_COLUMNS += ["value", "low", "high", "effect", "se", "recovery", "n"]
 
 
 def noisy(example: Example, samples: int) -> list[Example]:
@@ -212,8 +201,16 @@ def noisy(example: Example, samples: int) -> list[Example]:
 def _row(value: np.ndarray, low: np.ndarray, high: float) -> dict[str, float]:
     effect = value - low
     se = effect.std(ddof=1) / len(effect) ** 0.5 if len(effect) > 1 else np.nan
-    means = {"value": value.mean(), "low": low.mean(), "high": high, "effect": effect.mean(), "se": se}
-    return {k: float(v) for k, v in means.items()} | {"samples": len(value)}
+    gap = high - low.mean()
+    return {
+        "value": float(value.mean()),
+        "low": float(low.mean()),
+        "high": float(high),
+        "effect": float(effect.mean()),
+        "se": float(se),
+        "recovery": float(effect.mean() / gap) if abs(gap) > 1e-9 else np.nan,
+        "n": len(value),
+    }
 
 
 def _probability(logits: Float[torch.Tensor, "b keep v"], token: int) -> np.ndarray:

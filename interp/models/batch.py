@@ -102,15 +102,18 @@ class Batch:
         """How many last columns hold every row that predicts an answer."""
         return self.width - int(self.answer_start.min())
 
-    def scope_columns(self, scope: str | Sequence[str], past: int, width: int) -> Bool[torch.Tensor, "b w"]:
+    def scope_columns(
+        self, scope: str | Sequence[str | int], past: int, width: int
+    ) -> Bool[torch.Tensor, "b w"]:
         """Which of the columns `[past, past + width)` a scope covers.
 
         Args:
             scope: `all` (every position), `answer` (every position that predicts an answer token, generated ones
-                included), or one or more span roles, as `role` or `role.item`.
+                included), or one or more span roles, as `role` or `role.item`, or token positions (0 is the first
+                token of the prompt).
 
         Raises:
-            UsageError: an example of the batch has no span of that role.
+            UsageError: an example of the batch has no span of that role, or no such position.
         """
         columns = torch.arange(past, past + width, device=self.ids.device)
         if scope == "all":
@@ -120,6 +123,13 @@ class Batch:
         roles = [scope] if isinstance(scope, str) else list(scope)
         out = torch.zeros(len(self), width, dtype=torch.bool, device=self.ids.device)
         for role in roles:
+            if isinstance(role, int):
+                if not 0 <= role < self.width - int(self.pad.max()):
+                    raise UsageError(
+                        f"scope {role}: the shortest row has positions 0 to {self.width - int(self.pad.max()) - 1}"
+                    )
+                out |= columns[None] == (self.pad + role)[:, None]
+                continue
             for row, example in enumerate(self.examples):
                 ranges = list(_role_ranges(example, role))
                 if not ranges:

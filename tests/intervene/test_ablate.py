@@ -166,6 +166,15 @@ def test_conditions_keep_to_the_windows_of_their_layers(which):
             torch.testing.assert_close(packed[1], s.run([e]).logits[0], atol=1e-4, rtol=0)
 
 
+def test_a_scope_of_positions_is_the_same_as_a_span_there():
+    s, data = subject("llama"), examples()  # the value spans are tokens 3 to 5
+    with s.apply(ablate("L1H2 M0", scope="value")):
+        by_role = s.run(data).logits
+    with s.apply(ablate("L1H2 M0", scope=(3, 4, 5))):
+        assert torch.equal(s.run(data).logits, by_role)
+    assert ablate("L1H2", scope=(3, 4)).key() != ablate("L1H2", scope=(3, 5)).key()
+
+
 def test_a_scope_that_an_example_lacks_is_an_error_also_beside_one_that_has_it():
     from dataclasses import replace
 
@@ -275,6 +284,7 @@ def test_descriptions_name_everything_that_changes_a_number():
         (lambda: run(ablate("L7H0")), "layers 0 to 2"),
         (lambda: run(ablate("L1N99999")), "neurons 0 to 79"),
         (lambda: run(ablate("L1H2", scope="subject")), "key value"),
+        (lambda: run(ablate("L1H2", scope=(3, 99))), "positions 0 to"),
     ],
 )
 def test_bad_cuts_say_what_to_write(make, told):

@@ -104,3 +104,13 @@ def test_bad_requests_say_what_to_write() -> None:
         trace_map(subject("llama"), replace(prompt(), spans=()))
     with pytest.raises(UsageError, match="write window=1"):
         trace_map(subject("llama"), prompt(), window=3)
+
+
+def test_a_map_can_be_drawn_as_it_is() -> None:
+    from interp.plot import patch_map
+
+    frame = trace_map(subject("llama"), prompt(), samples=2)
+    assert frame.recovery.to_numpy() == pytest.approx((frame.effect / (frame.high - frame.low)).to_numpy())
+    (map_,) = [trace for trace in patch_map(frame).data if trace.type == "heatmap" and trace.name]
+    assert np.asarray(map_.z).shape == (3, 9)
+    assert np.asarray(map_.z)[1, 4] == pytest.approx(frame.recovery[9 + 4])

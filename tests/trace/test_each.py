@@ -39,6 +39,8 @@ CUTS: list[Intervention | None] = [
     *[ablate(f"L{i}H{h}") for i in range(3) for h in range(4)],
     *[ablate(f"L{i}H1", scope="answer") for i in range(3)],
     *[ablate(f"L{i}H2", scope="value") for i in range(3)],
+    ablate("L1H2", scope=7),
+    ablate("L0H2 M1", scope=(2, 5, 6)),
     *[ablate(f"M{i}", scope=scope) for i in range(3) for scope in ("all", "answer", "key")],
     ablate("L0N3 L1N7 L2N70"),
     ablate("L0H1 L1H2 L2H3 M1", scope="answer"),
@@ -94,7 +96,7 @@ def test_applied_interventions_hold_for_all(family: str) -> None:
     batch = model.batch(examples())
     alone = next(iter(model.each([ablate("L1H1")], batch)))[1]
     with model.apply(ablate("L0H0 L2H2"), ablate("M1", scope="answer")):
-        assert gap(model, CUTS[:20], batch) < 1e-4
+        assert gap(model, CUTS[:22], batch) < 1e-4
         assert not torch.allclose(next(iter(model.each([ablate("L1H1")], batch)))[1], alone, atol=1e-3)
     with model.apply(ablate("L1H1", mode="uniform")):
         assert gap(model, CUTS[:6], batch) < 1e-4
