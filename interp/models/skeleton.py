@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -271,16 +272,18 @@ def validate(
             wrong = _blame(error, number, items)
             break  # an earlier one may still have a wrong shape, and is told first
     engine = subject.engine
+    touched = sorted({site for plan in plans for site in plan})
+    with suppress(
+        EngineError
+    ):  # one pass for all; if it comes to grief, the runs below tell at which of them
+        engine.shapes(batch, touched, batch.keep)
     for number, plan in enumerate(plans):
         try:
-            if not number:
-                engine.shapes(batch, sorted({site for plan in plans for site in plan}), batch.keep)
             engine.run(batch, plan)
         except Exception as error:
             raise _blame(error, number, items) from error
     if wrong is not None:
         raise wrong
-    touched = sorted({site for plan in plans for site in plan})
     found = engine.shapes(batch, touched, batch.keep)
     return {s: (found[s][0]["q"] if s.kind == "attention" else found[s])[0] for s in touched}
 

@@ -19,8 +19,9 @@ from interp.intervene.ablate import ablate
 from interp.intervene.export import to_nnsight
 from interp.models.batch import Batch
 from interp.models.engines import nnsight as engines
-from interp.models.engines.base import Record, Rows
+from interp.models.engines.base import Frame, Record, Rows
 from interp.models.engines.nnsight import NnsightEngine, library
+from interp.models.engines.program import Program
 from interp.models.remote import RemoteLM, remote_model
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
@@ -196,6 +197,11 @@ def test_gradients_flow_as_in_the_reference():
         logits = n.run(batch(), {"z[0]": watch}, grad=True, keep=1).logits
         found.append(torch.autograd.grad(logits[..., 7].sum(), kept)[0])
     assert found[0].abs().max() > 1e-3
+    with torch.no_grad():
+        program = Program(n, {}, None, Frame(batch(), width=40, forwards=1))
+    # A server may run with gradients on, and what is sent back must not carry its graph.
+    call = engines.forward_arguments(batch(), 1)
+    assert not engines.walk(n.engine.model.trace(**call), n.engine.model, program)["logits"].requires_grad
     assert gap(found[0], found[1]) <= CLOSE
 
 

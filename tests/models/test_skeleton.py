@@ -55,7 +55,10 @@ def test_a_plan_on_meta_weights_has_the_shapes_of_the_model(family):
     [
         ([ablate("L0H1"), ablate("L9H1")], r"intervention 2 of 2, ablate\(L9H1.*layers 0 to 2"),
         ([ablate("L0H1 L2H3"), ablate("L0H7")], r"intervention 2 of 2, ablate\(L0H7.*heads 0 to 3"),
-        ([{"neurons[0].80": torch.zeros_like}], "intervention 1 of 1, taps at neurons.*indices 0 to 79"),
+        (
+            [{"z[1]": Record()}, {"neurons[0].80": torch.zeros_like}],
+            "intervention 2 of 2, taps at neurons.*indices 0 to 79",
+        ),
         (
             [{"z[1]": Record()}, {"z[1]": lambda z: z[..., 0]}, ablate("M9")],
             r"2 of 3.*\(3, 40, 4\), not \(3, 40, 4, 12",
@@ -83,3 +86,10 @@ def test_a_plan_is_checked_from_a_name(folder):
         validate("nobody/has-this-model", [ablate("M7")], batch())
     with pytest.raises(EngineError, match="are not here"):
         skeleton(folder).generate(batch(), 3)
+
+
+def test_a_site_that_the_pass_never_reaches_is_told_with_its_intervention():
+    empty = skeleton(tiny("llama").config)
+    empty.blocks[1].mlp.forward = lambda x: torch.zeros_like(x)  # down_proj is never called
+    with pytest.raises(UsageError, match=r"intervention 2 of 3, ablate\(L1N3.*neurons\[1\] fired 0x"):
+        validate(empty, [ablate("L0H1"), ablate("L1N3"), ablate("L2H0")], batch())
