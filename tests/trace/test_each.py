@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from interp.intervene.ablate import ablate
-from interp.intervene.base import Intervention
+from interp.intervene.base import Atom, Intervention
 from interp.intervene.reference import Reference
+from interp.models.batch import Batch
+from interp.models.engines.attention import AttentionCall
+from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.trace import ragged
 from interp.trace.each import Spent
@@ -195,3 +199,116 @@ def test_bf16_stays_close() -> None:
         # Rounding differs between the two; neither may be further from the exact logits than bf16 takes it.
         usual = (rounded[i].float() - exact[i]).abs().mean()
         assert (logits.float() - exact[i]).abs().mean() < 1.5 * usual
+
+
+@dataclass(frozen=True)
+class Scale(Atom):
+    """What a site holds at some tokens, times a number: an edit that every kind of site can take."""
+
+    kind: str
+    layer: int
+    positions: tuple[int, ...]
+    index: int | None = None
+    factor: float = 1.7
+
+    @property
+    def site(self) -> Site:
+        return Site(self.kind, self.layer, self.index)
+
+    def describe(self):
+        return {"kind": "scale", "site": repr(self.site), "at": self.positions, "by": self.factor}
+
+    def group(self):
+        return (self,)
+
+    def touches(self, subject, batch):
+        return {self.site: batch.scope_columns(self.positions, 0, batch.width)}
+
+    @classmethod
+    def lower_group(cls, subject, batch, atoms, of, n):
+        atom = atoms[0][1]
+        mine = torch.isin(of, torch.tensor([number for number, _ in atoms]))
+        return {atom.site: [_Scaled(atom, batch, mine)]}
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    atom: Scale
+    batch: Batch
+    mine: torch.Tensor
+
+    def edit(self, value, frame):
+        at = self.batch.scope_columns(self.atom.positions, frame.past, frame.width) & self.mine[:, None]
+        by = torch.where(at, self.atom.factor, 1.0)
+        if self.atom.kind != "attention":
+            return value * by.view(*by.shape, *[1] * (value.ndim - 2))
+        v = value.v.clone()
+        v[:, :, -frame.width :] *= by[:, None, :, None]
+        return value.with_(q=value.q * by[:, None, :, None], v=v)
+
+
+KINDS = ["resid_pre", "q", "k", "v", "q_rot", "k_rot", "attention", "z", "head_out", "attn_out"]
+KINDS += ["resid_mid", "neurons", "mlp_out", "resid_post"]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_edits_of_every_kind_of_site(family: str) -> None:
+    model = subject(family)
+    batch = model.batch(examples())
+    every: list[Intervention] = []
+    for kind in KINDS:
+        if kind == "resid_mid" and model.family.parallel:
+            continue
+        every += [Scale(kind, i, at) for i in range(3) for at in ((4,), (2, 9), (16,), (15, 17))]
+        if kind in ("z", "q", "k", "v", "head_out", "q_rot", "k_rot", "neurons"):
+            every.append(Scale(kind, 1, (3, 12), index=1))
+    every += [
+        Scale("resid_pre", 2, (5,)) + Scale("z", 0, (11,)),
+        Scale("k_rot", 2, (0, 5)) + Scale("v", 0, (1,)),
+    ]
+    clean = model.run(batch).logits
+    wanted = naive(model, every, batch)
+    for i, logits in model.each(every, batch):
+        assert (logits - wanted[i]).abs().max() < 1e-4, every[i]
+    assert sum(float((w - clean).abs().max()) > 1e-3 for w in wanted) > 0.5 * len(wanted)
+
+
+def test_embeddings_and_logits_run_whole() -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+
+    @dataclass(frozen=True)
+    class Embed(Scale):
+        @property
+        def site(self) -> Site:
+            return Site(self.kind)
+
+    spent = Spent()
+    every = [Embed("embed", 0, (4,)), Embed("embed", 0, (4,)) + ablate("L1H1"), ablate("L2H2")]
+    wanted = naive(model, every, batch)
+    for i, logits in model.each(every, batch, spent=spent):
+        assert torch.allclose(logits, wanted[i], atol=1e-4)
+    assert spent.forwards == 2
+
+
+def test_two_softmax_parts_are_one_softmax_however_far_apart_their_scores_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    r, g, kv, h, m, past, d = 2, 3, 2, 4, 5, 7, 8
+    for scale in (1.0, 40.0):
+        q = scale * torch.randn(g, r, h, m, d, generator=generator)
+        k, v = (torch.randn(g, r, kv, m, d, generator=generator) for _ in range(2))
+        before = [torch.randn(r, kv, past + m, d, generator=generator) for _ in range(2)]
+        before[0] *= scale
+        prefix = ragged.Prefix(*before, None, torch.zeros(r, dtype=torch.long))
+        group = ragged.Group(past, torch.arange(r), list(range(g)), torch.zeros(g, r, m, 1))
+        call = AttentionCall(0, q[0], k[0], v[0], None, d**-0.5)
+        found = ragged.attend(group, q, k, v, prefix, None, call)  # type: ignore[arg-type]
+        for i in range(g):
+            keys, values = (
+                torch.cat([p[:, :, :past], own[i]], 2) for p, own in zip(before, (k, v), strict=True)
+            )
+            mask = torch.ones(m, past + m, dtype=torch.bool).tril(past)
+            wanted = torch.nn.functional.scaled_dot_product_attention(
+                q[i], keys, values, mask, enable_gqa=True
+            )
+            torch.testing.assert_close(found[i], wanted.transpose(1, 2), atol=1e-5, rtol=1e-4)
