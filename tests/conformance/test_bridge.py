@@ -30,6 +30,7 @@ def test_a_bridge_is_loaded_as_the_module_it_was_made_of(family, tmp_path):
     before = bare(theirs.original_model, given).logits
     s = interp.load(theirs, tokenizer=byte_tokenizer())
     assert s.engine.name == "lens" and type(s.hf) is type(original)
+    assert not any(m.training for m in (*s.hf.modules(), *s.engine.bridge.original_model.modules()))
     assert list(s.hf.state_dict()) == list(original.state_dict())
     assert all(torch.equal(s.hf.state_dict()[k], v) for k, v in original.state_dict().items())
     assert s.hf.config._attn_implementation == original.config._attn_implementation
@@ -50,6 +51,18 @@ def test_a_bridge_is_loaded_as_the_module_it_was_made_of(family, tmp_path):
 def test_a_bridge_can_be_run_by_another_engine_and_brings_no_tokenizer():
     assert interp.load(bridge("llama"), engine="hooks").engine.name == "hooks"
     assert not interp.load(bridge("llama")).has_tokens
+
+
+def test_an_engine_is_chosen_when_a_model_is_loaded(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    given = batch()
+    truth = interp.load(tmp_path).run(given).logits
+    for name in ("hooks", "lens", "nnsight"):
+        s = interp.load(tmp_path, engine=name)
+        assert s.engine.name == s.with_engine(name).engine.name == name
+        torch.testing.assert_close(s.run(given).logits, truth, atol=CLOSE, rtol=0)
+    with pytest.raises(UsageError, match="no engine 'lense'; write one of hooks, lens, nnsight"):
+        interp.load(tmp_path, engine="lense")
 
 
 def test_a_bridge_that_is_no_longer_its_module_is_refused():
@@ -184,7 +197,7 @@ def test_hooks_of_the_user_s_on_the_bridge_stay():
     other.engine.bridge.blocks[1].attn.hook_z.add_hook(lambda value, hook: seen.append(hook.name))
     other.run(batch(), {"z[1]": torch.zeros_like})
     other.run(batch(), {"head_out[1]": Record()})
-    assert len(seen) == 2
+    assert len(seen) == 2 and len(other.engine.bridge.blocks[1].attn.hook_z.fwd_hooks) == 1
 
 
 def test_half_precision_runs():

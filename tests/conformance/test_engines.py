@@ -10,6 +10,7 @@ from interp.intervene.ablate import ablate
 from interp.models.batch import Batch
 from interp.models.engines.base import Record, Reduce, Rows
 from interp.models.sites import Site
+from interp.trace.reducers import LogSumExp, Many, TopK, TopKeys
 from tests.conformance.common import (
     BATCHES,
     CLOSE,
@@ -79,6 +80,37 @@ def test_rows_are_those_of_eager_attention(engine, family):
     only = other.run(given, rows=Rows(columns, lambda block: block.probs.sum(), frozenset({1}))).rows
     assert float(only.pop(1)) == pytest.approx(2 * len(given) * other.n_heads, abs=1e-3)
     assert not only
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_rows_of_some_heads_are_reduced_alike(engine, family):
+    given = batch()
+    last = given.width - 1
+    columns = torch.tensor([[last - 3, -1, last]] * len(given))
+    asked = Rows(columns, Many(best=TopK(2), top=TopKeys()), heads={1: (3, 0), 2: (2,)})
+    truth, rows = (model(family, e).run(given, rows=asked, keep=1).rows for e in ("hooks", engine))
+    assert set(rows) == {1, 2}
+    for i, found in rows.items():
+        best = truth[i]["best"]
+        assert best.values.shape[:3] == (len(given), len(asked.heads[i]), 3)
+        torch.testing.assert_close(found["best"].values, best.values, atol=1e-5, rtol=0)
+        assert torch.equal(found["best"].columns[:, :, [0, 2]], best.columns[:, :, [0, 2]])
+        assert torch.equal(found["top"][:, :, [0, 2]], truth[i]["top"][:, :, [0, 2]])
+    if engine == "lens":
+        with pytest.raises(EngineError, match="needs attention scores, and this engine reads probabilities"):
+            model(family, engine).run(given, rows=Rows(columns, LogSumExp()))
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_many_interventions_run_one_by_one_where_there_is_no_resume(engine):
+    cuts = [None, ablate("L1H2"), ablate("M0", mode="zero")]
+    truth = dict(subject("llama").each(cuts, examples(), keep=1))
+    found = dict(model("llama", engine).each(cuts, examples(), keep=1))
+    assert set(found) == {0, 1, 2}
+    for i, logits in found.items():
+        torch.testing.assert_close(logits, truth[i], atol=CLOSE, rtol=0)
+    assert (truth[1] - truth[0]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)

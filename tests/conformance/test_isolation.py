@@ -31,7 +31,7 @@ def state(s: CausalLM) -> dict[str, object]:
     return {
         "forwards": [id(m.__dict__.get("forward")) for m in modules],
         "hooks": [sum(getattr(h, "__module__", "").startswith(ours) for h in hooks(m)) for m in modules],
-        "visible": [len(m.fwd_hooks) for m in modules if hasattr(m, "fwd_hooks")],
+        "visible_hooks": sum(len(m.fwd_hooks) for m in modules if hasattr(m, "fwd_hooks")),
         "kernel": s.hf.config._attn_implementation,
         "shares": None if bridge is None else bridge.cfg.use_attn_result,
         "level": logging.getLogger("transformers").level,
@@ -47,6 +47,7 @@ def test_nothing_is_left_after_an_exception_in_a_tap(engine, family, rng_untouch
     s, given = model(family, engine), batch()
     intact = s.run(given, {"z[1]": Record()}, keep=given.width).logits
     before = state(s)
+    assert not before["shares"] and not before["visible_hooks"]
 
     def fail(value, *rest):
         raise RuntimeError("on purpose")

@@ -63,9 +63,8 @@ def bridged(subject: CausalLM) -> Any:
     # The bridge computes attention by itself and needs the mask that eager attention gets: always there, 4-D.
     second.set_attn_implementation("eager")
     try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # it makes layers, which fill themselves, before it puts weights in
+        # It makes layers, which draw their first weights from the global random state.
+        with torch.random.fork_rng(devices=[]):
             bridge = build_bridge_from_module(second, name, hf_config=second.config)
     except (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise EngineError(
