@@ -1,9 +1,10 @@
 """Greedy decoding with the attention rows that predict each token, in as few passes as the model allows.
 
-The forced answer is the first draft: where greedy decoding agrees with it, one prefill is all. Otherwise the longest
-agreeing prefix and the model's own next token are kept, and decoding goes on from the KV cache with drafts looked up
-in the prompt (the continuation of the last tokens where they stood before); a pass that verifies a draft yields at
-least one token. The result equals token-by-token greedy decoding, with the attention row of every step.
+The forced answer is the first draft: where greedy decoding agrees with it, one prefill is all, and it keeps no KV
+cache. Otherwise the longest agreeing prefix and the model's own next token are kept, and decoding goes on from a KV
+cache with drafts looked up in the prompt (the continuation of the last tokens where they stood before); a pass that
+verifies a draft yields at least one token. The result equals token-by-token greedy decoding, with the attention row of
+every step.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def decode(
     max_new_tokens: int | None = None,
     stops: frozenset[int] = frozenset(),
     forced: bool = False,
+    likely: bool = True,
 ) -> list[Decoded]:
     """Greedy output and attention rows of each example of a batch.
 
@@ -67,14 +69,15 @@ def decode(
             length and 16 more.
         stops: tokens that end an output (end of text, newline).
         forced: take the forced answer as the output, whatever the model would say.
+        likely: the answer is likely what the model says. Else the first pass of a single example keeps its KV cache,
+            so that the prompt is not run again where the answer is refuted; it takes about as much memory as the rest.
     """
     batch = subject.batch(examples)
     m = max(len(e.answer_ids) for e in examples)
     columns = torch.full((len(examples), m), -1)
     for row, example in enumerate(examples):
         columns[row, : len(example.answer_ids)] = torch.tensor(list(batch.answer_columns(row)))
-    solo = len(examples) == 1 and not forced
-    cache = _cache() if solo else None
+    cache = _cache() if len(examples) == 1 and not (forced or likely) else None
     trace = subject.run(batch, rows=Rows(columns.to(batch.ids.device), TopKeys()), cache=cache)
     greedy = trace.logits.argmax(-1).cpu()
     first = batch.width - greedy.shape[1]
@@ -94,7 +97,7 @@ def decode(
                 example,
                 known,
                 rows[: agree + 1],
-                trace.cache if solo else None,
+                cache,
                 max_new_tokens,
                 stops,
             )

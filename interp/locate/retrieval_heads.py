@@ -115,6 +115,7 @@ class RetrievalHeads(Locator):
     ) -> list[Decoded]:
         stops = _stops(subject)
         out: dict[int, Decoded] = {}
+        likely = True
         for group in plan([len(e.full_ids) for e in examples], TOKENS):
             chosen = [examples[i] for i in group]
             done = decode(
@@ -123,7 +124,9 @@ class RetrievalHeads(Locator):
                 max_new_tokens=self.max_new_tokens,
                 stops=stops,
                 forced=self.mode == "forced",
+                likely=likely,
             )
+            likely = done[-1].exact  # a model that words its answers otherwise goes on doing so
             out.update(zip(group, done, strict=True))
             if progress:
                 progress(len(out), len(examples), "attention rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import interp
 from interp.errors import NoAcceptedExample, UsageError
+from interp.locate import retrieval_heads
 from interp.locate.greedy import Decoded, decode, lookup
 from interp.locate.retrieval_heads import copy_position_score, copy_score, recall
 from interp.models.batch import Batch
@@ -53,11 +55,31 @@ def test_draft_verify_equals_token_by_token_decoding(family):
         expected = [naive(s, e, len(e.answer_ids) + 16) for e in data]
     finally:
         s.hf.set_attn_implementation(before)
-    for group in ([0, 1, 2, 3], [0], [1], [2]):
-        for i, got in zip(group, decode(s, [data[i] for i in group]), strict=True):
+    for likely, group in product((True, False), ([0, 1, 2, 3], [0], [1], [2])):
+        for i, got in zip(group, decode(s, [data[i] for i in group], likely=likely), strict=True):
             assert got.output == expected[i][0]
             assert torch.equal(got.argmax, expected[i][1])
             assert got.exact == (i in (0, 3)) and (got.passes == 1) == (i in (0, 3))
+
+
+def test_a_cache_is_paid_for_only_where_the_answer_is_unlikely(monkeypatch):
+    s = subject("llama")
+    right, wrong, late = mixed(s)[:3]
+    n = len(late.full_ids) - 1
+    once, again = (decode(s, [late], likely=likely)[0] for likely in (False, True))
+    assert n < once.tokens < 2 * n < again.tokens == once.tokens + len(late.ids) + 2
+    held = []
+
+    def run(*args, cache=None, **kwargs):
+        held.append(cache is not None)
+        return type(s).run(s, *args, cache=cache, **kwargs)
+
+    monkeypatch.setattr(s, "run", run)
+    monkeypatch.setattr(retrieval_heads, "TOKENS", 1)  # one example a pass, in order of length
+    heads = interp.RetrievalHeads(accept=-1.0, max_new_tokens=1).fit(s, FixedTask([wrong, right, late]))
+    assert heads.instances_["exact"].tolist() == [False, True, False]
+    # Right after a refuted answer the first pass keeps its cache, and after a right one it does not.
+    assert held == [False, True, False]
 
 
 def test_stops_and_limits_end_an_output():
