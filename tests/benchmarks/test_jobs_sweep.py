@@ -8,6 +8,7 @@ from interp.models.sites import Head
 from interp.models.subject import CausalLM
 from tests.benchmarks import jobs_sweep
 from tests.benchmarks.harness import judge, measure
+from tests.benchmarks.jobs_trace import TokenLayers
 from tests.tiny import tiny
 
 
@@ -40,7 +41,12 @@ def test_dose_curve(model):
     job = jobs_sweep.dose_curve(model, length=40, sizes=(1, 3), draws=4, sample=3)
     found = measure(job, rounds=1)
     assert found["equal"]["met"]
-    assert found["numbers"] == {"prefill": 1 / 8}
+    # One prompt of 40 tokens, and its last token again under each of the 8 conditions.
+    assert found["numbers"] == {"prefill": pytest.approx((40 + 8) / (8 * 40))}
+    counter = TokenLayers(model)
+    with counter.counted():
+        job.ours()
+    assert 43 * 3 < counter.count <= (43 + 8 * 4) * 3  # whatever it says it ran
     results = {name: call() for name, call in job.callables().items()}
     naive = results["torch hooks"]
     swapped = dict(zip(naive, reversed(naive.values()), strict=True))
