@@ -71,10 +71,10 @@ class Put(Atom):
         }
 
     def group(self) -> tuple[Any, ...]:
-        return self.site, id(self.values)
+        return self.site.whole, id(self.values)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.site: self.columns[self._rows(batch)] & batch.mask.bool()}
+        return {self.site.whole: self.columns[self._rows(batch)] & batch.mask.bool()}
 
     def __repr__(self) -> str:
         return f"put({self.values.name} at {self.site})"
@@ -99,7 +99,7 @@ class Put(Atom):
         of: Int[torch.Tensor, b * t],
         n: int,
     ) -> dict[Site, list[Tap]]:
-        site = atoms[0][1].site
+        site = atoms[0][1].site.whole
         return {
             site: [
                 _Write(atom, atom._rows(batch), Where(batch, of, n, number, "all")) for number, atom in atoms
@@ -118,10 +118,11 @@ class _Write:
         columns = put.columns[self.rows][:, frame.columns].to(value.device)
         mask = self.where.mask(frame).to(value.device) & columns
         row, column = mask.nonzero(as_tuple=True)
-        stored = put.values.at
-        if put.site.index is not None:
-            stored = stored[:, :, put.site.index]
+        stored, head = put.values.at, put.site.index
         at = self.rows.to(stored.device)[row.to(stored.device)], (column + frame.past).to(stored.device)
         out = value.clone()
-        out[row, column] = stored[at].to(value.device, value.dtype)
+        if head is None:
+            out[row, column] = stored[at].to(value.device, value.dtype)
+        else:
+            out[row, column, head] = stored[(*at, head)].to(value.device, value.dtype)
         return out

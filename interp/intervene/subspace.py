@@ -101,6 +101,14 @@ class Subspace:
         """Number of directions."""
         return self.basis.shape[0]
 
+    @property
+    def tapped(self) -> Site:
+        """Where the cut is made: for one head in the tensor of all heads, so that a record of that shows it.
+
+        Heads' shares of the output are made one by one, and tapped so.
+        """
+        return self.site if self.site.kind == "head_out" else self.site.whole
+
     def coordinates(self, vectors: Float[torch.Tensor, "*b d"]) -> Float[torch.Tensor, "*b r"]:
         """Coefficients of vectors in the basis; in fp32 for half-precision vectors."""
         basis = self.basis_for(vectors)
@@ -174,7 +182,7 @@ class ProjectOut(Atom):
         return self.space.site, self.mode, self.scope, id(self.reference)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.space.site: batch.scope_columns(self.scope, 0, batch.width)}
+        return {self.space.tapped: batch.scope_columns(self.scope, 0, batch.width)}
 
     def __repr__(self) -> str:
         ref = f", reference={self.reference.name}" if self.reference else ""
@@ -200,7 +208,7 @@ class ProjectOut(Atom):
                 )
             where = Where(batch, of, n, number, atom.scope)
             taps.append(_Project(atom.space, where, _target(atom, subject, batch)))
-        return {site: taps}
+        return {atoms[0][1].space.tapped: taps}
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,12 @@ class _Project:
                 change = change + target
             return (flat + change @ basis).reshape(tokens.shape)
 
-        return self.where.change(value, frame, cut)
+        head = self.space.site.index
+        if self.space.tapped.index == head:
+            return self.where.change(value, frame, cut)
+        out = value.clone()
+        out[:, :, head] = self.where.change(value[:, :, head], frame, cut)
+        return out
 
 
 def _target(cut: ProjectOut, subject: CausalLM, batch: Batch) -> Any:

@@ -177,7 +177,11 @@ def screen(
             raise UsageError("a screen takes pooled means; write Reference(..., pool='pooled')")
     elif reference is not None:
         raise UsageError(f"mode '{mode}' of a screen takes no reference")
-    twin = (corruption or _common_corruption(examples)) if mode == "patch" else None
+    twin = None
+    if mode == "patch":
+        twin = corruption or _common_corruption(examples)
+        if not all(twin in e.corrupt for e in examples):
+            raise UsageError(f"screen: no corruption '{twin}' in an example of {examples[0].task}")
     parts: list[_Part] = []
     sums: dict[tuple[Any, ...], float] = {}
     base = 0.0
