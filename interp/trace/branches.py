@@ -17,7 +17,7 @@ from interp.models.engines.base import Record, Tap
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 
-LATE = frozenset({"z", "head_out", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post"})
+LATE = frozenset({"z", "o", "head_out", "attn_out", "resid_mid", "neurons", "down", "mlp_out", "resid_post"})
 """Kinds of site that lie after the attention kernel."""
 
 

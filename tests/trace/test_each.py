@@ -248,7 +248,7 @@ class _Scaled:
 
 
 KINDS = ["resid_pre", "q", "k", "v", "q_rot", "k_rot", "attention", "z", "head_out", "attn_out"]
-KINDS += ["resid_mid", "neurons", "mlp_out", "resid_post"]
+KINDS += ["o", "resid_mid", "neurons", "down", "mlp_out", "resid_post"]
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -270,7 +270,7 @@ def test_edits_of_every_kind_of_site(family: str) -> None:
     wanted = naive(model, every, batch)
     for i, logits in model.each(every, batch):
         assert (logits - wanted[i]).abs().max() < 1e-4, every[i]
-    assert sum(float((w - clean).abs().max()) > 1e-3 for w in wanted) > 0.5 * len(wanted)
+    assert sum(float((w - clean).abs().max()) > 1e-3 for w in wanted) > len(wanted) / 3
 
 
 def test_embeddings_and_logits_run_whole() -> None:
