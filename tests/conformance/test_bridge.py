@@ -122,6 +122,14 @@ def test_a_model_that_transformer_lens_cannot_bridge_is_refused():
         lens.LensEngine(unknown)
 
 
+def test_offloaded_weights_are_refused():
+    s = CausalLM(tiny("llama"), None, name="llama")
+    down = s.module(1, "mlp.down_proj")
+    down.weight = torch.nn.Parameter(down.weight.to("meta"))
+    with pytest.raises(EngineError, match="cannot share offloaded weights"):
+        s.with_engine("lens")
+
+
 def test_an_own_subclass_of_a_known_model_is_bridged():
     class Mine(transformers.LlamaForCausalLM):
         pass

@@ -50,7 +50,7 @@ def bridged(subject: CausalLM) -> Any:
     """A TransformerBridge over the weights of a subject, which stays as it is.
 
     Raises:
-        EngineError: TransformerLens has no adapter for the model, or its adapter fails.
+        EngineError: TransformerLens has no adapter for the model, its adapter fails, or weights are offloaded.
     """
     with _unheard():
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
@@ -59,6 +59,8 @@ def bridged(subject: CausalLM) -> Any:
     name = next((n for n in names if n in SUPPORTED_ARCHITECTURES), None)
     if name is None:
         raise EngineError(f"engine 'lens': TransformerLens has no adapter for {names[0]}; use engine 'hooks'")
+    if any(p.is_meta for p in subject.hf.parameters()):
+        raise EngineError("engine 'lens' cannot share offloaded weights; use engine 'hooks'")
     second = twin(subject.hf)
     # The bridge computes attention by itself and needs the mask that eager attention gets: always there, 4-D.
     second.set_attn_implementation("eager")
