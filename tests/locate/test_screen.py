@@ -251,6 +251,19 @@ def test_the_agreement_says_what_it_is_of():
     )
 
 
+def test_a_screen_alone_is_one_forward_and_one_backward_pass():
+    s = subject("llama")
+    calls = {"block": 0}
+    handle = s.blocks[0].register_forward_pre_hook(lambda *_: calls.update(block=calls["block"] + 1))
+    try:
+        interp.screen(s, EVEN, top=0, sample=0)
+        assert calls["block"] == 1
+        interp.screen(s, EVEN, mode="patch", top=0, sample=0)
+        assert calls["block"] == 3
+    finally:
+        handle.remove()
+
+
 def test_random_state_is_left_alone(rng_untouched):
     interp.screen(subject("llama"), EVEN, top=1, sample=1)
 
