@@ -370,7 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no job {', '.join(sorted(set(names) - set(every)))}; there are {', '.join(every)}")
     if args.list:
         for name in names:
-            print(f"{name:24}{(every[name].__doc__ or '').strip().partition(chr(10))[0]}")
+            build = getattr(every[name], "func", every[name])  # of a partial, what it is of
+            print(f"{name:24}{(build.__doc__ or '').strip().partition(chr(10))[0]}")
         return
     missing = [name for name in names if args.again or not (args.out / f"{name}.json").exists()]
     own = ("--rounds", str(args.rounds), "--workers", str(args.workers), "--out", str(args.out.resolve()))
