@@ -11,8 +11,9 @@ computed by `subject.each`, and their agreement is part of the result.
 (EAP-IG, Hanna et al. 2024, arXiv 2403.17806): one pass a step for all layers. A cut has no inputs to follow; there one
 layer after the other fades out, all its units together (integrated gradients, Sundararajan et al. 2017, arXiv
 1703.01365): one pass a step and layer, from that layer on. The estimates of a layer then sum to the effect of cutting
-the whole layer, which is not what its units do alone: where units stand in for each other, one step ranks single cuts
-better. The agreement says which is the case.
+the whole layer, which is not what its units do alone. Steps find heads behind a saturated softmax that one gradient
+misses (tests/planted/test_screen.py); where units stand in for each other, one step ranks single cuts better. The
+agreement says which is the case.
 """
 
 from __future__ import annotations
