@@ -1,4 +1,4 @@
-"""Attention rows: reduced in the pass, scored as copies, and one recording, against the ways that hold more."""
+"""Attention rows reduced in the pass, and scored as copies, against eager attention and the loop of decoded steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from interp.locate.retrieval_heads import RetrievalHeads
 from interp.models.batch import Batch
-from interp.models.engines.base import Record, Rows
-from interp.models.sites import Site
+from interp.models.engines.base import Rows
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, FixedTask, Span
 from interp.trace.reducers import TopK, TopKeys
 from tests.benchmarks.harness import Builder, Job, Reach, Results, bare_forward
 from tests.benchmarks.jobs_sweep import prose
-from tests.benchmarks.peers import Nnsight, Peer, TorchHooks, TransformerLens, peers
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 MAPPED = (
@@ -205,57 +203,8 @@ def copy_score(subject: CausalLM, length: int = 2048, answer: int = 20) -> Job:
     )
 
 
-# -- one recording ---------------------------------------------------------------------------------------------------
-
-
-def read(tool: Peer, ids: Int[torch.Tensor, "b t"], layer: int) -> Float[torch.Tensor, "b t d"]:
-    """The residual stream after a layer, by one of the tools."""
-    kept: list[torch.Tensor] = []
-    with torch.no_grad():
-        if isinstance(tool, Nnsight):
-            with tool.model.trace(ids, use_cache=False, logits_to_keep=1):
-                state = tool.model.model.layers[layer].output.save()
-            return state
-        if isinstance(tool, TransformerLens):
-            hook = (f"blocks.{layer}.hook_resid_post", lambda value, hook: kept.append(value))
-            tool.bridge.run_with_hooks(
-                ids, fwd_hooks=[hook], prepend_bos=False, use_cache=False, logits_to_keep=1
-            )
-            return kept[0]
-        assert isinstance(tool, TorchHooks)
-        handle = tool.blocks[layer].register_forward_hook(lambda module, args, out: kept.append(out))
-        try:
-            tool.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
-        finally:
-            handle.remove()
-    return kept[0]
-
-
-def record(subject: CausalLM, length: int = 512) -> Job:
-    """Record the residual stream after the middle layer."""
-    (example,) = prose(subject, 1, length, 1)
-    batch = Batch.of_ids([example.ids], device=subject.device)
-    layer = subject.n_layers // 2
-    site = Site("resid_post", layer)
-    tools = peers(subject)
-
-    def ours() -> torch.Tensor:
-        return subject.run(batch, {site: Record()}, keep=1)[site]
-
-    return Job(
-        f"record one site in one layer, {length} tokens",
-        (Reach("at most 1.02 of a bare forward", "ours/bare", "<=", 1.02),),
-        ours=ours,
-        bare=lambda: bare_forward(subject, batch),
-        peers={name: partial(read, tool, batch.ids, layer) for name, tool in tools.items()},
-        equal=lambda found: float((found["ours"] - found["torch hooks"]).abs().max()),
-        tolerance=1e-5,
-    )
-
-
 JOBS: dict[str, Builder] = {
     "rows": rows,
     "rows-eager": partial(rows, length=2048, whole=True),
     "copy-score": copy_score,
-    "record": record,
 }

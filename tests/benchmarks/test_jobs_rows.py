@@ -70,15 +70,5 @@ def test_the_reference_loop_counts_copying_steps(model):
     assert score.sum() * len(value) == pytest.approx(2.0)
 
 
-def test_record(model):
-    job = jobs_rows.record(model, length=20)
-    assert measure(job, rounds=1)["equal"]["met"]
-    results = {name: call() for name, call in job.callables().items()}
-    assert results["ours"].shape == (1, 20, 48)
-    for name in ("nnsight", "TransformerLens"):
-        torch.testing.assert_close(results[name], results["torch hooks"], atol=1e-5, rtol=0)
-    assert job.equal({**results, "ours": results["ours"] + 1}) == pytest.approx(1.0, abs=1e-4)
-
-
 def test_memory_is_measured_without_fragmentation():
     assert jobs_rows.mapped(lambda: 7)() == 7
