@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interp.intervene.ablate import ablate
+    from interp.intervene.edit import WeightEdit
     from interp.intervene.export import to_nnsight
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
+    from interp.intervene.trace import trace_map
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.locate.screen import screen
     from interp.measure.known import known_to
+    from interp.models.engines.base import Record
     from interp.models.load import load
     from interp.models.sites import MLP, Head, Neuron, Site
     from interp.tasks.base import Example, Span, Task
@@ -34,11 +37,14 @@ _PUBLIC = {
     "Head": "interp.models.sites:Head",
     "MLP": "interp.models.sites:MLP",
     "Neuron": "interp.models.sites:Neuron",
+    "Record": "interp.models.engines.base:Record",
     "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
+    "trace_map": "interp.intervene.trace:trace_map",
     "screen": "interp.locate.screen:screen",
     "project_out": "interp.intervene.subspace:project_out",
+    "WeightEdit": "interp.intervene.edit:WeightEdit",
     "to_nnsight": "interp.intervene.export:to_nnsight",
     "known_to": "interp.measure.known:known_to",
     "measure": "interp.measure",
@@ -53,10 +59,12 @@ __all__ = [
     "Example",
     "Head",
     "Neuron",
+    "Record",
     "RetrievalHeads",
     "Site",
     "Span",
     "Task",
+    "WeightEdit",
     "ablate",
     "atlas",
     "errors",
@@ -69,6 +77,7 @@ __all__ = [
     "screen",
     "task",
     "to_nnsight",
+    "trace_map",
 ]
 
 

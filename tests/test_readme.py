@@ -29,7 +29,7 @@ def test_the_example_runs(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names: dict[str, Any] = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    (figure,) = shown
+    figure, states = shown
     layers, heads = names["model"].n_layers, names["model"].n_heads
     assert len(names["heads"].scores_.query("method == 'copy'")) == layers * heads
     (map_,) = (trace for trace in figure.data if trace.type == "heatmap")
@@ -40,3 +40,7 @@ def test_the_example_runs(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert cut["k"] == 10
     assert cut["delta"] < -0.3, "cutting the ten best heads takes recall away"
     assert cut["ci_hi"] < 0
+    assert names["again"].logits.equal(names["model"].run(names["batch"]).logits)
+    assert names["i"] in range(18) and states.layout.title.text.startswith("Which activations")
+    assert len(names["screen"].frame) == layers * heads
+    assert names["screen"].frame["verified"].sum() == 12
