@@ -294,6 +294,22 @@ def test_put_writes_what_it_holds_and_knows_its_batch():
     assert len({put.key(), other.key(), Put(put.site, Values(batch, stored, "zero"), columns).key()}) == 3
 
 
+def test_each_puts_values_at_their_own_columns():
+    """Suffixes that start late, padded rows."""
+    s, data = subject("llama"), examples()
+    batch = s.batch(data)
+    stored = torch.randn(3, batch.width, s.d_model, generator=torch.Generator().manual_seed(0))
+    columns = torch.zeros(3, batch.width, dtype=torch.bool)
+    columns[:, 39], columns[1, 40] = True, True
+    puts = [Put(Site("mlp_out", i), Values(batch, stored, "noise"), columns) for i in range(s.n_layers)]
+    clean = s.run(batch).logits
+    for i, logits in s.each(puts, batch):
+        with s.apply(puts[i]):
+            wanted = s.run(batch).logits
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+        assert (wanted - clean).abs().amax((1, 2)).min() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
