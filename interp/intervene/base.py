@@ -108,19 +108,38 @@ def lower_conditions(
     conditions: Sequence[Intervention | None],
     of: Int[torch.Tensor, " b"],
 ) -> dict[Site, list[Tap]]:
-    """Taps under which each row of a batch meets its own condition.
+    """Taps under which each row of a batch meets its own condition, whose edits of one site run in its own order.
 
     Args:
         conditions: interventions; None leaves the model as it is.
         of: which condition holds for each row.
     """
-    groups: dict[tuple[Any, ...], list[tuple[int, Atom]]] = {}
-    for number, condition in enumerate(conditions):
-        for atom in condition.atoms() if condition is not None else ():
-            groups.setdefault((type(atom), *atom.group()), []).append((number, atom))
     taps: dict[Site, list[Tap]] = {}
-    for (cls, *_), atoms in groups.items():
-        lowered = cls.lower_group(subject, batch, atoms, of.to(batch.ids.device), len(conditions))
+    for atoms in _steps(conditions):
+        lowered = type(atoms[0][1]).lower_group(
+            subject, batch, atoms, of.to(batch.ids.device), len(conditions)
+        )
         for site, more in lowered.items():
             taps.setdefault(site, []).extend(more)
     return taps
+
+
+def _steps(conditions: Sequence[Intervention | None]) -> list[list[tuple[int, Atom]]]:
+    """Atoms that are lowered together, in an order that keeps that of each condition.
+
+    Edits of one site need not commute: an atom joins the first step of its group that no earlier atom of its condition
+    has passed.
+    """
+    steps: list[list[tuple[int, Atom]]] = []
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, condition in enumerate(conditions):
+        reached = 0
+        for atom in condition.atoms() if condition is not None else ():
+            places = groups.setdefault((type(atom), *atom.group()), [])
+            place = next((i for i in places if i >= reached), len(steps))
+            if place == len(steps):
+                steps.append([])
+                places.append(place)
+            steps[place].append((number, atom))
+            reached = place
+    return steps

@@ -80,9 +80,12 @@ class Noise(Atom):
         of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
-        noise: Noise = atoms[0][1]
-        numbers = {number for number, _ in atoms}
-        return {Site("embed"): [_Add(noise, batch, [i for i, c in enumerate(of.tolist()) if c in numbers])]}
+        # One tap an atom: noise that is named twice is added twice.
+        return {
+            Site("embed"): [
+                _Add(atom, batch, (of == number).nonzero()[:, 0].tolist()) for number, atom in atoms
+            ]
+        }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from interp.intervene.ablate import ablate
 from interp.intervene.base import Atom, Intervention
 from interp.intervene.reference import Reference
+from interp.intervene.trace import Noise
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall
 from interp.models.sites import Site
@@ -312,3 +313,25 @@ def test_two_softmax_parts_are_one_softmax_however_far_apart_their_scores_are() 
                 q[i], keys, values, mask, enable_gqa=True
             )
             torch.testing.assert_close(found[i], wanted.transpose(1, 2), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_edits_of_one_site_keep_the_order_of_their_own_intervention(family: str) -> None:
+    model = subject(family)
+    given = examples()
+    batch = model.batch(given)
+    cut = ablate("M1", mode="mean", reference=given)
+    scale = Scale("mlp_out", 1, (2, 9))
+    every = [cut + scale, scale + cut, scale + cut + scale, cut, ablate("M0") + scale + cut]
+    assert gap(model, every, batch) < 1e-4
+    found = dict(model.each(every, batch))
+    assert torch.allclose(found[1], found[3], atol=1e-5)  # the mean hides what was scaled before
+    assert torch.allclose(found[0], found[2], atol=1e-5) and not torch.allclose(found[0], found[1], atol=1e-2)
+
+
+def test_noise_that_is_named_twice_is_added_twice() -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+    once, twice = Noise(0.5, "value"), Noise(1.0, "value")
+    found = dict(model.each([once + once, twice, once], batch))
+    assert torch.allclose(found[0], found[1], atol=1e-4) and not torch.allclose(found[0], found[2], atol=1e-2)
