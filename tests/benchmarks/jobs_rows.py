@@ -117,21 +117,30 @@ def rows(subject: CausalLM, length: int = 4096, queries: int = 32, whole: bool =
 
 # -- copy score ------------------------------------------------------------------------------------------------------
 
-CUE = 12
-"""Tokens of the passage that are repeated at the end of the prompt, for the model to go on with."""
+STEM = "\nThe password that opens the northern gate is"
+NEEDLE = (
+    " amber falcon seven, quiet river nine, silver lantern four, broken ladder six, purple harvest two and green "
+    "window eight.\n"
+)
 
 
 def copied(subject: CausalLM, length: int, answer: int) -> Example:
-    """Prose in which a passage begins a second time at the end; the answer is how the model goes on.
+    """Prose with a needle in its middle, whose beginning ends the prompt; the answer is how the model goes on.
 
-    Prompt and fed answer have `length` tokens together.
+    Prompt and fed answer have `length` tokens together. The needle's value is as long as the answer.
     """
-    n = length - answer + 1 - CUE
+    if subject.has_tokens:
+        stem, needle = (list(subject.tokens.encode(text).ids) for text in (STEM, NEEDLE))
+    else:
+        drawn = np.random.default_rng(1).integers(subject.config.vocab_size, size=answer + 8).tolist()
+        stem, needle = drawn[:8], drawn[8:]
+    n = length - answer + 1 - 2 * len(stem) - len(needle)
     (text,) = prose(subject, 1, n, 1)
-    at = n // 2
-    prompt = (*text.ids, *text.ids[at : at + CUE])
+    half = n // 2
+    prompt = (*text.ids[:half], *stem, *needle, *text.ids[half:], *stem)
     said = subject.generate(Batch.of_ids([prompt], device=subject.device), answer)[0]
-    value = Span(at + CUE, at + CUE + len(said), "value", 0)
+    start = half + len(stem)
+    value = Span(start, start + len(said), "value", 0)
     return Example("copy", prompt, tuple(said), spans=(value,), chance=0.0)
 
 

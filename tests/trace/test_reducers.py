@@ -234,6 +234,34 @@ def test_masks_of_all_kinds_of_kernels(kind, window, keys_in_block):
     torch.testing.assert_close(some, probs[:, [2, 0]], atol=1e-6, rtol=0)
 
 
+def test_keys_after_the_last_query_are_not_read_and_not_attended(keys_in_block):
+    given = call()
+    nan = given.k.clone()
+    nan[:, :, 6:] = float("nan")  # the last of the rows, 3, sees the keys up to 5
+    frame, index, spans = (
+        Frame(Batch.of_ids([[0] * 11] * 2), 0, 11),
+        torch.tensor([[0], [3]]),
+        [[(0, 5)], [(3, 13)]],
+    )
+    probs = naive_rows(given, torch.ones(11, 13, dtype=torch.bool).tril(2).expand(2, 4, 11, 13))
+    probs = probs.gather(2, index[:, None, :, None].expand(-1, 4, -1, 13))
+    got = engine.reduce_rows(given.with_(k=nan), Rows(index, every(spans)), frame)
+    same_as_whole_rows(got, probs, spans, 1e-6)
+
+
+def test_a_pass_looks_at_the_request_once():
+    s, batch = subject("llama"), Batch.of_ids([[1, 2, 3]])
+    reads = []
+
+    class Counted(torch.Tensor):
+        def to(self, device):
+            reads.append(device)
+            return self.as_subclass(torch.Tensor)
+
+    s.run(batch, rows=Rows(torch.tensor([[2]]).as_subclass(Counted), TopKeys()))
+    assert len(reads) == 1  # and not once a layer: on a GPU each look waits for it
+
+
 def test_a_row_that_sees_no_key_is_empty(keys_in_block):
     given = call().with_(mask=torch.zeros(2, 1, 11, 13, dtype=torch.bool))
     frame = Frame(Batch.of_ids([[0] * 11] * 2), 0, 11)
