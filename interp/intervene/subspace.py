@@ -224,7 +224,7 @@ class _Project:
 
         def cut(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             lead = tokens.shape[: 2 if mask is None else 1]
-            flat = tokens.reshape(*lead, -1).to(basis.dtype)
+            flat = tokens.flatten(len(lead)).to(basis.dtype)
             change = -(flat @ basis.T)
             if self.target is not None:
                 target = self.target(frame).to(basis.device, basis.dtype)

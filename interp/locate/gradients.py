@@ -17,7 +17,7 @@ from interp.errors import EngineError, UsageError
 from interp.measure.metrics import divergence
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Record, Tap
-from interp.models.engines.resume import Checkpoint
+from interp.models.engines.resume import Checkpoint, unedited
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
@@ -157,14 +157,15 @@ def along_layers(
     Each pass starts at the layer of its site where the engine resumes.
     """
     resumes = "resume" in subject.engine.capabilities
-    entering = [Site("resid_pre", s.layer) for s in sites if resumes]
-    trace = subject.run(batch, {s: Record() for s in {*sites, *entering}})
+    blocks = {s.layer: subject.blocks[s.layer] for s in sites if resumes and s.layer is not None}
+    with unedited(blocks) as entering:
+        trace = subject.run(batch, {s: Record() for s in sites})
     total: dict[Site, torch.Tensor] = {}
     for site in sites:
         assert site.layer is not None
         start = None
         if resumes:
-            start = Checkpoint(site.layer, trace[Site("resid_pre", site.layer)], edits=subject._edits)
+            start = Checkpoint(site.layer, entering[site.layer], edits=subject._edits)
         value = trace[site]
         meant = columns.to(value.device).view(*columns.shape, *[1] * (value.ndim - 2))
         change = torch.where(meant, target(site, value) - value, 0.0)

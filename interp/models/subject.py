@@ -24,7 +24,7 @@ from interp.models import engines, names, offload
 from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Record, Rows, Tap, Taps, Trace
 from interp.models.engines.hooks import Session
-from interp.models.engines.resume import Checkpoint
+from interp.models.engines.resume import Checkpoint, unedited
 from interp.models.engines.visits import as_list
 from interp.models.families import Family, resolve
 from interp.models.sites import INDEXED, KV_HEADS, LINEAR, MLP, QUERY_HEADS, Component, Head, Neuron, Site
@@ -270,7 +270,7 @@ class CausalLM:
             raise EngineError(f"engine '{self.engine.name}' cannot resume: run without start and stop")
         if not isinstance(batch, Batch):
             batch = self.batch(batch)
-        every = self._with_edits(taps or {}, batch, start)
+        every = self._with_edits(taps or {}, batch, start, stop)
         if start is not None or stop is not None:
             options |= {"start": start, "stop": stop}
         with torch.set_grad_enabled(grad):
@@ -309,28 +309,38 @@ class CausalLM:
         Returns:
             where `run(batch, start=...)` can go on as often as is wanted.
         """
-        if not after_attention:
-            found = self.run(batch, stop=layer).checkpoint if layer else self._embedded(batch)
+        if not after_attention and layer:
+            found = self.run(batch, stop=layer).checkpoint
             assert found is not None
             return found
-        trace = self.run(
-            batch, {Site("resid_pre", layer): Record(), Site("z", layer): Record()}, stop=layer + 1
-        )
-        return Checkpoint(layer, trace[Site("resid_pre", layer)], trace[Site("z", layer)], self._edits)
-
-    def _embedded(self, batch: Batch | Sequence[Prompt]) -> Checkpoint:
-        trace = self.run(batch, {Site("resid_pre", 0): Record()}, stop=1)
-        return Checkpoint(0, trace[Site("resid_pre", 0)], edits=self._edits)
+        attention = Site("z" if after_attention else "resid_pre", layer)
+        self.check(attention)
+        module = self.module(layer, self.family.out_proj) if after_attention else self.blocks[layer]
+        with unedited({layer: module}) as given:
+            trace = self.run(batch, {Site("resid_pre", layer): Record()}, stop=layer + 1)
+        if not after_attention:
+            return Checkpoint(layer, given[layer], edits=self._edits)
+        z = given[layer].unflatten(-1, (self.n_heads, self.d_head))
+        return Checkpoint(layer, trace[Site("resid_pre", layer)], z, self._edits)
 
     def _with_edits(
-        self, taps: Mapping[Any, Any], batch: Batch, start: Checkpoint | None = None
+        self,
+        taps: Mapping[Any, Any],
+        batch: Batch,
+        start: Checkpoint | None = None,
+        stop: int | None = None,
     ) -> dict[Site, list[Tap]]:
-        """Taps of the applied interventions first, then the caller's: what is recorded is what flows on."""
+        """Taps of the applied interventions first, then the caller's: what is recorded is what flows on.
+
+        Of the interventions those of the layers that are run.
+        """
         every: dict[Site, list[Tap]] = {}
         for edit in self._edits:
             for site, edits in edit.lower(self, batch).items():
+                if stop is not None and (site.kind == "logits" or (site.layer or 0) >= stop):
+                    continue
                 if start is not None and (site.kind == "embed" or site < start.site):
-                    if any(edit is known for known in start.edits):
+                    if any(edit is known or edit.key() == known.key() for known in start.edits):
                         continue  # its effect below the checkpoint is part of the checkpoint
                     raise UsageError(
                         f"{edit} edits {site}, before the checkpoint at {start.site}: make the checkpoint under it"

@@ -14,6 +14,7 @@ from torch import nn
 
 from interp.models.batch import Batch
 from interp.models.engines.base import Record, Tap
+from interp.models.engines.resume import unedited
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 
@@ -55,8 +56,8 @@ class Base:
 
     Attributes:
         logits: of the columns that are read.
-        resid: residual stream entering a layer; under the number of layers, leaving the last.
-        z: head outputs, of layers that branches enter after the attention.
+        resid: residual stream entering a layer, before edits there; under the number of layers, leaving the last.
+        z: head outputs before edits there, of layers that branches enter after the attention.
         keys, values: of every layer, after rotation, b kv t d_head.
         kwargs: what the model hands to each block beside the residual stream.
     """
@@ -80,14 +81,12 @@ def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: in
     n = subject.n_layers
     late = {b.layer for b in branches if b.late and not b.instant}
     entering = {b.layer for b in branches if not b.instant} | {b.layer + 1 for b in branches if b.late}
-    taps: dict[Site, Tap] = {Site("resid_pre", i): Record() for i in entering if i < n}
-    taps |= {Site("z", i): Record() for i in late}
-    if n in entering:
-        taps[Site("resid_post", n - 1)] = Record()
+    blocks = {i: subject.blocks[i] for i in entering if i < n}
+    projections = {i: subject.module(i, subject.family.out_proj) for i in late}
+    taps: dict[Site, Tap] = {Site("resid_post", n - 1): Record()} if n in entering else {}
     kwargs: dict[int, dict[str, Any]] = {}
-    with _recorded_kwargs(subject, kwargs):
+    with _recorded_kwargs(subject, kwargs), unedited(blocks) as resid, unedited(projections) as z:
         trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches))
-    resid = {i: trace[Site("resid_pre", i)] for i in entering if i < n}
     if n in entering:
         resid[n] = trace[Site("resid_post", n - 1)]
     layers = trace.cache.layers if branches else []
@@ -95,7 +94,7 @@ def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: in
         batch,
         trace.logits,
         resid,
-        {i: trace[Site("z", i)] for i in late},
+        {i: found.unflatten(-1, (subject.n_heads, subject.d_head)) for i, found in z.items()},
         [layer.keys for layer in layers],
         [layer.values for layer in layers],
         kwargs,

@@ -69,7 +69,7 @@ class Wave(Session):
         sizes = [len(b.rows) for b in branches]
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.all_rows = torch.cat([b.rows for b in branches])
-        self.edited, self.kernel_taps = self._lowered(subject)
+        self.edited, self.kernel_taps, self.instant = self._lowered(subject)
         super().__init__(
             subject, {site: [lambda value: None] for site in self.edited}, None, Frame(base.batch)
         )
@@ -83,15 +83,25 @@ class Wave(Session):
 
     # -- edits -------------------------------------------------------------------------------------------------------
 
-    def _lowered(self, subject: CausalLM) -> tuple[dict[Site, Edited], dict[tuple[int, Site], Edited]]:
-        """Taps of every edited site, for the rows that are edited there; those of the kernel by branch."""
+    def _lowered(
+        self, subject: CausalLM
+    ) -> tuple[dict[Site, Edited], dict[tuple[int, Site], Edited], dict[int, Edited]]:
+        """Taps of every edited site, for the rows that are edited there.
+
+        Returns:
+            those that are met on the way; those of the kernel, by branch; those that instant branches begin with, by
+            layer.
+        """
         by_site: dict[Site, list[int]] = {}
+        at_once: dict[int, list[int]] = {}
         applied = {s for e in subject._edits for s in e.lower(subject, self.base.batch)}
         for i, branch in enumerate(self.branches):
-            begin = Site("z" if branch.late else "resid_pre", branch.layer)
-            inherited = {s for s in applied if s.layer is not None and not s < begin}
+            inherited = {s for s in applied if s.layer is not None and s.layer >= branch.layer}
+            if branch.instant:
+                at_once.setdefault(branch.layer, []).append(i)
             for site in branch.sites | inherited:
-                by_site.setdefault(site, []).append(i)
+                if not (branch.instant and site.layer == branch.layer):
+                    by_site.setdefault(site, []).append(i)
         edited = {s: self._edit(subject, s, who) for s, who in by_site.items() if s.kind not in KERNEL_KINDS}
         kernel = {
             (i, s): self._edit(subject, s, [i])
@@ -99,14 +109,18 @@ class Wave(Session):
             if s.kind in KERNEL_KINDS
             for i in who
         }
-        return edited, kernel
+        # What leaves the layer in the intact run has been through the edits that are applied to the subject.
+        instant = {
+            i: self._edit(subject, Site("resid_post", i), who, inherit=False) for i, who in at_once.items()
+        }
+        return edited, kernel, instant
 
-    def _edit(self, subject: CausalLM, site: Site, who: list[int]) -> Edited:
+    def _edit(self, subject: CausalLM, site: Site, who: list[int], inherit: bool = True) -> Edited:
         chosen = [self.branches[i] for i in who]
         sub = self.base.batch.select(torch.cat([b.rows for b in chosen]))
         numbers = sorted({b.condition for b in chosen})
         of = torch.cat([torch.full((len(b.rows),), numbers.index(b.condition)) for b in chosen])
-        taps = [t for e in subject._edits for t in e.lower(subject, sub).get(site, [])]
+        taps = [t for e in subject._edits if inherit for t in e.lower(subject, sub).get(site, [])]
         taps += lower_conditions(subject, sub, [self.conditions[n] for n in numbers], of).get(site, [])
         local = torch.full((len(self.all_rows),), -1, dtype=torch.long, device=self.device)
         owners = torch.cat(
@@ -193,14 +207,17 @@ class Wave(Session):
 
     def _instant(self, layer: int) -> list[_Late]:
         """Branches that begin with an edit of what leaves this layer: nothing is computed for them in it."""
-        site = Site("resid_post", layer)
-        out = []
-        for number, branch in enumerate(self.branches):
-            if branch.layer == layer and branch.instant:
-                late = self._edited_tokens(number, self.base.resid[layer + 1])
-                late.hidden = self.edited[site].edit(site, late.hidden[None], late.packed)[0]
-                self.fired[site] += 1
-                out.append(late)
+        out = [
+            self._edited_tokens(number, self.base.resid[layer + 1])
+            for number, branch in enumerate(self.branches)
+            if branch.layer == layer and branch.instant
+        ]
+        if out:
+            hidden = torch.cat([t.hidden for t in out])
+            packed = Packed.join([t.packed for t in out])
+            hidden = self.instant[layer].edit(Site("resid_post", layer), hidden[None], packed)[0]
+            for tokens_of, part in zip(out, hidden.split([len(t.hidden) for t in out]), strict=True):
+                tokens_of.hidden = part
         return out
 
     def _ends(self) -> dict[int, tuple[int, torch.Tensor]]:

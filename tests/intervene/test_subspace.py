@@ -151,6 +151,18 @@ def test_the_empty_subspace_changes_nothing():
     assert torch.equal(cut_logits, s.run(batch).logits)
 
 
+def test_a_step_of_decoding_that_holds_no_token_of_the_scope_is_left_alone():
+    s, data = subject("llama"), examples()
+    cut = project_out(
+        "resid_post[1]", torch.randn(2, s.d_model, generator=torch.Generator().manual_seed(0)), "value"
+    )
+    with s.apply(cut):
+        said = s.generate(data, 3)
+        for e, tokens in zip(data, said, strict=True):
+            ids = Batch.of([e], forced=False)
+            assert tokens[0] == int(s.run(ids, keep=1).logits[0, -1].argmax())
+
+
 def test_gradients_pass_through_a_cut():
     s, batch = subject("llama"), Batch.of_ids([examples()[0].ids])
     q = basis(s.d_model, 2)

@@ -13,7 +13,7 @@ from interp.errors import EngineError, NoAcceptedExample, UsageError
 from interp.intervene.ablate import ablate
 from interp.intervene.patch import patch
 from interp.intervene.put import Put, Values
-from interp.locate.gradients import gradients, metric_of
+from interp.locate.gradients import along_layers, gradients, metric_of
 from interp.measure.metrics import score_answer
 from interp.models.sites import MLP, Head, Neuron, Site
 from tests.subjects import ALL, examples, subject
@@ -339,3 +339,25 @@ def test_an_engine_without_gradients_is_refused(monkeypatch):
     monkeypatch.setattr(type(s.engine), "capabilities", s.engine.capabilities - {"grad"})
     with pytest.raises(EngineError, match="no gradients"):
         interp.screen(s, EVEN)
+
+
+def test_resumed_steps_hold_an_applied_edit_of_the_stream_once(monkeypatch):
+    from tests.trace.test_each import Scale
+
+    s, data = subject("llama"), examples()
+    batch = s.batch(data)
+    sites = [Site("z", i) for i in range(s.n_layers)]
+    columns = batch.mask.bool()
+
+    def found():
+        def metric(logits):
+            return metric_of(logits, batch, data, "logit_diff")
+
+        return along_layers(s, batch, sites, metric, lambda site, value: 0 * value, 2, columns)[2]
+
+    with s.apply(*(Scale("resid_pre", i, (3, 9)) for i in range(3))):
+        resumed = found()
+        monkeypatch.setattr(type(s.engine), "capabilities", s.engine.capabilities - {"resume"})
+        whole = found()
+    for site in sites:
+        torch.testing.assert_close(resumed[site], whole[site], atol=1e-5, rtol=1e-4)

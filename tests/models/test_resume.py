@@ -12,6 +12,7 @@ from interp.models.engines.resume import Checkpoint
 from interp.models.sites import Site
 from tests.models.test_hooks_engine import hooks_left
 from tests.subjects import ALL, examples, subject
+from tests.trace.test_each import Scale
 
 
 @pytest.mark.parametrize("lengths", [(24,), (24, 17, 40)], ids=["solo", "padded"])
@@ -86,6 +87,27 @@ def test_interventions_below_a_checkpoint_belong_to_it() -> None:
         assert torch.equal(model.run(batch, start=under).logits, model.run(batch).logits)
         with pytest.raises(UsageError, match=r"z\[0\], before the checkpoint"):
             model.run(batch, start=clean)
+
+
+@pytest.mark.parametrize("kind", ["resid_pre", "q", "z", "mlp_out", "resid_post"])
+def test_a_checkpoint_holds_each_edit_once(kind: str) -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+    with model.apply(*(Scale(kind, i, (3, 9)) for i in range(3))):
+        whole = model.run(batch).logits
+        for layer in range(3):
+            for after in (False, True):
+                start = model.checkpoint(batch, layer, after_attention=after)
+                assert torch.equal(model.run(batch, start=start).logits, whole), (layer, after)
+
+
+def test_an_equal_intervention_is_known_to_a_checkpoint() -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+    with model.apply(ablate("L0H1 L2H0")):
+        start, whole = model.checkpoint(batch, 1), model.run(batch).logits
+    with model.apply(ablate("L0H1 L2H0")):
+        assert torch.equal(model.run(batch, start=start).logits, whole)
 
 
 def test_what_cannot_be_resumed_is_refused() -> None:

@@ -274,6 +274,25 @@ def test_edits_of_every_kind_of_site(family: str) -> None:
     assert sum(float((w - clean).abs().max()) > 1e-3 for w in wanted) > len(wanted) / 3
 
 
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2", "gemma3", "olmo2"])
+def test_an_applied_edit_of_any_kind_is_made_once_beside_each(family: str) -> None:
+    model = subject(family)
+    batch = model.batch(examples())
+    every: list[Intervention | None] = [None, ablate("L1H1", mode="uniform", scope="value")]
+    every += [
+        Scale(kind, i, at)
+        for kind in ("resid_pre", "q", "z", "head_out", "mlp_out", "resid_post")
+        for i, at in ((0, (9,)), (1, (4, 11)), (2, (16,)))
+    ]
+    for kind in KINDS:
+        if kind == "resid_mid" and model.family.parallel:
+            continue
+        with model.apply(*(Scale(kind, i, (4, 9, 16), factor=-0.8) for i in range(3))):
+            assert gap(model, every, batch) < 1e-4, kind
+    with model.apply(Scale("z", 1, (4, 9), index=2), Scale("z", 1, (9, 11)), Noise(0.5, "value")):
+        assert gap(model, every, batch) < 1e-4
+
+
 def test_embeddings_and_logits_run_whole() -> None:
     model = subject("llama")
     batch = model.batch(examples())

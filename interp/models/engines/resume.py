@@ -7,7 +7,7 @@ the model's own for the batch that is run, whatever the family; a pass that star
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,10 @@ class Checkpoint:
 
     Attributes:
         layer: the first layer that is run; the number of layers means that only norm and unembedding are left.
-        hidden: residual stream entering that layer, for all columns of the batch.
-        z: head outputs of that layer; with them the run goes on after its attention kernel, at site `z`.
+        hidden: residual stream entering that layer, for all columns of the batch; before edits at its `resid_pre`,
+            which are made when the run goes on, or after them where `z` is there.
+        z: head outputs of that layer, before edits there; with them the run goes on after its attention kernel, at
+            site `z`.
         edits: the interventions that were applied when it was made; they need not be applied again below it.
     """
 
@@ -95,6 +97,27 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = own
+
+
+@contextmanager
+def unedited(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, torch.Tensor]]:
+    """What modules are given, before any tap edits it; enter before the run, so that its taps come later.
+
+    A run that goes on from a site makes the edits of that site itself, so what it starts from must not hold them.
+    """
+    found: dict[int, torch.Tensor] = {}
+
+    def hook(key: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[key] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+        return keep
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(hook(key), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield found
 
 
 @contextmanager
