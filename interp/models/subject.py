@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -282,7 +282,7 @@ class CausalLM:
 
     def each(
         self,
-        interventions: Sequence[Any],
+        interventions: Iterable[Any],
         batch: Batch | Sequence[Prompt],
         *,
         keep: int | None = None,

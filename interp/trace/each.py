@@ -9,14 +9,14 @@ map the suffix and the layers above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 
-from interp.errors import EngineError
+from interp.errors import EngineError, UsageError
 from interp.intervene.base import Intervention
 from interp.models.batch import Batch
 from interp.models.engines.hooks import KERNEL_KINDS
@@ -51,7 +51,7 @@ class Spent:
 
 def each(
     subject: CausalLM,
-    interventions: Sequence[Intervention | None],
+    interventions: Iterable[Intervention | None],
     batch: Batch,
     *,
     keep: int | None = None,
@@ -62,22 +62,64 @@ def each(
     """Logits of a batch under each intervention, in an order that shares the most work.
 
     Args:
-        interventions: None is the intact model. Interventions applied to the subject hold for all of them.
+        interventions: None is the intact model. Interventions that are applied to the subject when this is called hold
+            for all of them; the model is free for other runs in the loop.
         keep: logits of this many last columns; default those that predict answers.
-        budget: tokens that are in flight at once; default 4096 on a CPU and 32768 on a GPU. It is halved when memory
-            runs out.
+        budget: tokens that are in flight at once, of one intervention at least; default 4096 on a CPU and 32768 on a
+            GPU. It is halved when memory runs out.
         progress: told about interventions done.
         spent: counts what is run.
 
     Yields:
-        the number of an intervention and its logits, the same as of `run` under `apply` up to rounding.
+        the number of an intervention and its logits, the same as of `run` under `apply` up to rounding; those of
+            padding mean nothing.
 
     Raises:
+        UsageError: something is not an intervention.
         EngineError: memory runs out on a single intervention.
     """
-    spent = spent if spent is not None else Spent()
+    if isinstance(interventions, Intervention):
+        raise UsageError(f"each takes several interventions; write each([{interventions!r}], batch)")
+    items = list(interventions)
+    for item in items:
+        if item is not None and not isinstance(item, Intervention):
+            raise UsageError(f"{item!r} is no intervention; write ablate({item!r}) or another, or None")
     budget = budget or BUDGET.get(subject.device.type, 32768)
-    plan = _Plan(subject, batch, interventions)
+    found = _stream(subject, items, batch, keep, budget, progress, spent if spent is not None else Spent())
+    return _held(subject, found)
+
+
+Found = tuple[int, torch.Tensor]
+
+
+def _held(subject: CausalLM, found: Iterator[Found]) -> Iterator[Found]:
+    """The interventions that are applied now hold for all that is found, and for none of what goes on in between."""
+    edits = subject._edits
+
+    def stream() -> Iterator[Found]:
+        while True:
+            before, subject._edits = subject._edits, edits
+            try:
+                item = next(found, None)
+            finally:
+                subject._edits = before
+            if item is None:
+                return
+            yield item
+
+    return stream()
+
+
+def _stream(
+    subject: CausalLM,
+    interventions: list[Intervention | None],
+    batch: Batch,
+    keep: int | None,
+    budget: int,
+    progress: Progress | None,
+    spent: Spent,
+) -> Iterator[Found]:
+    plan = _Plan(subject, batch, interventions, budget)
     base = intact(subject, batch, plan.branches, keep)
     real = int(batch.mask.sum())
     spent.token_layers += real * subject.n_layers
@@ -92,7 +134,7 @@ def each(
         done += 1
         yield number, base.logits.clone()
         report()
-    for chunk in plan.chunks(budget):
+    for chunk in plan.chunks():
         for number, logits in _chunk(subject, base, plan, chunk, spent):
             done += 1
             yield number, logits
@@ -121,10 +163,18 @@ class _Plan:
         branches: all of them; one intervention may have several, on rows that it touches at different columns.
         untouched: interventions that edit nothing of this batch.
         whole: interventions that need a pass of their own.
+        budget: tokens of a chunk; less of them once memory has run out.
     """
 
-    def __init__(self, subject: CausalLM, batch: Batch, interventions: Sequence[Intervention | None]):
+    def __init__(
+        self,
+        subject: CausalLM,
+        batch: Batch,
+        interventions: Sequence[Intervention | None],
+        budget: int,
+    ):
         self.interventions = interventions
+        self.budget = budget
         self.width = batch.width
         self.branches: list[Branch] = []
         self.untouched: list[int] = []
@@ -145,7 +195,11 @@ class _Plan:
                 self.of[number] = list(branches_of(number, touched))
                 self.branches += self.of[number]
 
-    def chunks(self, budget: int) -> Iterator[list[int]]:
+    def cost(self, number: int) -> int:
+        """Tokens of an intervention."""
+        return sum(len(b.rows) * (self.width - b.start) for b in self.of[number])
+
+    def chunks(self) -> Iterator[list[int]]:
         """Interventions that run together: of the same columns first, then of neighbouring layers."""
 
         def order(number: int) -> tuple[Any, ...]:
@@ -155,8 +209,8 @@ class _Plan:
         chunk: list[int] = []
         size = 0
         for number in sorted(self.of, key=order):
-            cost = sum(len(b.rows) * (self.width - b.start) for b in self.of[number])
-            if chunk and size + cost > budget:
+            cost = self.cost(number)
+            if chunk and size + cost > self.budget:
                 yield chunk
                 chunk, size = [], 0
             chunk.append(number)
@@ -175,16 +229,31 @@ def _resumable(subject: CausalLM, batch: Batch) -> bool:
     return not any(s.kind in KERNEL_KINDS or s.kind == "logits" for s in applied)
 
 
-def _chunk(
-    subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent
-) -> Iterator[tuple[int, torch.Tensor]]:
+def _chunk(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> Iterator[Found]:
     """Run a chunk, in halves where memory runs out."""
+    at = _advanced(subject, base, plan, chunk, spent)
+    if at is not None:
+        yield from _unembedded(subject, base, at)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    plan.budget = min(plan.budget, max(1, sum(map(plan.cost, chunk)) // 2))
+    half = len(chunk) // 2
+    yield from _chunk(subject, base, plan, chunk[:half], spent)
+    yield from _chunk(subject, base, plan, chunk[half:], spent)
+
+
+_Ends = dict[int, list[tuple[Branch, int, torch.Tensor]]]
+
+
+def _advanced(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> _Ends | None:
+    """Ends of the branches of each intervention; None where memory ran out, and then nothing of the wave is left."""
     branches = [b for number in chunk for b in plan.of[number]]
     conditions = {n: c for n in chunk if (c := plan.interventions[n]) is not None}
     try:
         wave = Wave(subject, base, branches, conditions)
         ends = wave.run()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not _out_of_memory(error):
             raise
         if len(chunk) == 1:
@@ -192,30 +261,25 @@ def _chunk(
                 f"memory ran out on one intervention over {len(base.batch)} rows of {base.batch.width} columns; give "
                 "fewer examples at once"
             ) from error
-    else:
-        spent.token_layers += wave.token_layers
-        for b in branches:
-            again = base.batch.answer_start[b.rows] + 1 - b.start
-            spent.prompt_tokens += int(again.clamp(min=0).sum())
-        at: dict[int, list[tuple[Branch, int, torch.Tensor]]] = {n: [] for n in chunk}
-        for i, branch in enumerate(branches):
-            at[branch.condition].append((branch, *ends.pop(i)))
-        yield from _unembedded(subject, base, at)
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(chunk) // 2
-    yield from _chunk(subject, base, plan, chunk[:half], spent)
-    yield from _chunk(subject, base, plan, chunk[half:], spent)
+        return None
+    spent.token_layers += wave.token_layers
+    at: _Ends = {n: [] for n in chunk}
+    for i, branch in enumerate(branches):
+        again = base.batch.answer_start[branch.rows] + 1 - branch.start
+        spent.prompt_tokens += int(again.clamp(min=0).sum())
+        at[branch.condition].append((branch, *ends[i]))
+    return at
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch says on its devices; on a CPU it has no error class of its own for it."""
 
 
-def _unembedded(
-    subject: CausalLM, base: Base, at: dict[int, list[tuple[Branch, int, torch.Tensor]]]
-) -> Iterator[tuple[int, torch.Tensor]]:
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)
+
+
+def _unembedded(subject: CausalLM, base: Base, at: _Ends) -> Iterator[Found]:
     """Norm and unembedding of the columns that are read, for as many interventions at once as memory allows."""
     limit = max(1, UNEMBEDDED // int(base.logits.shape[-1]))
     numbers = list(at)

@@ -8,7 +8,7 @@ parts (prefix, own suffix) are joined exactly. Long suffixes go through the mode
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,17 +32,25 @@ class Group:
         rows: rows of the batch, in the order in which each branch holds them.
         branches: numbers of the branches.
         hidden: residual stream of their suffixes.
+        joining: that of branches which have joined since it was put together.
     """
 
     start: int
     rows: Int[torch.Tensor, " r"]
     branches: list[int]
     hidden: Float[torch.Tensor, "g r m d"]
+    joining: list[torch.Tensor] = field(default_factory=list)
 
     def join(self, branch: int, hidden: Float[torch.Tensor, "r m d"]) -> None:
-        """One more branch."""
+        """One more branch; `settle` before the next layer."""
         self.branches.append(branch)
-        self.hidden = torch.cat([self.hidden, hidden[None].to(self.hidden.device)])
+        self.joining.append(hidden[None].to(self.hidden.device))
+
+    def settle(self) -> None:
+        """Put the branches that have joined beside the others, all at once."""
+        if self.joining:
+            self.hidden = torch.cat([self.hidden, *self.joining])
+            self.joining = []
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ class Wave(Session):
         self.conditions = conditions
         self.first = min(b.layer for b in branches)
         self.device = base.batch.ids.device
-        sizes = [len(b.rows) for b in branches]
-        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.offsets = list(accumulate((len(b.rows) for b in branches), initial=0))
         self.all_rows = torch.cat([b.rows for b in branches])
         self.edited, self.kernel_taps, self.instant = self._lowered(subject)
         super().__init__(
@@ -79,7 +79,7 @@ class Wave(Session):
         self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
         self._indices: dict[tuple[int, int, int], Packed] = {}
         self._packed: Packed
-        self._call: Callable[[AttentionCall, Callable[..., Any]], torch.Tensor]
+        self._call: Callable[[AttentionCall, Callable[..., Any]], torch.Tensor] = _no_call
 
     # -- edits -------------------------------------------------------------------------------------------------------
 
@@ -166,20 +166,23 @@ class Wave(Session):
 
             return self._call(call, through)
 
-        with self.installed(), tapped_attention(subject.hf, modules, compute=compute), torch.no_grad():
-            for layer in range(self.first, n - 1):
-                self._layer(layer)
-            if any(site.layer == n - 1 for _, site in self.kernel_taps):
-                # Keys may be edited at columns that are not read, so the last layer runs whole.
-                self._layer(n - 1)
-                return self._ends()
-            return self._last(n - 1)
+        try:
+            with self.installed(), tapped_attention(subject.hf, modules, compute=compute), torch.no_grad():
+                for layer in range(self.first, n - 1):
+                    self._layer(layer)
+                if any(site.layer == n - 1 for _, site in self.kernel_taps):
+                    # Keys may be edited at columns that are not read, so the last layer runs whole.
+                    self._layer(n - 1)
+                    return self._ends()
+                return self._last(n - 1)
+        finally:
+            # The last call's function holds the wave: without the cycle its tensors go when the wave does.
+            self._call = _no_call
 
-    def _join(self, number: int, entering: torch.Tensor) -> None:
-        """A branch takes its place, with the residual stream of the whole batch's columns of its rows, r t d."""
+    def _join(self, number: int, hidden: Float[torch.Tensor, "r m d"]) -> None:
+        """A branch takes its place, with the residual stream of its suffix."""
         branch = self.branches[number]
         key = (branch.start, tuple(branch.rows.tolist()))
-        hidden = entering[:, branch.start :]
         if key in self._groups:
             self._groups[key].join(number, hidden)
             return
@@ -198,11 +201,12 @@ class Wave(Session):
         for tokens_of in self._instant(layer):
             self._join(tokens_of.number, self._left(layer, tokens_of, tokens_of.hidden))
 
-    def _left(self, layer: int, late: _Late, hidden: torch.Tensor) -> torch.Tensor:
-        """The intact stream leaving a layer, for a branch's rows, with the tokens that differ."""
-        out = self._rows(self.base.resid[layer + 1], self.branches[late.number].rows)
+    def _left(self, layer: int, late: _Late, hidden: torch.Tensor) -> Float[torch.Tensor, "r m d"]:
+        """The intact stream leaving a layer, for a branch's suffix, with the tokens that differ."""
+        branch = self.branches[late.number]
+        out = self._suffix(self.base.resid[layer + 1], branch)
         local = (late.packed.owner - self.offsets[late.number]).to(out.device)
-        out[local, late.packed.column.to(out.device)] = hidden.to(out.device)
+        out[local, (late.packed.column - branch.start).to(out.device)] = hidden.to(out.device)
         return out
 
     def _instant(self, layer: int) -> list[_Late]:
@@ -224,6 +228,7 @@ class Wave(Session):
         read = self.base.batch.width - self.base.keep
         ends = {}
         for group in self.groups:
+            group.settle()
             first = max(group.start, read)
             hidden = group.hidden[:, :, first - group.start :]
             ends.update({n: (first, h) for n, h in zip(group.branches, hidden, strict=True)})
@@ -254,10 +259,12 @@ class Wave(Session):
         for (group, first), part in zip(wanted, parts, strict=False):
             hidden = part.view(*group.hidden.shape[:2], -1, part.shape[-1])
             done.update({number: (first, h) for number, h in zip(group.branches, hidden, strict=True)})
-        for tokens_of, part in zip(late, parts[len(wanted) :], strict=True):
-            done[tokens_of.number] = read, self._left(layer, tokens_of, part)[:, read:]
-        for tokens_of in self._instant(layer):
-            done[tokens_of.number] = read, self._left(layer, tokens_of, tokens_of.hidden)[:, read:]
+        ends = [*zip(late, parts[len(wanted) :], strict=True)]
+        ends += [(tokens_of, tokens_of.hidden) for tokens_of in self._instant(layer)]
+        for tokens_of, part in ends:
+            start = self.branches[tokens_of.number].start
+            first = max(start, read)
+            done[tokens_of.number] = first, self._left(layer, tokens_of, part)[:, first - start :]
         return done
 
     def _enter(self, layer: int) -> list[_Late]:
@@ -269,7 +276,9 @@ class Wave(Session):
             if branch.late:
                 late.append(self._edited_tokens(number, self.base.resid[layer]))
             else:
-                self._join(number, self._rows(self.base.resid[layer], branch.rows))
+                self._join(number, self._suffix(self.base.resid[layer], branch))
+        for group in self.groups:
+            group.settle()
         return late
 
     def _edited_tokens(self, number: int, stream: torch.Tensor) -> _Late:
@@ -280,8 +289,8 @@ class Wave(Session):
         return _Late(number, hidden, packed)
 
     @staticmethod
-    def _rows(whole: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return whole[rows.to(whole.device)]
+    def _suffix(whole: torch.Tensor, branch: Branch) -> Float[torch.Tensor, "r m d"]:
+        return whole[branch.rows.to(whole.device), branch.start :]
 
     def _tokens(self, group: Group, first: int | None = None) -> Packed:
         """Tokens of a group from a column on, in the order in which they are packed: branch, row, column."""
@@ -412,6 +421,10 @@ class Wave(Session):
             frame = Frame(edited.frame.batch, columns.start, columns.stop - columns.start, 1)
             call = edit_kernel(site, call, edited.taps, frame)
         return kernel(call.q, call.k, call.v, call.mask)
+
+
+def _no_call(call: AttentionCall, kernel: Any) -> torch.Tensor:
+    raise EngineError("attention was computed outside of a wave's block")
 
 
 def _block_of(x: torch.Tensor, first: int, g: int, r: int, m: int) -> Float[torch.Tensor, "g r h m d"]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from interp.errors import UsageError
 from interp.intervene.ablate import ablate
 from interp.intervene.base import Atom, Intervention
 from interp.intervene.reference import Reference
@@ -18,6 +21,7 @@ from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.trace import ragged
 from interp.trace.each import Spent
+from tests.models.test_hooks_engine import hooks_left
 from tests.subjects import ALL, examples, subject
 
 
@@ -138,7 +142,19 @@ def test_what_touches_nothing_is_the_intact_run(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(dict(model.each([None], batch))[0], found[1])
 
 
-def test_halving_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4503599627370496 bytes"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4503599627370496 bytes"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+    ids=["cuda", "linux", "windows", "mps"],
+)
+def test_halving_when_memory_runs_out(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp.errors import EngineError
     from interp.trace import each as module
 
@@ -147,19 +163,33 @@ def test_halving_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = naive(model, CUTS[1:13], batch)
     sizes: list[int] = []
 
+    waves: list[weakref.ref] = []
+
     class Small(module.Wave):
         limit = 3
 
         def run(self):
+            assert not any(w() for w in waves)  # what failed is not kept beside what is tried next
+            waves.append(weakref.ref(self))
             sizes.append(len(self.branches))
+            ends = super().run()
             if len(self.branches) > self.limit * len(batch):
-                raise torch.OutOfMemoryError("too much")
-            return super().run()
+                raise type(error)(*error.args)
+            return ends
 
     monkeypatch.setattr(module, "Wave", Small)
-    for i, logits in model.each(CUTS[1:13], batch):
-        assert torch.allclose(logits, wanted[i], atol=1e-4)
+    gc.disable()
+    try:
+        for i, logits in model.each(CUTS[1:13], batch):
+            assert torch.allclose(logits, wanted[i], atol=1e-4)
+    finally:
+        gc.enable()
     assert max(sizes) > 9 and sum(s for s in sizes if s <= 9) == 36
+    # Once memory has run out, no chunk is begun that is as large again.
+    budget = 6 * batch.width * len(batch)
+    sizes.clear()
+    list(model.each(CUTS[1:13] * 4, batch, budget=budget))
+    assert sizes.count(max(sizes)) == 1 and sum(s > 9 for s in sizes) < len(sizes) / 2
     Small.limit = 0
     with pytest.raises(EngineError, match="memory ran out on one intervention over 3 rows"):
         list(model.each(CUTS[1:3], batch))
@@ -188,6 +218,38 @@ def test_nothing_is_left_after_an_exception() -> None:
     assert gap(model, CUTS[:3], batch) < 1e-4
 
 
+def test_the_model_is_free_between_two_results_and_after_the_last() -> None:
+    model = subject("llama")
+    batch = model.batch(examples())
+    cuts = [ablate("L1H1"), Scale("embed", 0, (4,)), ablate("L2H2", scope="answer"), None]
+    wanted = naive(model, cuts, batch)
+    other = naive(model, [ablate("L0H0")], batch)[0]
+    for i, logits in model.each(cuts, batch, budget=1):
+        with model.apply(ablate("L0H0")):
+            assert torch.equal(model.run(batch).logits, other)
+            assert gap(model, [ablate("L2H1")], batch) < 1e-4
+        assert torch.allclose(logits, wanted[i], atol=1e-4)
+    left = model.each(cuts, batch, budget=1)
+    next(left)
+    assert not model.hooked and hooks_left(model) == 0 and model.config._attn_implementation == "sdpa"
+    with model.apply(ablate("L0H0")):
+        begun = model.each(cuts, batch)
+        wanted = naive(model, cuts, batch)
+    for i, logits in begun:  # under what was applied when it was asked for
+        assert torch.allclose(logits, wanted[i], atol=1e-4) and not model._edits
+
+
+def test_what_is_no_list_of_interventions_is_refused() -> None:
+    model = subject("llama")
+    batch = model.batch(examples((12,)))
+    assert [i for i, _ in model.each(iter([None, ablate("L1H1")]), batch)] == [0, 1]
+    assert list(model.each([], batch)) == []
+    with pytest.raises(UsageError, match=r"each\(\[ablate"):
+        model.each(ablate("L1H1"), batch)
+    with pytest.raises(UsageError, match=r"ablate\('L1H1'\)"):
+        model.each(["L1H1"], batch)
+
+
 def test_bf16_stays_close() -> None:
     import copy
 
@@ -214,7 +276,7 @@ class Scale(Atom):
 
     @property
     def site(self) -> Site:
-        return Site(self.kind, self.layer, self.index)
+        return Site(self.kind, None if self.kind == "embed" else self.layer, self.index)
 
     def describe(self):
         return {"kind": "scale", "site": repr(self.site), "at": self.positions, "by": self.factor}
@@ -297,14 +359,8 @@ def test_embeddings_and_logits_run_whole() -> None:
     model = subject("llama")
     batch = model.batch(examples())
 
-    @dataclass(frozen=True)
-    class Embed(Scale):
-        @property
-        def site(self) -> Site:
-            return Site(self.kind)
-
     spent = Spent()
-    every = [Embed("embed", 0, (4,)), Embed("embed", 0, (4,)) + ablate("L1H1"), ablate("L2H2")]
+    every = [Scale("embed", 0, (4,)), Scale("embed", 0, (4,)) + ablate("L1H1"), ablate("L2H2")]
     wanted = naive(model, every, batch)
     for i, logits in model.each(every, batch, spent=spent):
         assert torch.allclose(logits, wanted[i], atol=1e-4)
