@@ -195,7 +195,7 @@ def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site) -> Fill:
         if reference.pool == "pooled":
             value = means[""][layer][None, None]
             return lambda frame: value
-        return lambda frame: _by_class(reference, means, layer, batch, frame)
+        return lambda frame: _by_class(reference, means, layer, batch, frame, cut.scope)
     if reference.pool == "twin":
         if not batch.examples:
             raise UsageError("resampling from the twin needs examples, not bare ids")
@@ -236,21 +236,31 @@ def _example(batch: Batch, row: int) -> Example | None:
 
 
 def _by_class(
-    reference: Reference, means: dict[str, torch.Tensor], layer: int, batch: Batch, frame: Frame
+    reference: Reference,
+    means: dict[str, torch.Tensor],
+    layer: int,
+    batch: Batch,
+    frame: Frame,
+    scope: Scope,
 ) -> torch.Tensor:
+    """Mean of each token's class, b t *unit shape; zeros where the reference lacks it and no scope needs it."""
     out = []
+    covered = batch.scope_columns(scope, frame.past, frame.width).tolist()
+    none = torch.zeros_like(next(iter(means.values()))[layer])
     for row, places in enumerate(_positions(batch, frame)):
         example = _example(batch, row)
         if example is None:
             raise UsageError("a mean by position or role needs examples, not bare ids")
         names = reference.classes(example, int(places.max()) + 1)
-        missing = {names[int(p)] for p in places} - set(means)
+        missing = {names[p] for p, needed in zip(places.tolist(), covered[row], strict=True) if needed}
+        missing -= set(means)
         if missing:
             raise UsageError(
                 f"reference {reference.name} has no {reference.pool} {sorted(missing)[0]}; "
                 "give reference examples that have it, or pool='pooled'"
             )
-        out.append(torch.stack([means[names[int(p)]][layer] for p in places]))
+        values = {name: means[name][layer] for name in set(names) & set(means)}
+        out.append(torch.stack([values.get(names[p], none) for p in places.tolist()]))
     return torch.stack(out)
 
 

@@ -73,13 +73,30 @@ class Patch(Atom):
         source: what is written.
         layers: in which layers; several are a window.
         positions: at which tokens, counted from the first token of the prompt.
-        head: only this head; default all that the site holds.
+        head: only this head (or neuron); default all that the site holds.
+
+    Raises:
+        UsageError: the source holds no such layer, token or head.
     """
 
     source: Source
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     head: int | None = None
+
+    def __post_init__(self) -> None:
+        kind, values = self.source.kind, self.source.values
+        for layer in self.layers:
+            site = Site(kind, layer, self.head)
+            if layer not in values:
+                raise UsageError(f"a patch of {site}: its source holds layers {sorted(values)}")
+            tokens, units = values[layer].shape[:2]
+            if self.head is not None and not 0 <= self.head < units:
+                raise UsageError(f"a patch of {site}: its source holds indices 0 to {units - 1} there")
+            if outside := [p for p in self.positions if not 0 <= p < tokens]:
+                raise UsageError(
+                    f"a patch of {site} at token {outside[0]}: its source holds tokens 0 to {tokens - 1}"
+                )
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -94,9 +111,7 @@ class Patch(Atom):
         return (id(self.source),)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        mask = torch.zeros(len(batch), batch.width, dtype=torch.bool, device=batch.ids.device)
-        columns = batch.pad[:, None] + torch.tensor(self.positions, device=batch.ids.device)
-        mask.scatter_(1, columns, True)
+        mask = batch.scope_columns(self.positions, 0, batch.width)
         return {Site(self.source.kind, i): mask for i in self.layers}
 
     @classmethod
@@ -136,7 +151,9 @@ class _Write:
         rows, tokens, heads = [], [], []
         for number, patch in members:
             mine = (of == number).nonzero()[:, 0].to(batch.ids.device)
-            at = torch.tensor(patch.positions, device=batch.ids.device)
+            at = torch.tensor(patch.positions, dtype=torch.long, device=batch.ids.device)
+            if len(mine):
+                batch.check_positions(patch.positions, mine)
             rows.append(mine.repeat_interleave(len(at)))
             tokens.append(at.repeat(len(mine)))
             heads.append(torch.full_like(rows[-1], -1 if patch.head is None else patch.head))
@@ -224,17 +241,26 @@ def patch(
 
     Returns:
         the patch frame: kind, direction, layer, position, token, role, head, value, clean, corrupt, recovery, n.
-        Recovery is a ratio of means, NaN where clean and corrupt are alike.
+        Recovery is a ratio of means, NaN where clean and corrupt are alike; token and role are empty where examples
+        differ in them.
 
     Raises:
         UsageError: the site has no such cells, or an example lacks the corruption or the metric.
     """
+    for name, value, known in (
+        ("direction", direction, ("denoise", "noise", "both")),
+        ("over", over, (None, "position", "role", "head")),
+    ):
+        if value not in known:
+            raise UsageError(f"{name}={value!r}: write one of {', '.join(map(repr, known))}")
     examples = list(task.examples(subject) if isinstance(task, Task) else task)[:n]
     if not examples:
         raise NoAcceptedExample("there is no example to patch")
     twin = corruption or _common_corruption(examples)
     directions: tuple[Direction, ...] = ("denoise", "noise") if direction == "both" else (direction,)
     every = sorted(set(range(subject.n_layers) if layers is None else layers))
+    if not every:
+        raise UsageError("layers is empty: name one, or leave it out for all")
     jobs = [
         (e, k, d)
         for e in examples
@@ -329,6 +355,11 @@ def _pair(example: Example, corruption: str) -> tuple[Example, Example]:
     foil = example.foil_ids
     if not foil and twin.answer_ids != example.answer_ids:
         foil = twin.answer_ids
+    if len(twin.ids) != len(example.ids) or twin.ids == example.ids:
+        what = "is the clean prompt" if twin.ids == example.ids else f"has {len(twin.ids)} tokens"
+        raise UsageError(
+            f"{example.task}: corruption '{corruption}' {what}; patching needs another one of {len(example.ids)} tokens"
+        )
     clean = replace(example, foil_ids=foil)
     return clean, replace(clean, ids=twin.ids, text=twin.text, spans=twin.spans or example.spans)
 
@@ -347,10 +378,24 @@ def _metric(logits: torch.Tensor, example: Example, metric: str) -> float:
 
 
 def _mean(rows: pd.DataFrame) -> pd.DataFrame:
-    by = ["kind", "direction", "layer", "position", "token", "role", "head"]
-    out = rows.groupby(by, sort=False).agg(
-        value=("value", "mean"), clean=("clean", "mean"), corrupt=("corrupt", "mean"), n=("value", "size")
+    # At a position examples differ in token and role; where nothing else names the cell, the role does.
+    cell = rows["role"].where(rows["position"] < 0, "")
+    out = rows.groupby(
+        [rows["kind"], rows["direction"], rows["layer"], rows["position"], cell.rename("cell"), rows["head"]],
+        sort=False,
+    ).agg(
+        token=("token", _shared),
+        role=("role", _shared),
+        value=("value", "mean"),
+        clean=("clean", "mean"),
+        corrupt=("corrupt", "mean"),
+        n=("value", "size"),
     )
     gap = out["clean"] - out["corrupt"]
     out["recovery"] = ((out["value"] - out["corrupt"]) / gap).where(gap.abs() > 1e-9)
-    return out.reset_index()[[*by, "value", "clean", "corrupt", "recovery", "n"]]
+    names = ["kind", "direction", "layer", "position", "token", "role", "head"]
+    return out.reset_index()[[*names, "value", "clean", "corrupt", "recovery", "n"]]
+
+
+def _shared(labels: pd.Series) -> str:
+    return str(labels.iloc[0]) if labels.nunique() == 1 else ""

@@ -253,7 +253,7 @@ def _target(cut: ProjectOut, subject: CausalLM, batch: Batch) -> Any:
     if reference.pool == "pooled":
         pooled = coordinates[""][layer][None, None]
         return lambda frame: pooled
-    return lambda frame: _by_class(reference, coordinates, layer, batch, frame)
+    return lambda frame: _by_class(reference, coordinates, layer, batch, frame, cut.scope)
 
 
 def project_out(

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from interp.errors import UsageError
 from interp.intervene.base import Atom
 from interp.intervene.patch import Patch, Source
-from interp.models.batch import Batch
+from interp.models.batch import Batch, role_tokens
 from interp.models.engines.base import Frame, Record, Tap
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
@@ -40,7 +40,7 @@ class Noise(Atom):
 
     Attributes:
         sigma: standard deviation, in units of the embeddings.
-        role: span role whose tokens get noise.
+        role: span role whose tokens get noise, as `role` or `role.item`.
         seed: of the draws; each example draws by its own number, its `meta[SAMPLE]`.
     """
 
@@ -67,7 +67,7 @@ class Noise(Atom):
 
     def values(self, example: Example, width: int) -> Float[torch.Tensor, "n d"]:
         """What is added to the tokens of the example's span."""
-        n = sum(len(s) for s in example.spans if s.role == self.role)
+        n = len(role_tokens(example, self.role))
         rng = np.random.default_rng(stable_seed("noise", self.seed, example.meta.get(SAMPLE, 0)))
         return self.sigma * torch.from_numpy(rng.standard_normal((n, width), dtype=np.float32))
 
@@ -109,11 +109,15 @@ class _Add:
 
 def noise_level(subject: CausalLM, example: Example, role: str = "subject") -> float:
     """Three standard deviations of the embeddings of the span's tokens."""
-    where = torch.tensor([[i for s in example.spans if s.role == role for i in range(s.start, s.end)]])
-    if not where.numel():
-        raise UsageError(f"{example.task}: the example has no span of role '{role}' to corrupt")
+    where = torch.tensor([_noised(example, role)])
     found = subject.run(subject.batch([example], forced=False), {Site("embed"): Record(where)}, keep=1)
     return MULTIPLE * float(found[Site("embed")].float().std())
+
+
+def _noised(example: Example, role: str) -> list[int]:
+    if tokens := role_tokens(example, role):
+        return tokens
+    raise UsageError(f"{example.task}: the example has no span of role '{role}' to corrupt")
 
 
 def window_of(layer: int, window: int, n_layers: int) -> tuple[int, ...]:
@@ -156,22 +160,25 @@ def trace_map(
         (value - low), se (of the effect, paired over draws), recovery (effect over high - low), n (draws).
 
     Raises:
-        UsageError: no span to corrupt; a window of residual states.
+        UsageError: no span to corrupt; no such layer; a window of residual states.
     """
-    if kind == "resid_post" and window != 1:
-        raise UsageError("a window of restored residual states is its last one: write window=1")
+    if window < 1 or (kind not in ("attn_out", "mlp_out") and window != 1):
+        raise UsageError(
+            f"window={window} of {kind}: windows are of attn_out or mlp_out, one layer wide or more; write window=1"
+        )
+    if samples < 1:
+        raise UsageError(f"samples={samples}: the map needs at least one draw of the noise")
+    centres = list(range(subject.n_layers) if layers is None else layers)
+    for layer in centres:
+        subject.check(Site(kind, layer))
     noise = Noise(noise_level(subject, example, role) if sigma is None else sigma, role, seed)
     answer = example.answer_ids[0]
     clean = replace(example, answer_ids=example.answer_ids[:1])
     source = Source.of(subject, clean, kind)
     high = _probability(subject.run([clean], keep=1).logits, answer)[0]
     batch = subject.batch(noisy(clean, samples))
-    begin = min(s.start for s in example.spans if s.role == role)
-    every = [
-        (layer, position)
-        for layer in (range(subject.n_layers) if layers is None else layers)
-        for position in range(len(example.ids))
-    ]
+    begin = _noised(example, role)[0]
+    every = [(layer, position) for layer in centres for position in range(len(example.ids))]
     # Noise reaches no token before the subject, so restoring there changes nothing.
     cuts: list[Patch | None] = [None]
     cuts += [

@@ -6,7 +6,7 @@ token is never fed: nothing is read after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -52,8 +52,8 @@ class Batch:
         cls, examples: Sequence[Prompt], *, forced: bool = True, pad_id: int = 0, device: Any = "cpu"
     ) -> Batch:
         """Prompts, each followed by its answer but the last token (`forced`), or prompts only."""
-        if not examples:
-            raise UsageError("a batch needs at least one example")
+        if not examples or not all(e.ids for e in examples):
+            raise UsageError("a batch needs at least one example, and each prompt at least one token")
         rows = [e.ids + (e.answer_ids[:-1] if forced else ()) for e in examples]
         batch = cls.of_ids(rows, pad_id=pad_id, device=device)
         start = [len(e.ids) - 1 for e in examples]
@@ -109,11 +109,11 @@ class Batch:
 
         Args:
             scope: `all` (every position), `answer` (every position that predicts an answer token, generated ones
-                included), or one or more span roles, as `role` or `role.item`, or token positions (0 is the first
-                token of the prompt).
+                included), or one or more of these, span roles, as `role` or `role.item`, and token positions (0 is the
+                first token of the prompt).
 
         Raises:
-            UsageError: an example of the batch has no span of that role, or no such position.
+            UsageError: an example of the batch has no span of that role, or no such position; or there are no examples.
         """
         columns = torch.arange(past, past + width, device=self.ids.device)
         if scope == "all":
@@ -124,24 +124,35 @@ class Batch:
         out = torch.zeros(len(self), width, dtype=torch.bool, device=self.ids.device)
         for role in roles:
             if isinstance(role, int):
-                if not 0 <= role < self.width - int(self.pad.max()):
-                    raise UsageError(
-                        f"scope {role}: the shortest row has positions 0 to {self.width - int(self.pad.max()) - 1}"
-                    )
+                self.check_positions([role])
                 out |= columns[None] == (self.pad + role)[:, None]
                 continue
+            if role in ("all", "answer"):
+                out |= self.scope_columns(role, past, width)
+                continue
+            if not self.examples:
+                raise UsageError(
+                    f"scope '{role}': a batch of bare ids has no spans; write all, answer or positions"
+                )
             for row, example in enumerate(self.examples):
-                ranges = list(_role_ranges(example, role))
-                if not ranges:
+                tokens = role_tokens(example, role)
+                if not tokens:
                     have = sorted({s.role for s in example.spans})
                     raise UsageError(
                         f"scope '{role}': an example has no span of that role; write all, answer or one of "
                         f"{' '.join(have) or '(it has no spans)'}"
                     )
-                first = int(self.pad[row])
-                for a, b in ranges:
-                    out[row] |= (columns >= first + a) & (columns < first + b)
+                at = torch.tensor(tokens, device=columns.device) + self.pad[row]
+                out[row] |= torch.isin(columns, at)
         return out
+
+    def check_positions(self, positions: Sequence[int], rows: Int[torch.Tensor, " n"] | None = None) -> None:
+        """Raise `UsageError` unless each row (or each of these) has tokens at these positions."""
+        pad = self.pad if rows is None else self.pad[rows]
+        have = self.width - int(pad.max())
+        for position in positions:
+            if not 0 <= position < have:
+                raise UsageError(f"position {position}: the shortest row has positions 0 to {have - 1}")
 
     def select(self, rows: Int[torch.Tensor, " n"]) -> Batch:
         """These rows, each as often as it is named, with the columns as they are."""
@@ -156,11 +167,11 @@ class Batch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def _role_ranges(example: Prompt, role: str) -> Iterator[tuple[int, int]]:
+def role_tokens(example: Prompt, role: str) -> list[int]:
+    """Tokens of an example's spans of a role, as `role` or `role.item`; in order, each once."""
     name, _, item = role.partition(".")
-    for span in example.spans:
-        if span.role == name and (not item or str(span.item) == item):
-            yield span.start, span.end
+    mine = (s for s in example.spans if s.role == name and (not item or str(s.item) == item))
+    return sorted({i for span in mine for i in range(span.start, span.end)})
 
 
 def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:

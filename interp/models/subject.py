@@ -268,6 +268,8 @@ class CausalLM:
         """
         if (start is not None or stop is not None) and "resume" not in self.engine.capabilities:
             raise EngineError(f"engine '{self.engine.name}' cannot resume: run without start and stop")
+        if keep is not None and keep < 1:
+            raise UsageError(f"keep={keep}: logits of at least one column are kept")
         if not isinstance(batch, Batch):
             batch = self.batch(batch)
         every = self._with_edits(taps or {}, batch, start, stop)

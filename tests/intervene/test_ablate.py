@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -176,12 +178,39 @@ def test_a_scope_of_positions_is_the_same_as_a_span_there():
 
 
 def test_a_scope_that_an_example_lacks_is_an_error_also_beside_one_that_has_it():
-    from dataclasses import replace
-
     s, data = subject("llama"), examples()
     data[1] = replace(data[1], spans=())
     with s.apply(ablate("L1H2", scope="value")), pytest.raises(UsageError, match="an example has no span"):
         s.run(data)
+
+
+def test_a_mean_by_class_is_asked_for_where_the_scope_reaches_only():
+    s, data = subject("llama"), examples()  # up to 40 tokens; the reference has 14
+    short = Reference(examples((12,)), "position")
+    with s.apply(ablate("L1H2", "mean", "value", short)):
+        got = s.run(data, {"z[1].2": Record()})["z[1].2"]
+    for row, first in enumerate(s.batch(data).pad.tolist()):
+        wanted = short.means(s, "z")["4"][1, 2]
+        torch.testing.assert_close(got[row, first + 4], wanted, atol=1e-6, rtol=0)
+    with s.apply(ablate("L1H2", "mean", "answer", short)), pytest.raises(UsageError, match="has no position"):
+        s.run(data)
+
+
+def test_scopes_join_answers_roles_and_positions():
+    s, data = subject("llama"), examples()
+    batch = s.batch(data)
+    both = batch.scope_columns(("answer", "value", 7), 0, batch.width)
+    parts = [batch.scope_columns(scope, 0, batch.width) for scope in ("answer", "value", (7,))]
+    assert torch.equal(both, parts[0] | parts[1] | parts[2])
+
+
+def test_bare_ids_have_no_roles():
+    s = subject("llama")
+    ids = Batch.of_ids([e.ids for e in examples()])
+    with s.apply(ablate("L1H2", scope="value")), pytest.raises(UsageError, match="bare ids has no spans"):
+        s.run(ids)
+    with pytest.raises(UsageError, match="each prompt at least one token"):
+        s.batch([replace(examples()[0], ids=()), examples()[1]])
 
 
 def test_each_survives_an_exception():

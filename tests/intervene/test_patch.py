@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import interp
 from interp.errors import UsageError
-from interp.intervene.patch import cells
+from interp.intervene.patch import Patch, Source, cells
 from interp.models.batch import Batch
 from interp.models.engines.base import Record
 from interp.models.sites import Site
@@ -80,6 +82,61 @@ def test_mean_over_examples_is_a_ratio_of_means():
     assert (both.n == 2).all()
 
 
+def test_positions_are_averaged_over_examples_whatever_their_tokens():
+    s, data = subject("llama"), examples((12, 12, 10))
+    every = interp.patch(s, data, over="position", layers=[1])
+    alone = [interp.patch(s, [e], over="position", layers=[1]) for e in data]
+    assert list(every.position) == list(range(12)) and list(every.n) == [3] * 10 + [2] * 2
+    assert every.value[4] == pytest.approx(sum(a.value[4] for a in alone) / 3, abs=1e-5)
+    assert every.value[11] == pytest.approx((alone[0].value[11] + alone[1].value[11]) / 2, abs=1e-5)
+    # Labels where all agree on them: tokens are random, the value spans are at the same place.
+    assert (
+        every.role[4] == "value" and every.role[11] == "last" and every.role[9] == "" and every.token[4] == ""
+    assert interp.plot.patch_map(every).data  # one value a site, so it can be drawn
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({}, "is the clean prompt"), ({"ids": (*examples((12,))[0].ids, 1)}, "has 13 tokens")],
+)
+def test_a_twin_that_cannot_be_patched_between_is_refused(change, told):
+    e = examples((12,))[0]
+    twin = replace(e.corrupt["value_swap"], **({"ids": e.ids} | change))
+    with pytest.raises(UsageError, match=told):
+        interp.patch(subject("llama"), [replace(e, corrupt={"value_swap": twin})])
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "positions", "head", "told"),
+    [
+        ("resid_post", (7,), (3,), None, r"resid_post\[7\]: its source holds layers \[0, 1, 2\]"),
+        ("resid_post", (1,), (-1,), None, "at token -1: its source holds tokens 0 to 25"),
+        ("resid_post", (1,), (26,), None, "at token 26"),
+        ("resid_post", (1,), (3,), 2, "no heads or neurons"),
+        ("z", (1,), (3,), 4, r"z\[1\].4: its source holds indices 0 to 3"),
+        ("z", (1,), (3,), -1, "indices 0 to 3"),
+    ],
+)
+def test_patches_of_what_the_source_lacks_are_refused(kind, layers, positions, head, told):
+    s = subject("llama")
+    source = Source.of(s, examples()[0], kind)
+    with pytest.raises(UsageError, match=told):
+        Patch(source, layers, positions, head)
+
+
+def test_a_patch_past_the_end_of_a_row_is_refused_and_not_left_out():
+    s = subject("llama")
+    deep = Patch(Source.of(s, examples()[2], "resid_post"), (1,), (30,))
+    with (
+        s.apply(deep),
+        pytest.raises(UsageError, match="position 30: the shortest row has positions 0 to 18"),
+    ):
+        s.run(examples())
+    with pytest.raises(UsageError, match="position 30"):
+        list(s.each([deep], examples()))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "told"),
     [
@@ -88,6 +145,10 @@ def test_mean_over_examples_is_a_ratio_of_means():
         ({"kind": "z", "corruption": "order_swap"}, "it has value_swap"),
         ({"kind": "z", "metric": "f1"}, "not defined"),
         ({"kind": "zz"}, "unknown kind of site"),
+        ({"direction": "denoising"}, "'denoise', 'noise', 'both'"),
+        ({"over": "token"}, "'position', 'role', 'head'"),
+        ({"layers": []}, "layers is empty"),
+        ({"layers": [3]}, "layers 0 to 2"),
     ],
 )
 def test_bad_requests_say_what_to_write(kwargs, told):

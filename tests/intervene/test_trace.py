@@ -102,8 +102,25 @@ def test_windows_are_cut_off_at_the_ends() -> None:
 def test_bad_requests_say_what_to_write() -> None:
     with pytest.raises(UsageError, match="no span of role 'subject'"):
         trace_map(subject("llama"), replace(prompt(), spans=()))
-    with pytest.raises(UsageError, match="write window=1"):
-        trace_map(subject("llama"), prompt(), window=3)
+    with pytest.raises(UsageError, match="no span of role 'subject'"):
+        trace_map(subject("llama"), replace(prompt(), spans=()), sigma=1.0)
+    for kind, window in (("resid_post", 3), ("mlp_out", 0)):
+        with pytest.raises(UsageError, match="write window=1"):
+            trace_map(subject("llama"), prompt(), kind, window=window)
+    with pytest.raises(UsageError, match="layers 0 to 2"):
+        trace_map(subject("llama"), prompt(), layers=[1, 3])
+    with pytest.raises(UsageError, match="at least one draw"):
+        trace_map(subject("llama"), prompt(), samples=0)
+
+
+def test_the_noised_span_is_named_as_scopes_are() -> None:
+    model, example = subject("llama"), prompt()
+    spans = (Span(2, 4, "subject", 0), Span(3, 5, "subject", 0), Span(6, 8, "subject", 1))
+    many = replace(example, spans=spans)  # two that overlap cover tokens 2 to 4, as the one of `prompt` does
+    found = trace_map(model, many, samples=2, role="subject.0", sigma=1.0)
+    wanted = trace_map(model, example, samples=2, sigma=1.0)
+    assert found.value.equals(wanted.value) and found.low.equals(wanted.low)
+    assert noise_level(model, many, "subject.0") == noise_level(model, example)
 
 
 def test_a_map_can_be_drawn_as_it_is() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import EngineError, UsageError
 from interp.intervene.ablate import ablate
-from interp.models.engines.base import Record
+from interp.models.engines.base import Record, Rows
 from interp.models.engines.resume import Checkpoint
 from interp.models.sites import Site
 from tests.models.test_hooks_engine import hooks_left
@@ -122,6 +122,16 @@ def test_what_cannot_be_resumed_is_refused() -> None:
         model.run(batch, {"logits": Record()}, stop=2)
     with pytest.raises(UsageError, match="3 rows and the batch 2"):
         model.run(model.batch(examples()[:2]), start=start)
+    with pytest.raises(UsageError, match="42 columns and the batch 16"):
+        model.run(model.batch(examples((14, 9, 12))), start=start)
+    last = torch.full((3, 1), batch.width - 1)
+    assert sorted(model.run(batch, rows=Rows(last), start=start).rows) == [2]
+    with pytest.raises(UsageError, match=r"attention\[1\] lies before the start"):
+        model.run(batch, rows=Rows(last, layers=frozenset({1, 2})), start=start)
+    with pytest.raises(UsageError, match=r"attention\[1\] lies after the stop"):
+        model.run(batch, rows=Rows(last, layers=frozenset({1})), stop=1)
+    with pytest.raises(UsageError, match="keep=0"):
+        model.run(batch, keep=0)
     with pytest.raises(UsageError, match="stop=1"):
         model.run(batch, start=start, stop=1)
     with pytest.raises(UsageError, match="cannot start at layer 4"):

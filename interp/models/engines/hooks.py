@@ -319,7 +319,7 @@ class HooksEngine:
         Args:
             batch: what is run.
             taps: what is watched and edited.
-            rows: which attention rows to reduce.
+            rows: which attention rows to reduce; where it names no layers, of all that are run.
             keep: logits of this many last columns; default the columns that predict answers.
             cache: KV cache that holds columns `[0, past)`; it is extended in place.
             use_cache: return a KV cache of all columns.
@@ -329,7 +329,7 @@ class HooksEngine:
         """
         if start is not None and (cache is not None or use_cache):
             raise EngineError("a run from a checkpoint neither reads nor fills a KV cache")
-        check_range(self.subject, len(batch), start, stop, [Site.parse(s) for s in taps])
+        check_range(self.subject, batch, start, stop, [Site.parse(s) for s in taps], rows)
         cache = opened_cache(cache, use_cache, past)
         frame = Frame(batch)
         session = Session(self.subject, taps, rows, frame)

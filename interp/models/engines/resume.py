@@ -20,6 +20,8 @@ from interp.errors import EngineError, UsageError
 from interp.models.sites import Site
 
 if TYPE_CHECKING:
+    from interp.models.batch import Batch
+    from interp.models.engines.base import Rows
     from interp.models.subject import CausalLM
 
 
@@ -61,22 +63,33 @@ class Stopped(Exception):
 
 
 def check_range(
-    subject: CausalLM, batch_size: int, start: Checkpoint | None, stop: int | None, sites: list[Site]
+    subject: CausalLM,
+    batch: Batch,
+    start: Checkpoint | None,
+    stop: int | None,
+    sites: list[Site],
+    rows: Rows | None = None,
 ) -> None:
-    """Raise `UsageError` unless the part asked for exists and all sites lie in it."""
+    """Raise `UsageError` unless the part asked for exists and all sites, and layers whose rows are named, lie in it."""
     n = subject.n_layers
     if start is not None:
         if not 0 <= start.layer <= n or (start.z is not None and start.layer == n):
             raise UsageError(f"a run cannot start at layer {start.layer}: {subject.name} has {n} layers")
-        if start.hidden.shape[0] != batch_size:
+        if len(start.hidden) != len(batch):
             raise UsageError(
-                f"the checkpoint has {start.hidden.shape[0]} rows and the batch {batch_size}; "
+                f"the checkpoint has {len(start.hidden)} rows and the batch {len(batch)}; "
                 "take Checkpoint.rows(index)"
+            )
+        if start.hidden.shape[1] != batch.width:
+            raise UsageError(
+                f"the checkpoint has {start.hidden.shape[1]} columns and the batch {batch.width}: "
+                "it was made for another batch"
             )
     if stop is not None and not (0 if start is None else start.layer) < stop <= n:
         raise UsageError(
             f"stop={stop}: write a layer above the start, {0 if start is None else start.layer}, up to {n}"
         )
+    sites = sites + [Site("attention", layer) for layer in sorted(rows.layers or ())] if rows else sites
     for site in sites:
         early = start is not None and (site.kind == "embed" or site < start.site)
         late = stop is not None and (site.kind == "logits" or (site.layer is not None and site.layer >= stop))
