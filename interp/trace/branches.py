@@ -33,7 +33,7 @@ class Branch:
         layer: first layer.
         late: the layer's attention stays the intact run's, so that only `columns` run in it.
         columns: columns that are edited in the first layer.
-        sites: sites that the intervention edits.
+        sites: sites that the intervention names.
     """
 
     condition: int
@@ -123,8 +123,13 @@ def _recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iter
         yield
 
 
-def branches_of(number: int, touched: dict[Site, torch.Tensor]) -> Iterator[Branch]:
-    """Branches of an intervention, given the sites and columns that it edits: one for each first column."""
+def branches_of(number: int, touched: dict[Site, torch.Tensor], sites: frozenset[Site]) -> Iterator[Branch]:
+    """Branches of an intervention, one for each first column that it edits.
+
+    Args:
+        touched: sites that it edits in this batch, and at which columns.
+        sites: all sites that it names, also those without such a column.
+    """
     layer = min(s.layer for s in touched if s.layer is not None)
     here = {s: c for s, c in touched.items() if s.layer == layer}
     late = all(s.kind in LATE for s in here)
@@ -133,4 +138,4 @@ def branches_of(number: int, touched: dict[Site, torch.Tensor]) -> Iterator[Bran
     start = torch.where(union.any(1), union.int().argmax(1), union.shape[1])
     for column in sorted(set(start.tolist()) - {union.shape[1]}):
         rows = (start == column).nonzero()[:, 0]
-        yield Branch(number, column, rows, layer, late, first[rows], frozenset(touched))
+        yield Branch(number, column, rows, layer, late, first[rows], sites)

@@ -27,8 +27,8 @@ from interp.trace.wavefront import Wave
 
 Progress = Callable[[int, int, str], None]
 
-BUDGET = {"cpu": 4096}
-"""Tokens in flight at once, by type of device; elsewhere 32768."""
+BUDGET = {"cpu": 1024}
+"""Tokens in flight at once, by type of device; elsewhere 32768. More do not fit a CPU's caches and run slower."""
 
 UNEMBEDDED = 2**26
 """Logits computed at once."""
@@ -65,7 +65,7 @@ def each(
         interventions: None is the intact model. Interventions that are applied to the subject when this is called hold
             for all of them; the model is free for other runs in the loop.
         keep: logits of this many last columns; default those that predict answers.
-        budget: tokens that are in flight at once, of one intervention at least; default 4096 on a CPU and 32768 on a
+        budget: tokens that are in flight at once, of one intervention at least; default 1024 on a CPU and 32768 on a
             GPU. It is halved when memory runs out.
         progress: told about interventions done.
         spent: counts what is run.
@@ -186,13 +186,14 @@ class _Plan:
             touched = {} if condition is None else condition.touches(subject, batch)
             for site in touched:
                 subject.check(site)
+            sites = frozenset(touched)
             touched = {s: c & real for s, c in touched.items() if bool((c & real).any())}
             if not touched:
                 self.untouched.append(number)
             elif not resumable or any(s.layer is None for s in touched):
                 self.whole.append(number)
             else:
-                self.of[number] = list(branches_of(number, touched))
+                self.of[number] = list(branches_of(number, touched, sites))
                 self.branches += self.of[number]
 
     def cost(self, number: int) -> int:

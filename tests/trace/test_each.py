@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from interp.errors import UsageError
+from interp.errors import EngineError, UsageError
 from interp.intervene.ablate import ablate
 from interp.intervene.base import Atom, Intervention
 from interp.intervene.reference import Reference
@@ -410,3 +410,14 @@ def test_noise_that_is_named_twice_is_added_twice() -> None:
     once, twice = Noise(0.5, "value"), Noise(1.0, "value")
     found = dict(model.each([once + once, twice, once], batch))
     assert torch.allclose(found[0], found[1], atol=1e-4) and not torch.allclose(found[0], found[2], atol=1e-2)
+
+
+def test_an_edit_that_is_not_announced_is_an_error() -> None:
+    @dataclass(frozen=True)
+    class Quiet(Scale):
+        def touches(self, subject, batch):
+            return {Site(self.kind, self.layer): batch.scope_columns(self.positions, 0, batch.width)}
+
+    model = subject("llama")
+    with pytest.raises(EngineError, match=r"edits v\[1\].1, which its `touches` does not name"):
+        list(model.each([Quiet("v", 1, (4,), index=1)], model.batch(examples())))
