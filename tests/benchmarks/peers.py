@@ -78,6 +78,9 @@ class Peer(Protocol):
     def cell(self, prompt: Noised, kind: Kind, layers: Sequence[int], token: int) -> torch.Tensor:
         """Probability of the answer in each noised row, with the clean state restored in a cell."""
 
+    def read(self, batch: Batch, layer: int) -> torch.Tensor:
+        """The residual stream that leaves a layer, b t d, from a whole forward pass."""
+
 
 def twin(module: nn.Module) -> Any:
     """A module tree of its own over the same weights."""
@@ -124,6 +127,16 @@ class TorchHooks:
         ]
         return prompt.probabilities(self._forward(prompt.rows, hooks))
 
+    def read(self, batch: Batch, layer: int) -> torch.Tensor:
+        """See `Peer`."""
+        kept: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+            kept.append(out)
+
+        self._forward(batch.ids, [(self.blocks[layer].register_forward_hook, keep)])
+        return kept[0]
+
 
 class Nnsight:
     """nnsight traces over a twin."""
@@ -155,6 +168,13 @@ class Nnsight:
                     model.model.layers[i].mlp.output = restore(model.model.layers[i].mlp.output, token)
             logits = model.output.logits.save()
         return prompt.probabilities(logits)
+
+    def read(self, batch: Batch, layer: int) -> torch.Tensor:
+        """See `Peer`."""
+        model, ids = self.model, batch.ids
+        with torch.no_grad(), model.trace(ids, use_cache=False, logits_to_keep=1):
+            value = model.model.layers[layer].output.save()
+        return value
 
 
 class TransformerLens:
@@ -193,6 +213,16 @@ class TransformerLens:
             *((f"blocks.{i}.{name}", lambda value, hook: restore(value, token)) for i in layers),
         ]
         return prompt.probabilities(self._forward(prompt.rows, hooks))
+
+    def read(self, batch: Batch, layer: int) -> torch.Tensor:
+        """See `Peer`."""
+        kept: list[torch.Tensor] = []
+
+        def keep(value: torch.Tensor, hook: Any) -> None:
+            kept.append(value)
+
+        self._forward(batch.ids, [(f"blocks.{layer}.hook_resid_post", keep)])
+        return kept[0]
 
 
 _TOOLS: dict[str, tuple[str, type[Peer]]] = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from interp.models.batch import Batch
+from interp.models.engines.base import Record
 from interp.models.sites import Head
 from tests.benchmarks.harness import bare_forward
 from tests.benchmarks.peers import Noised, absent, peers
@@ -51,6 +52,14 @@ def test_all_restore_the_same_cell(model, tools, kind, layers):
     clean = bare_forward(model, Batch.of_ids(ids().tolist()))[0, -1].softmax(-1)[7]
     whole = tools["torch hooks"].cell(prompt, "resid_post", [model.n_layers - 1], 10)
     torch.testing.assert_close(whole, clean.expand(4), atol=1e-7, rtol=0)
+
+
+def test_all_read_the_same_state(model, tools):
+    batch = Batch.of_ids(ids(rows=2).tolist())
+    ours = model.run(batch, {"resid_post[1]": Record()}, keep=1)["resid_post[1]"]
+    for tool in tools.values():
+        torch.testing.assert_close(tool.read(batch, 1), ours, atol=2e-5, rtol=0)
+        assert (tool.read(batch, 0) - ours).abs().max() > 0.01
 
 
 def test_the_model_is_left_as_it_was(model, tools):
