@@ -66,5 +66,5 @@ bench: venv model ## Measure speed and memory against other tools: one table, a 
 	$(PY) figures/benchmarks.py --readme
 	$(PY) figures/benchmarks.py
 
-bench-startup: venv model ## Measure what starting and scoring one needle take
+bench-startup: venv model ## Measure what starting takes
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(THREADS) $(PY) "$$script"; done

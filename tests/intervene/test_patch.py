@@ -90,10 +90,8 @@ def test_positions_are_averaged_over_examples_whatever_their_tokens():
     assert every.value[4] == pytest.approx(sum(a.value[4] for a in alone) / 3, abs=1e-5)
     assert every.value[11] == pytest.approx((alone[0].value[11] + alone[1].value[11]) / 2, abs=1e-5)
     # Labels where all agree on them: tokens are random, the value spans are at the same place.
-    assert (
-        every.role[4] == "value" and every.role[11] == "last" and every.role[9] == "" and every.token[4] == ""
+    assert [every.role[i] for i in (4, 9, 11)] == ["value", "", "last"] and every.token[4] == ""
     assert interp.plot.patch_map(every).data  # one value a site, so it can be drawn
-    )
 
 
 @pytest.mark.parametrize(
