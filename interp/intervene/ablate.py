@@ -200,7 +200,8 @@ def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site) -> Fill:
         if not batch.examples:
             raise UsageError("resampling from the twin needs examples, not bare ids")
         # Before the pass, not in it: the twins are runs of the same model.
-        twins = [reference.twins(subject, e, site.kind)[layer] for e in batch.examples]  # type: ignore[arg-type]
+        kept = len({id(e) for e in batch.examples})
+        twins = [reference.twins(subject, e, site.kind, kept)[layer] for e in batch.examples]  # type: ignore[arg-type]
         return lambda frame: _by_twin(twins, batch, frame)
     bank = reference.bank(subject, site.kind)[layer]
 

@@ -150,10 +150,10 @@ class Reference:
             )
         return torch.cat(parts, dim=1)
 
-    def twins(self, subject: CausalLM, example: Example, kind: str) -> torch.Tensor:
+    def twins(self, subject: CausalLM, example: Example, kind: str, kept: int = KEPT_TWINS) -> torch.Tensor:
         """Activations of an example's corrupt twin, its own clean answer forced, (layers, tokens, *unit shape).
 
-        The last few twins are kept: conditions of one example, or of one batch, share them.
+        The last twins of a kind are kept, `KEPT_TWINS` or more (`kept`): conditions of one batch share them.
         """
         if not example.corrupt:
             raise UsageError(
@@ -163,15 +163,17 @@ class Reference:
         if name not in example.corrupt:
             raise UsageError(f"{example.task}: no corruption '{name}'; it has {', '.join(example.corrupt)}")
 
+        twin = example.corrupt[name]
+
         def make() -> torch.Tensor:
             # The twin's prompt with the clean answer, so that every token has its counterpart.
-            ids = [*example.corrupt[name].ids, *example.answer_ids[:-1]]
+            ids = [*twin.ids, *example.answer_ids[:-1]]
             batch = Batch.of_ids([ids], device=subject.device)
             trace = subject.run(batch, {Site(kind, i): Record() for i in range(subject.n_layers)}, keep=1)
             return torch.stack([trace[Site(kind, i)][0].float().cpu() for i in range(subject.n_layers)])
 
-        kept = [key for key in self._cache if key[0] == "twin"]
-        for key in kept[:-KEPT_TWINS]:
+        found: torch.Tensor = self._kept(("twin", kind, example.key(), twin.ids), subject, make)
+        held = [key for key in self._cache if key[:2] == ("twin", kind)]
+        for key in held[: -max(kept, KEPT_TWINS)]:
             del self._cache[key]
-        found: torch.Tensor = self._kept(("twin", kind, example.key(), name), subject, make)
         return found

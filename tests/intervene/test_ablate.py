@@ -88,6 +88,28 @@ def test_resample_from_the_twin_takes_the_twin_s_values():
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
+def test_twins_of_one_question_are_told_apart():
+    s, e = subject("llama"), examples()[0]
+    ids = e.corrupt["value_swap"].ids
+    other = replace(e, corrupt={"value_swap": replace(e.corrupt["value_swap"], ids=(*ids[:5], 7, *ids[6:]))})
+    reference = Reference(None, "twin")
+    found = [reference.twins(s, x, "z") for x in (e, other)]
+    assert e.key() == other.key() and not torch.equal(found[0], found[1])
+
+
+def test_twins_of_a_batch_run_once_for_all_conditions(monkeypatch):
+    s, data = subject("llama"), examples((12,) * 11)
+    runs = []
+    run = type(s.engine).run
+    monkeypatch.setattr(type(s.engine), "run", lambda *a, **k: runs.append(a) or run(*a, **k))
+    reference = Reference(None, "twin")
+    list(s.each([ablate([c], "resample", "answer", reference) for c in (*s.heads(), MLP(0), MLP(1))], data))
+    assert len(runs) == 2 * 11 + 2  # twins at z and at mlp_out, the intact run, and the unembedding
+    reference.twins(s, data[0], "z")
+    reference.twins(s, examples((9,))[0], "z")
+    assert sum(key[:2] == ("twin", "z") for key in reference._cache) == 8
+
+
 def test_resample_draws_depend_on_the_seed_and_not_on_the_batch():
     s = subject("llama")
     data = examples()
