@@ -41,7 +41,10 @@ class Intervention(ABC):
         return Compose(self.atoms() + other.atoms())
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        """The sites this edits, and at which columns of each row."""
+        """The sites this edits, and at which columns of each row.
+
+        An edit must not look at other columns of its tensor: `subject.each` runs some columns only.
+        """
         every: dict[Site, torch.Tensor] = {}
         for atom in self.atoms():
             for site, columns in atom.touches(subject, batch).items():

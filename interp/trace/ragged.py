@@ -137,7 +137,7 @@ def keys_of(
     prefix: torch.Tensor, own: Float[torch.Tensor, "g r kv m d"], rows: torch.Tensor, columns: slice
 ) -> Float[torch.Tensor, "g r kv s d"]:
     """Keys (or values) of the prefix's columns followed by each branch's own."""
-    shared = prefix[rows][:, :, columns].to(own.dtype)
+    shared = prefix[:, :, columns][rows].to(own.dtype)
     return torch.cat([shared.expand(len(own), *shared.shape), own], dim=3)
 
 
@@ -191,7 +191,7 @@ def _two_parts(
         return out.permute(0, 1, 4, 2, 3, 5).reshape(g, r, mq, h, d)
     # Branches of one row are queries of one block here: the prefix is read once and never copied.
     before = slice(first, group.start)
-    keys, values = prefix.k[rows][:, :, before], prefix.v[rows][:, :, before]
+    keys, values = prefix.k[:, :, before][rows], prefix.v[:, :, before][rows]
     queries = q.permute(1, 2, 3, 0, 4, 5).reshape(r, kv, share * g * mq, d)
     past = torch.matmul(queries, keys.to(q.dtype).transpose(-1, -2)).float()
     past = _scored(past.view(r, kv, share, g, mq, -1), call)
