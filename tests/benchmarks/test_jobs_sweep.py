@@ -18,7 +18,7 @@ def model() -> CausalLM:
 
 
 def test_head_sweep(model):
-    job = jobs_sweep.head_sweep(model, n=3, length=10, sample=2)
+    job = jobs_sweep.head_sweep(model, n=3, length=10, sample=2, of_layer=None)
     found = measure(job, rounds=1)
     assert found["equal"]["met"] and found["units"] == {
         "ours": 12,
