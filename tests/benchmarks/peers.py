@@ -146,19 +146,21 @@ class Nnsight:
 
         self.d_head = subject.d_head
         self.model: Any = nnsight.NNsight(twin(subject.hf))
+        # Not `.save()`: the engine of that name takes nnsight's mark off all objects.
+        self.save = nnsight.save
 
     def without_head(self, batch: Batch, head: Head) -> torch.Tensor:
         """See `Peer`."""
-        model, ids = self.model, batch.ids
+        model, ids, save = self.model, batch.ids, self.save
         a, b = head.head * self.d_head, (head.head + 1) * self.d_head
         with torch.no_grad(), model.trace(ids, use_cache=False, logits_to_keep=1):
             model.model.layers[head.layer].self_attn.o_proj.input[..., a:b] = 0
-            logits = model.output.logits.save()
+            logits = save(model.output.logits)
         return logits[:, -1]
 
     def cell(self, prompt: Noised, kind: Kind, layers: Sequence[int], token: int) -> torch.Tensor:
         """See `Peer`."""
-        model = self.model
+        model, save = self.model, self.save
         with torch.no_grad(), model.trace(prompt.rows, use_cache=False, logits_to_keep=1):
             model.model.embed_tokens.output = prompt.corrupt(model.model.embed_tokens.output)
             for i in layers:
@@ -166,14 +168,14 @@ class Nnsight:
                     model.model.layers[i].output = restore(model.model.layers[i].output, token)
                 else:
                     model.model.layers[i].mlp.output = restore(model.model.layers[i].mlp.output, token)
-            logits = model.output.logits.save()
+            logits = save(model.output.logits)
         return prompt.probabilities(logits)
 
     def read(self, batch: Batch, layer: int) -> torch.Tensor:
         """See `Peer`."""
-        model, ids = self.model, batch.ids
+        model, ids, save = self.model, batch.ids, self.save
         with torch.no_grad(), model.trace(ids, use_cache=False, logits_to_keep=1):
-            value = model.model.layers[layer].output.save()
+            value = save(model.model.layers[layer].output)
         return value
 
 
