@@ -42,7 +42,7 @@ def spread(n: int, sample: int) -> list[int]:
 
 
 def head_sweep(
-    subject: CausalLM, n: int = 16, length: int = 60, sample: int = 5, of_layer: int | None = 3
+    subject: CausalLM, n: int = 16, length: int = 60, sample: int = 5, of_layer: int | None = 2
 ) -> Job:
     """Zero-ablate each head at all positions; logits of the last position.
 
