@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from interp.errors import NoAcceptedExample, UsageError
 from interp.intervene.base import Atom
@@ -60,9 +60,16 @@ class Source:
         cls, subject: CausalLM, example: Example, kind: str, layers: Iterable[int] | None = None
     ) -> Source:
         """Record a prompt and its forced answer."""
-        chosen = range(subject.n_layers) if layers is None else layers
-        trace = subject.run([example], {Site(kind, i): Record() for i in chosen}, keep=1)
-        return cls(kind, {i: trace[Site(kind, i)][0] for i in chosen})
+        return cls.with_logits(subject, example, kind, layers)[0]
+
+    @classmethod
+    def with_logits(
+        cls, subject: CausalLM, example: Example, kind: str, layers: Iterable[int] | None = None
+    ) -> tuple[Source, Float[torch.Tensor, "m v"]]:
+        """The same, and the logits of that run that predict the answer."""
+        chosen = list(range(subject.n_layers) if layers is None else layers)
+        trace = subject.run([example], {Site(kind, i): Record() for i in chosen})
+        return cls(kind, {i: trace[Site(kind, i)][0] for i in chosen}), trace.logits[0]
 
 
 @dataclass(frozen=True)
@@ -315,14 +322,14 @@ def _one(
             f"{example.task}: no corruption '{corruption}'; it has {', '.join(example.corrupt) or 'none'}"
         )
     clean, dirty = _pair(example, corruption)
-    ends = {"clean": _logits(subject, clean), "corrupt": _logits(subject, dirty)}
-    base = {name: _metric(logits, clean, metric) for name, logits in ends.items()}
-    source = Source.of(subject, clean if direction == "denoise" else dirty, kind, layers)
-    into = dirty if direction == "denoise" else clean
+    into, other = (dirty, clean) if direction == "denoise" else (clean, dirty)
+    source, logits = Source.with_logits(subject, other, kind, layers)
+    value_of_source = _metric(logits, clean, metric)
     every = cells(subject, clean, kind, over, layers)
     # Before the first token that differs both runs are the same, so a patch there changes nothing.
     same = next(i for i, (a, b) in enumerate(zip(clean.ids, dirty.ids, strict=True)) if a != b)
-    items = [
+    items: list[Patch | None] = [None]
+    items += [
         None
         if max(cell.positions) < same
         else Patch(source, (cell.layer,), cell.positions, None if cell.head < 0 else cell.head)
@@ -332,6 +339,7 @@ def _one(
     for i, logits in subject.each(items, [into]):
         values[i] = _metric(logits[0], clean, metric)
         report(len(values), len(items))
+    ends = (value_of_source, values[0]) if direction == "denoise" else (values[0], value_of_source)
     labels = subject.tokens.pieces(clean.ids) if subject.has_tokens else [str(i) for i in clean.ids]
     return [
         {
@@ -343,9 +351,10 @@ def _one(
             "role": cell.role,
             "head": cell.head,
             "value": values[i],
-            **base,
+            "clean": ends[0],
+            "corrupt": ends[1],
         }
-        for i, cell in enumerate(every)
+        for i, cell in enumerate(every, start=1)
     ]
 
 
@@ -362,10 +371,6 @@ def _pair(example: Example, corruption: str) -> tuple[Example, Example]:
         )
     clean = replace(example, foil_ids=foil)
     return clean, replace(clean, ids=twin.ids, text=twin.text, spans=twin.spans or example.spans)
-
-
-def _logits(subject: CausalLM, example: Example) -> torch.Tensor:
-    return subject.run([example]).logits[0]
 
 
 def _metric(logits: torch.Tensor, example: Example, metric: str) -> float:

@@ -21,7 +21,7 @@ from interp.errors import UsageError
 from interp.intervene.base import Atom
 from interp.intervene.patch import Patch, Source
 from interp.models.batch import Batch, role_tokens
-from interp.models.engines.base import Frame, Record, Tap
+from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, stable_seed
@@ -109,9 +109,10 @@ class _Add:
 
 def noise_level(subject: CausalLM, example: Example, role: str = "subject") -> float:
     """Three standard deviations of the embeddings of the span's tokens."""
-    where = torch.tensor([_noised(example, role)])
-    found = subject.run(subject.batch([example], forced=False), {Site("embed"): Record(where)}, keep=1)
-    return MULTIPLE * float(found[Site("embed")].float().std())
+    ids = torch.tensor([example.ids[i] for i in _noised(example, role)], device=subject.device)
+    with torch.no_grad():
+        embedded = subject.hf.get_input_embeddings()(ids)
+    return MULTIPLE * float(embedded.float().std())
 
 
 def _noised(example: Example, role: str) -> list[int]:
@@ -174,8 +175,8 @@ def trace_map(
     noise = Noise(noise_level(subject, example, role) if sigma is None else sigma, role, seed)
     answer = example.answer_ids[0]
     clean = replace(example, answer_ids=example.answer_ids[:1])
-    source = Source.of(subject, clean, kind)
-    high = _probability(subject.run([clean], keep=1).logits, answer)[0]
+    source, logits = Source.with_logits(subject, clean, kind)
+    high = _probability(logits[None], answer)[0]
     batch = subject.batch(noisy(clean, samples))
     begin = _noised(example, role)[0]
     every = [(layer, position) for layer in centres for position in range(len(example.ids))]
