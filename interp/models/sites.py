@@ -45,6 +45,8 @@ _ORDER = {kind: i for i, kind in enumerate(KINDS)}
 _GLOBAL = frozenset({"embed", "logits"})
 QUERY_HEADS = frozenset({"q", "q_rot", "z", "head_out"})
 KV_HEADS = frozenset({"k", "v", "k_rot"})
+KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
+"""Kinds that lie in the call of the attention kernel."""
 LINEAR = frozenset({"o", "down"})
 """Kinds that hold what a projection reads and what it gives; an edit of the first half is without effect."""
 INDEXED = QUERY_HEADS | KV_HEADS | {"neurons"}

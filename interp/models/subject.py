@@ -25,7 +25,7 @@ from interp.models.batch import Batch, Prompt
 from interp.models.engines.base import Engine, Frame, Record, Rows, Tap, Taps, Trace
 from interp.models.engines.hooks import Session
 from interp.models.engines.resume import Checkpoint, unedited
-from interp.models.engines.visits import as_list
+from interp.models.engines.visits import as_list, by_heads
 from interp.models.families import Family, resolve
 from interp.models.sites import INDEXED, KV_HEADS, LINEAR, MLP, QUERY_HEADS, Component, Head, Neuron, Site
 from interp.models.tokens import Tokens
@@ -171,13 +171,9 @@ class CausalLM:
 
     def out_weight(self, layer: int) -> Float[torch.Tensor, "h d_head d"]:
         """W_O of each head, such that z @ W_O is its share of the projection's output."""
-        projection: Any = self.module(layer, self.family.out_proj)
-        if not projection.weight.is_floating_point():
-            raise EngineError(f"layer {layer}: a quantised output projection cannot be taken apart by heads")
+        projection = self.module(layer, self.family.out_proj)
         with offload.present(projection):
-            # GPT-2 keeps (in, out), nn.Linear (out, in).
-            weight = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
-            return weight.reshape(self.n_heads, self.d_head, -1)
+            return by_heads(projection, self.n_heads, self.d_head, layer)
 
     def check(self, item: Site | Component) -> None:
         """Raise `UsageError` unless the site or component exists in this model, saying what does."""

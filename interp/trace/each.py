@@ -19,8 +19,8 @@ from jaxtyping import Float
 from interp.errors import EngineError, UsageError
 from interp.intervene.base import Intervention
 from interp.models.batch import Batch
-from interp.models.engines.hooks import KERNEL_KINDS
 from interp.models.engines.resume import Checkpoint
+from interp.models.sites import KERNEL_KINDS
 from interp.models.subject import CausalLM
 from interp.trace.branches import Base, Branch, branches_of, intact
 from interp.trace.wavefront import Wave

@@ -26,8 +26,8 @@ from interp.errors import EngineError
 from interp.intervene.base import Intervention, lower_conditions
 from interp.models.engines.attention import AttentionCall, tapped_attention
 from interp.models.engines.base import Frame
-from interp.models.engines.hooks import KERNEL_KINDS, Session
-from interp.models.sites import Site
+from interp.models.engines.hooks import Session
+from interp.models.sites import KERNEL_KINDS, Site
 from interp.models.subject import CausalLM
 from interp.trace.branches import Base, Branch
 from interp.trace.packing import Edited, Packed, edit_kernel

@@ -9,7 +9,7 @@ Without the mask function padded logits would be wrong in silence, since transfo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -42,6 +42,27 @@ class AttentionCall:
     scaling: float
     softcap: float | None = None
     window: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: Any,
+        options: Mapping[str, Any],
+    ) -> AttentionCall:
+        """The call that a model makes of its kernel.
+
+        Raises:
+            EngineError: its attention has parts that are not part of a call.
+        """
+        if options.get("position_bias") is not None or options.get("s_aux") is not None:
+            raise EngineError(f"layer {layer}: attention with position biases or sinks cannot be tapped yet")
+        scaling = options.get("scaling")
+        scaling = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        return cls(layer, q, k, v, mask, scaling, options.get("softcap"), options.get("sliding_window"))
 
     def with_(self, **changes: Any) -> AttentionCall:
         """The same call with other q, k, v or mask."""
@@ -81,21 +102,7 @@ def _make(base: str) -> Callable[..., Any]:
         active = _active.get()
         layer = active.layers.get(id(module)) if active else None
         if active is not None and layer is not None:
-            if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-                raise EngineError(
-                    f"layer {layer}: attention with position biases or sinks cannot be tapped yet"
-                )
-            scaling = kwargs.get("scaling")
-            call = AttentionCall(
-                layer,
-                q,
-                k,
-                v,
-                mask,
-                q.shape[-1] ** -0.5 if scaling is None else float(scaling),
-                kwargs.get("softcap"),
-                kwargs.get("sliding_window"),
-            )
+            call = AttentionCall.of(layer, q, k, v, mask, kwargs)
             if active.compute is not None:
                 return active.compute(_kernel(module, base), module, call, kwargs), None
             assert active.handler is not None

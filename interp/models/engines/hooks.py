@@ -17,19 +17,17 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall, tapped_attention
-from interp.models.engines.base import Frame, Record, Reduce, Rows, Taps, Trace
+from interp.models.engines.base import Frame, Rows, Taps, Trace
 from interp.models.engines.resume import Checkpoint, Stopped, begun, check_range, stopped
 from interp.models.engines.rows import reduce_rows
-from interp.models.engines.visits import Visits, narrow
+from interp.models.engines.visits import Visits, cut, narrow
 from interp.models.families import Place
-from interp.models.sites import LINEAR, Site
+from interp.models.sites import KERNEL_KINDS, LINEAR, Site
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
 _OUTPUT = Place("", "out")
-KERNEL_KINDS = frozenset({"attention", "q_rot", "k_rot"})
-"""Kinds of site that lie in the call of the attention kernel."""
 
 
 class Session(Visits):
@@ -59,20 +57,7 @@ class Session(Visits):
         return tensor
 
     def _split(self, place: Place, x: torch.Tensor) -> torch.Tensor:
-        s = self.subject
-        match place.part:
-            case "":
-                return x
-            case "heads":
-                return x.view(*x.shape[:-1], s.n_heads, s.d_head)
-            case "kv":
-                return x.view(*x.shape[:-1], s.n_kv_heads, s.d_head)
-            case "fused_q" | "fused_k" | "fused_v":
-                third = x.view(*x.shape[:-1], 3, s.n_heads, s.d_head)
-                return third[..., "qkv".index(place.part[-1]), :, :]
-            case _:
-                headwise = x.view(*x.shape[:-1], s.n_heads, 3, s.d_head)
-                return headwise[..., "qkv".index(place.part[-1]), :]
+        return cut(place.part, x, self.subject.n_heads, self.subject.n_kv_heads, self.subject.d_head)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -192,16 +177,8 @@ class Session(Visits):
         weight = self.subject.out_weight(site.layer)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
-            z = args[0].view(*args[0].shape[:-1], self.subject.n_heads, self.subject.d_head)
-            w = weight if site.index is None else weight[site.index : site.index + 1]
-            z = z if site.index is None else z[..., site.index : site.index + 1, :]
-            share = torch.einsum("bthd,hdm->bthm", z, w)
-            view = share if site.index is None else share[..., 0, :]
-            out = self.visit(site, view)
-            if out is view:
-                return None
-            change = out - view
-            return output + (change.sum(-2) if site.index is None else change)
+            z = args[0].unflatten(-1, (self.subject.n_heads, self.subject.d_head))
+            return self.visit_share(site, z, weight, output)
 
         hook(projection.register_forward_hook(after))
 
@@ -228,21 +205,15 @@ class Session(Visits):
             if site.layer != call.layer or site.kind not in KERNEL_KINDS:
                 continue
             if site.kind == "attention":
-                call = self._visit_attention(site, call)
+                call = self.visit_attention(site, call)
+                continue
+            if site.kind == "q_rot":
+                call = call.with_(q=self.visit_heads(site, call.q))
                 continue
             t = call.q.shape[2]
-            heads = call.q if site.kind == "q_rot" else call.k[:, :, -t:]
-            whole = heads.transpose(1, 2)
-            view = whole if site.index is None else narrow(site, whole)
-            out = self.visit(site, view)
-            if out is view:
-                continue
-            edited = heads.clone()
-            target = edited.transpose(1, 2)
-            (target if site.index is None else narrow(site, target)).copy_(out)
-            if site.kind == "q_rot":
-                call = call.with_(q=edited)
-            else:
+            new = call.k[:, :, -t:]
+            edited = self.visit_heads(site, new)
+            if edited is not new:
                 self._refuse_cached(site)
                 call = call.with_(k=torch.cat([call.k[:, :, :-t], edited], dim=2))
         if self.rows_wanted is not None and (
@@ -251,22 +222,12 @@ class Session(Visits):
             self.rows[call.layer] = reduce_rows(call, self.rows_wanted, self.frame)
         return call
 
-    def _visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
-        self.fired[site] += 1
-        for tap in self.taps[site]:
-            if isinstance(tap, (Record, Reduce)):
-                self.records[site] = call if isinstance(tap, Record) else tap.fn(call, self.frame)  # type: ignore[arg-type]
-                continue
-            edit = getattr(tap, "edit", None)
-            out: Any = edit(call, self.frame) if edit is not None else tap(call)  # type: ignore
-            if out is None:
-                if edit is None:
-                    self.records[site] = call
-            else:
-                if out.k is not call.k or out.v is not call.v:
-                    self._refuse_cached(site)
-                call = out
-        return call
+    def visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
+        """See `Visits`; what the KV cache would not keep is refused."""
+        out = super().visit_attention(site, call)
+        if out.k is not call.k or out.v is not call.v:
+            self._refuse_cached(site)
+        return out
 
     def _refuse_cached(self, site: Site) -> None:
         """The KV cache was written before the kernel is called, so later steps would not see such an edit."""

@@ -14,16 +14,15 @@ from torch import nn
 
 from interp.errors import EngineError
 from interp.models.engines.attention import AttentionCall
-from interp.models.engines.base import Frame, Record, Reduce, Rows, Taps
+from interp.models.engines.base import Frame, Rows, Taps
 from interp.models.engines.rows import reduce_rows
-from interp.models.engines.visits import Visits
+from interp.models.engines.visits import Visits, by_heads, cut
 from interp.models.families import Part
-from interp.models.sites import Site
+from interp.models.sites import KERNEL_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
 
-KERNEL_KINDS = frozenset({"q_rot", "k_rot", "attention"})
 INPUT_OF = {"head_out": "z", "o": "z", "down": "neurons"}
 """Kinds that are made at the output of a projection, with the kind that lies at its input."""
 KERNEL_CALL = "attention_interface_"
@@ -171,64 +170,30 @@ class Program(Visits):
         if stop.kind == "resid_post" and stop.layer in self._carry:
             value = value + self._carry.pop(stop.layer)
         for site in stop.sites:
-            whole = self.cut(stop, value)
+            whole = cut(stop.part, value, self.n_heads, self.n_kv_heads, self.d_head)
             out = self.visit_part(site, whole)
             if out is not whole:
                 value = value.clone()
-                self.cut(stop, value).copy_(out)
+                cut(stop.part, value, self.n_heads, self.n_kv_heads, self.d_head).copy_(out)
         if stop.kind == "resid_mid" and value is not tensor:
             self._carry[stop.layer] = value - tensor
         if stop.side == "in" and stop.path in self._input_needed:
             self._inputs[stop.path] = value
         return value
 
-    def cut(self, stop: Stop, x: torch.Tensor) -> torch.Tensor:
-        """The view of a module's tensor that its sites index; see `Place`."""
-        lead = x.shape[:-1]
-        match stop.part:
-            case "":
-                return x
-            case "heads":
-                return x.view(*lead, self.n_heads, self.d_head)
-            case "kv":
-                return x.view(*lead, self.n_kv_heads, self.d_head)
-            case "fused_q" | "fused_k" | "fused_v":
-                return x.view(*lead, 3, self.n_heads, self.d_head)[..., "qkv".index(stop.part[-1]), :, :]
-            case _:
-                return x.view(*lead, self.n_heads, 3, self.d_head)[..., "qkv".index(stop.part[-1]), :]
-
     def _made(self, projection: nn.Module, stop: Stop, output: torch.Tensor) -> torch.Tensor:
         """Visit what is made of a projection's input and output; returns the output to go on with."""
         given = self._inputs[stop.path]
         for site in stop.sites:
             if site.kind == "head_out":
-                output = self._visit_share(projection, site, given, output)
+                z = given.unflatten(-1, (self.n_heads, self.d_head))
+                weight = by_heads(projection, self.n_heads, self.d_head, site.layer)
+                output = self.visit_share(site, z, weight, output)
             else:
                 ends = torch.cat([given, output], dim=-1)
                 out = self.visit(site, ends)
                 output = output if out is ends else out[..., given.shape[-1] :]
         return output
-
-    def _visit_share(
-        self, projection: nn.Module, site: Site, z: torch.Tensor, output: torch.Tensor
-    ) -> torch.Tensor:
-        """Visit heads' shares of the projection's output; an edit of them is added to that output."""
-        weight: Any = projection.weight
-        if not weight.is_floating_point():
-            raise EngineError(
-                f"layer {site.layer}: a quantised output projection cannot be taken apart by heads"
-            )
-        weight = weight if type(projection).__name__ == "Conv1D" else weight.T
-        weight = weight.reshape(self.n_heads, self.d_head, -1)
-        z = z.view(*z.shape[:-1], self.n_heads, self.d_head)
-        h = slice(None) if site.index is None else slice(site.index, site.index + 1)
-        share = torch.einsum("bthd,hdm->bthm", z[..., h, :], weight[h])
-        view = share if site.index is None else share[..., 0, :]
-        out = self.visit(site, view)
-        if out is view:
-            return output
-        change = out - view
-        return output + (change.sum(-2) if site.index is None else change)
 
     # -- attention ---------------------------------------------------------------------------------------------------
 
@@ -239,33 +204,13 @@ class Program(Visits):
             if site.kind == "attention":
                 call = self.visit_attention(site, call)
             elif site.kind == "q_rot":
-                call = call.with_(q=self._visit_heads(site, call.q))
+                call = call.with_(q=self.visit_heads(site, call.q))
             else:
-                call = call.with_(k=self._visit_heads(site, call.k))
+                call = call.with_(k=self.visit_heads(site, call.k))
         if stop.layer in self.row_layers:
             self.reduce_rows(call)
         if any(getattr(call, name) is not getattr(before, name) for name in ("q", "k", "v", "mask")):
             operation.inputs = ((args[0], call.q, call.k, call.v, call.mask, *args[5:]), kwargs)
-
-    def _visit_heads(self, site: Site, heads: torch.Tensor) -> torch.Tensor:
-        """Visit queries or keys, which the kernel gets as b h t d and taps see as b t h d."""
-        whole = heads.transpose(1, 2)
-        out = self.visit_part(site, whole)
-        return heads if out is whole else out.transpose(1, 2)
-
-    def visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
-        self.fired[site] += 1
-        for tap in self.taps[site]:
-            if isinstance(tap, (Record, Reduce)):
-                self.records[site] = call if isinstance(tap, Record) else tap.fn(call, self.frame)  # type: ignore[arg-type]
-                continue
-            edit = getattr(tap, "edit", None)
-            out: Any = edit(call, self.frame) if edit is not None else tap(call)  # type: ignore
-            if out is not None:
-                call = out
-            elif edit is None:
-                self.records[site] = call
-        return call
 
     def reduce_rows(self, call: AttentionCall) -> None:
         assert self.rows_wanted is not None
@@ -293,18 +238,6 @@ def _attention_call(stop: Stop, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise EngineError(
             f"engine 'nnsight' does not know how {stop.path} calls its attention kernel; use engine='hooks'"
         )
-    if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-        raise EngineError(f"layer {stop.layer}: attention with position biases or sinks cannot be tapped yet")
-    q, k, v, mask = args[1:5]
-    scaling = kwargs.get("scaling")
     assert stop.layer is not None
-    return AttentionCall(
-        stop.layer,
-        q,
-        k,
-        v,
-        mask,
-        q.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        kwargs.get("softcap"),
-        kwargs.get("sliding_window"),
-    )
+    q, k, v, mask = args[1:5]
+    return AttentionCall.of(stop.layer, q, k, v, mask, kwargs)

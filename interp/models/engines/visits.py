@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
+from torch import nn
 
 from interp.errors import EngineError
+from interp.models.engines.attention import AttentionCall
 from interp.models.engines.base import Frame, Record, Reduce, Tap, Taps
+from interp.models.families import Part
 from interp.models.sites import Site
 
 if TYPE_CHECKING:
@@ -73,6 +77,44 @@ class Visits:
         narrow(site, changed).copy_(out)
         return changed
 
+    def visit_attention(self, site: Site, call: AttentionCall) -> AttentionCall:
+        """Run the taps at `attention` on the kernel's call and return what goes on from there."""
+        self.fired[site] += 1
+        for tap in self.taps[site]:
+            if isinstance(tap, (Record, Reduce)):
+                self.records[site] = call if isinstance(tap, Record) else tap.fn(call, self.frame)  # type: ignore[arg-type]
+                continue
+            edit = getattr(tap, "edit", None)
+            out: Any = edit(call, self.frame) if edit is not None else tap(call)  # type: ignore
+            if out is not None:
+                call = out
+            elif edit is None:
+                self.records[site] = call
+        return call
+
+    def visit_heads(self, site: Site, heads: torch.Tensor) -> torch.Tensor:
+        """Visit queries or keys, which the kernel gets as b h t d and taps see as b t h d."""
+        whole = heads.transpose(1, 2)
+        out = self.visit_part(site, whole)
+        return heads if out is whole else out.transpose(1, 2)
+
+    def visit_share(
+        self,
+        site: Site,
+        z: Float[torch.Tensor, "b t h d_head"],
+        weight: Float[torch.Tensor, "h d_head d"],
+        output: Float[torch.Tensor, "b t d"],
+    ) -> torch.Tensor:
+        """Visit heads' shares of an output projection; an edit of them is added to its output."""
+        heads = slice(None) if site.index is None else slice(site.index, site.index + 1)
+        share = torch.einsum("bthd,hdm->bthm", z[..., heads, :], weight[heads])
+        view = share if site.index is None else share[..., 0, :]
+        out = self.visit(site, view)
+        if out is view:
+            return output
+        change = out - view
+        return output + (change.sum(-2) if site.index is None else change)
+
     def check_fired(self) -> None:
         """Raise `EngineError` unless every tap fired exactly once in each forward pass."""
         wrong = {s: n for s, n in self.fired.items() if n != self.frame.forwards}
@@ -87,3 +129,34 @@ def narrow(site: Site, view: torch.Tensor) -> torch.Tensor:
     """One head (second-last dimension) or one neuron (last) of a site's tensor."""
     assert site.index is not None
     return view[..., site.index] if site.kind == "neurons" else view[..., site.index, :]
+
+
+def cut(part: Part, x: torch.Tensor, n_heads: int, n_kv_heads: int, d_head: int) -> torch.Tensor:
+    """The view of a module's tensor that its sites index; see `interp.models.families.Place`."""
+    lead = x.shape[:-1]
+    match part:
+        case "":
+            return x
+        case "heads":
+            return x.view(*lead, n_heads, d_head)
+        case "kv":
+            return x.view(*lead, n_kv_heads, d_head)
+        case "fused_q" | "fused_k" | "fused_v":
+            return x.view(*lead, 3, n_heads, d_head)[..., "qkv".index(part[-1]), :, :]
+        case _:
+            return x.view(*lead, n_heads, 3, d_head)[..., "qkv".index(part[-1]), :]
+
+
+def by_heads(projection: nn.Module, n_heads: int, d_head: int, layer: int | None) -> torch.Tensor:
+    """Weight of an output projection as W_O of each head, h d_head d.
+
+    Raises:
+        EngineError: the weight is quantised.
+    """
+    weight: Any = projection.weight
+    if not weight.is_floating_point():
+        raise EngineError(f"layer {layer}: a quantised output projection cannot be taken apart by heads")
+    # GPT-2 keeps (in, out), nn.Linear (out, in).
+    weight = weight if type(projection).__name__ == "Conv1D" else weight.T
+    found: torch.Tensor = weight.reshape(n_heads, d_head, -1)
+    return found
