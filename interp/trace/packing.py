@@ -38,6 +38,8 @@ class Packed:
     @classmethod
     def join(cls, parts: Sequence[Packed]) -> Packed:
         """The tokens of several parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "column", "owner")))
 
 
@@ -65,6 +67,11 @@ class Edited:
         value = value.clone()
         value[0, at] = out[place]
         return value
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of several along the first dimension; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def run_taps(site: Site, taps: Sequence[Tap], value: torch.Tensor, frame: Frame) -> torch.Tensor:

@@ -13,7 +13,7 @@ result is left out, so the numbers are those of one run each up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -27,10 +27,11 @@ from interp.intervene.base import Intervention, lower_conditions
 from interp.models.engines.attention import AttentionCall, tapped_attention
 from interp.models.engines.base import Frame
 from interp.models.engines.hooks import Session
+from interp.models.engines.resume import replaced_forward
 from interp.models.sites import KERNEL_KINDS, Site
 from interp.models.subject import CausalLM
-from interp.trace.branches import Base, Branch
-from interp.trace.packing import Edited, Packed, edit_kernel
+from interp.trace.branches import LATE, Base, Branch
+from interp.trace.packing import Edited, Packed, edit_kernel, joined
 from interp.trace.ragged import Group, Prefix, attend, keys_of
 
 
@@ -79,6 +80,8 @@ class Wave(Session):
         self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
         self._indices: dict[tuple[int, int, int], Packed] = {}
         self._packed: Packed
+        self._gathered_for: Packed | None = None
+        self._gathered: dict[int, torch.Tensor] = {}
         self._call: Callable[[AttentionCall, Callable[..., Any]], torch.Tensor] = _no_call
 
     # -- edits -------------------------------------------------------------------------------------------------------
@@ -323,7 +326,7 @@ class Wave(Session):
         if not any(map(len, tokens)):
             return self.base.logits.new_empty(0, self.subject.d_model)
         self._packed = Packed.join([*packed, *(t.packed for t in late)])
-        hidden = torch.cat([t.to(tokens[0].device) for t in tokens])
+        hidden = joined([t.to(tokens[0].device) for t in tokens])
         n_late = sum(len(t.hidden) for t in late)
         if attention is None:
             self.token_layers += len(hidden)
@@ -338,8 +341,23 @@ class Wave(Session):
         kwargs |= {k: None for k in ("past_key_values", "layer_past", "attention_mask") if k in given}
         if "use_cache" in given:
             kwargs["use_cache"] = False
-        out = self.subject.blocks[layer](hidden[None], **kwargs)
+        with self._intact_attention(layer) if n_late == len(hidden) else nullcontext():
+            out = self.subject.blocks[layer](hidden[None], **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
+
+    def _intact_attention(self, layer: int) -> AbstractContextManager[None]:
+        """The attention module only projects the intact run's z, where nothing before z is edited in the layer."""
+        if any(s.layer == layer and s.kind not in LATE for s in self.edited):
+            return nullcontext()
+        project = self.subject.module(layer, self.subject.family.out_proj)
+        z = self._intact_z(layer, len(self._packed.row)).flatten(-2)[None]
+        attention = self.subject.module(layer, self.subject.family.attention)
+        return replaced_forward(attention, lambda *args, **kwargs: (project(z), None))
+
+    def _intact_z(self, layer: int, n: int) -> Float[torch.Tensor, "n h d"]:
+        """Head outputs of the intact run for the last tokens of the call."""
+        z = self.base.z[layer]
+        return z[self._packed.row[-n:].to(z.device), self._packed.column[-n:].to(z.device)]
 
     def _at_tokens(self, value: Any) -> Any:
         """What the model gave to a block for whole rows, for packed tokens."""
@@ -348,9 +366,15 @@ class Wave(Session):
         width = self.base.batch.width
         if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[1] != width:
             return value
-        column = self._packed.column.to(value.device)
-        row = self._packed.row.to(value.device) if len(value) > 1 else torch.zeros_like(column)
-        return value[row, column][None]
+        # Layers share rotations and positions, and between two joins their tokens.
+        key = id(value)
+        if self._gathered_for is not self._packed:
+            self._gathered_for, self._gathered = self._packed, {}
+        if key not in self._gathered:
+            column = self._packed.column.to(value.device)
+            row = self._packed.row.to(value.device) if len(value) > 1 else torch.zeros_like(column)
+            self._gathered[key] = value[row, column][None]
+        return self._gathered[key]
 
     # -- attention ---------------------------------------------------------------------------------------------------
 
@@ -373,10 +397,8 @@ class Wave(Session):
             used, used_own = used + g * r * mq, used_own + g * r * m
             done.append(self._group(layer, group, q, k, v, prefix, kernel, call).flatten(0, 2))
         if n_late:
-            row, column = self._packed.row[-n_late:], self._packed.column[-n_late:]
-            z = self.base.z[layer]
-            done.append(z[row.to(z.device), column.to(z.device)].to(call.q.device, call.q.dtype))
-        return torch.cat(done)[None]
+            done.append(self._intact_z(layer, n_late).to(call.q.device, call.q.dtype))
+        return joined(done)[None]
 
     def _group(
         self,
