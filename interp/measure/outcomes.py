@@ -1,25 +1,28 @@
 """Run examples under many conditions and keep the metrics of each: the raw material of every effect.
 
 All conditions of a batch of examples go through `subject.each`, which shares what they have in common: those of scope
-`answer` one prefill, the others the layers below the first cut.
+`answer` one prefill, the others the layers below the first cut. Examples whose prompts begin alike (a grid of
+lengths, depths and questions over one haystack) run one by one on one KV cache, as far as no condition edits what they
+share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
+import pandas as pd
 
 from interp.errors import NoAcceptedExample
 from interp.intervene.base import Intervention
 from interp.measure.metrics import METRICS, score_answer
-from interp.models.batch import Batch, plan
+from interp.models.batch import plan
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
-from interp.trace.each import Spent
+from interp.trace.each import Spent, resumes
+from interp.trace.shared import Walk
 
 Progress = Callable[[int, int, str], None]
 TOKENS = 2048
@@ -44,6 +47,15 @@ class Outcomes:
         """Unit of resampling of each example."""
         return np.array([e.cluster or e.key() for e in self.examples])
 
+    def frame(self) -> pd.DataFrame:
+        """One row an example and condition: number, condition, every metric, cluster, chance, and `meta`."""
+        about = pd.DataFrame([{k: v for k, v in e.meta.items() if np.isscalar(v)} for e in self.examples])
+        about.insert(0, "example", range(len(self.examples)))
+        about["cluster"] = self.clusters
+        about["chance"] = [e.chance for e in self.examples]
+        parts = [about.assign(condition=name, **values) for name, values in self.values.items()]
+        return pd.concat(parts, ignore_index=True)
+
 
 def shares_prefix(condition: Intervention | None) -> bool:
     """Whether a condition leaves the prompt alone up to its last token."""
@@ -55,14 +67,12 @@ def evaluate(
     examples: Sequence[Example],
     conditions: Mapping[str, Intervention | None],
     *,
-    share: bool = True,
     progress: Progress | None = None,
 ) -> Outcomes:
     """Metrics of all examples under all conditions.
 
     Args:
         conditions: by name; None is the intact model.
-        share: share the work of conditions; False runs every one in full.
         progress: told about forward work done.
 
     Raises:
@@ -75,13 +85,11 @@ def evaluate(
     for name in names:
         out.values[name] = {m: np.full(len(examples), np.nan) for m in METRICS}
     done, total = 0, len(examples) * len(names)
-    for group in plan([len(e.full_ids) for e in examples], TOKENS):
-        chosen = [examples[i] for i in group]
-        batch = subject.batch(chosen)
+    items = [conditions[n] for n in names]
+    for group, options in _units(subject, examples, items):
+        batch = subject.batch([examples[i] for i in group])
         spent = Spent()
-        items = [conditions[n] for n in names]
-        run = subject.each(items, batch, spent=spent) if share else _one_by_one(subject, items, batch, spent)
-        for number, logits in run:
+        for number, logits in subject.each(items, batch, spent=spent, **options):
             first = batch.width - logits.shape[1]
             for row, i in enumerate(group):
                 columns = batch.answer_columns(row)
@@ -95,12 +103,32 @@ def evaluate(
     return out
 
 
-def _one_by_one(
-    subject: CausalLM, items: Sequence[Intervention | None], batch: Batch, spent: Spent
-) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
-    """Every condition in a forward pass of its own."""
-    for number, item in enumerate(items):
-        with subject.apply(*([item] if item is not None else [])):
-            logits = subject.run(batch).logits
-        spent.prompt_tokens += int((batch.answer_start - batch.pad + 1).sum())
-        yield number, logits
+def _units(
+    subject: CausalLM, examples: Sequence[Example], items: Sequence[Intervention | None]
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Examples that run together, with the KV cache of what one shares with the one before it."""
+    # What is applied may edit one example's prompt and not that of another which begins alike.
+    if not subject.edited and resumes(subject):
+        prompts = [e.ids for e in examples]
+        if Walk.of(prompts).pays:  # else conditions need not be asked what they leave to be shared
+            walk = Walk.of(prompts, [_first_edited(subject, e, items) for e in examples])
+            if walk.pays:
+                for i, past, cache in walk.caches(subject):
+                    yield [i], {"cache": cache, "past": past}
+                return
+    for group in plan([len(e.full_ids) for e in examples], TOKENS):
+        yield group, {}
+
+
+def _first_edited(subject: CausalLM, example: Example, items: Sequence[Intervention | None]) -> int:
+    """First token that a condition edits, or else that predicts the answer."""
+    batch = subject.batch([example])
+    first = len(example.ids) - 1
+    for item in items:
+        touched = item.touches(subject, batch) if item is not None else {}
+        if any(site.layer is None for site in touched):
+            return 0
+        for columns in touched.values():
+            if bool(columns.any()):
+                first = min(first, int(columns[0].int().argmax()))
+    return first

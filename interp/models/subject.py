@@ -287,6 +287,7 @@ class CausalLM:
         budget: int | None = None,
         progress: Any = None,
         spent: Any = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
         """Logits of a batch under each intervention (None: intact), sharing all work; see `interp.trace.each`.
 
@@ -297,7 +298,9 @@ class CausalLM:
 
         if not isinstance(batch, Batch):
             batch = self.batch(batch)
-        return each(self, interventions, batch, keep=keep, budget=budget, progress=progress, spent=spent)
+        return each(
+            self, interventions, batch, keep=keep, budget=budget, progress=progress, spent=spent, **options
+        )
 
     def checkpoint(
         self, batch: Batch | Sequence[Prompt], layer: int, *, after_attention: bool = False
@@ -406,6 +409,11 @@ class CausalLM:
             yield self
         finally:
             self._edits = before
+
+    @property
+    def edited(self) -> bool:
+        """Whether interventions are applied."""
+        return bool(self._edits)
 
     # -- identity ----------------------------------------------------------------------------------------------------
 

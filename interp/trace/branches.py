@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import nn
 
 from interp.models.batch import Batch
@@ -60,6 +60,7 @@ class Base:
         z: head outputs before edits there, of layers that branches enter after the attention.
         keys, values: of every layer, after rotation, b kv t d_head.
         kwargs: what the model hands to each block beside the residual stream.
+        first: column at which `resid`, `z` and `kwargs` begin; of those before it only keys and values are there.
     """
 
     batch: Batch
@@ -69,15 +70,35 @@ class Base:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     kwargs: dict[int, dict[str, Any]]
+    first: int = 0
 
     @property
     def keep(self) -> int:
         """How many last columns are read."""
         return self.logits.shape[1]
 
+    def pick(
+        self, whole: Shaped[torch.Tensor, "b w ..."], row: torch.Tensor, column: torch.Tensor
+    ) -> Shaped[torch.Tensor, "n ..."]:
+        """Tokens of what begins at `first`, by row and column of the batch."""
+        return whole[row.to(whole.device), column.to(whole.device) - self.first]
 
-def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: int | None) -> Base:
-    """Run the batch once and keep what the branches need of it."""
+    def suffix(
+        self, whole: Float[torch.Tensor, "b w ..."], rows: torch.Tensor, start: int
+    ) -> Float[torch.Tensor, "r m ..."]:
+        """Columns from `start` on of what begins at `first`."""
+        return whole[rows.to(whole.device), start - self.first :]
+
+
+def intact(
+    subject: CausalLM,
+    batch: Batch,
+    branches: Sequence[Branch],
+    keep: int | None,
+    cache: Any = None,
+    past: int = 0,
+) -> Base:
+    """Run the batch once, on a KV cache of its first `past` columns where there is one, and keep what branches need."""
     n = subject.n_layers
     late = {b.layer for b in branches if b.late and not b.instant}
     entering = {b.layer for b in branches if not b.instant} | {b.layer + 1 for b in branches if b.late}
@@ -86,7 +107,7 @@ def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: in
     taps: dict[Site, Tap] = {Site("resid_post", n - 1): Record()} if n in entering else {}
     kwargs: dict[int, dict[str, Any]] = {}
     with _recorded_kwargs(subject, kwargs), unedited(blocks) as resid, unedited(projections) as z:
-        trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches))
+        trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches), cache=cache, past=past)
     if n in entering:
         resid[n] = trace[Site("resid_post", n - 1)]
     layers = trace.cache.layers if branches else []
@@ -98,6 +119,7 @@ def intact(subject: CausalLM, batch: Batch, branches: Sequence[Branch], keep: in
         [layer.keys for layer in layers],
         [layer.values for layer in layers],
         kwargs,
+        past,
     )
 
 

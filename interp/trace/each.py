@@ -56,6 +56,8 @@ def each(
     *,
     keep: int | None = None,
     budget: int | None = None,
+    cache: Any = None,
+    past: int = 0,
     progress: Progress | None = None,
     spent: Spent | None = None,
 ) -> Iterator[tuple[int, Float[torch.Tensor, "b keep v"]]]:
@@ -67,6 +69,9 @@ def each(
         keep: logits of this many last columns; default those that predict answers.
         budget: tokens that are in flight at once, of one intervention at least; default 1024 on a CPU and 32768 on a
             GPU. It is halved when memory runs out.
+        cache: KV cache that holds the first `past` columns of the batch, made under the interventions that are applied;
+            the intact run goes on from there and extends it.
+        past: columns that are not run; no intervention edits one of them.
         progress: told about interventions done.
         spent: counts what is run.
 
@@ -75,7 +80,7 @@ def each(
             padding mean nothing.
 
     Raises:
-        UsageError: something is not an intervention.
+        UsageError: something is not an intervention, or edits a column of the KV cache.
         EngineError: memory runs out on a single intervention.
     """
     if isinstance(interventions, Intervention):
@@ -85,7 +90,9 @@ def each(
         if item is not None and not isinstance(item, Intervention):
             raise UsageError(f"{item!r} is no intervention; write ablate({item!r}) or another, or None")
     budget = budget or BUDGET.get(subject.device.type, 32768)
-    found = _stream(subject, items, batch, keep, budget, progress, spent if spent is not None else Spent())
+    found = _stream(
+        subject, items, batch, keep, budget, progress, spent if spent is not None else Spent(), cache, past
+    )
     return _held(subject, found)
 
 
@@ -118,12 +125,16 @@ def _stream(
     budget: int,
     progress: Progress | None,
     spent: Spent,
+    cache: Any,
+    past: int,
 ) -> Iterator[Found]:
     plan = _Plan(subject, batch, interventions, budget)
-    base = intact(subject, batch, plan.branches, keep)
+    plan.check_past(past)
+    base = intact(subject, batch, plan.branches, keep, cache, past)
     real = int(batch.mask.sum())
-    spent.token_layers += real * subject.n_layers
-    spent.prompt_tokens += _prompt_tokens(batch)
+    held = int(batch.mask[:, :past].sum())
+    spent.token_layers += (real - held) * subject.n_layers
+    spent.prompt_tokens += _prompt_tokens(batch) - held
     done = 0
 
     def report() -> None:
@@ -196,6 +207,19 @@ class _Plan:
                 self.of[number] = list(branches_of(number, touched, sites))
                 self.branches += self.of[number]
 
+    def check_past(self, past: int) -> None:
+        """Raise `UsageError` if an intervention reaches into the first `past` columns."""
+        for branch in self.branches:
+            if branch.start < past:
+                raise UsageError(
+                    f"{self.interventions[branch.condition]!r} edits column {branch.start}, and the KV cache holds the "
+                    f"first {past} as they are: give a shorter cache, or none"
+                )
+        if past and self.whole:
+            raise UsageError(
+                f"{self.interventions[self.whole[0]]!r} needs a full pass of its own: give no KV cache"
+            )
+
     def cost(self, number: int) -> int:
         """Tokens of an intervention."""
         return sum(len(b.rows) * (self.width - b.start) for b in self.of[number])
@@ -220,11 +244,17 @@ class _Plan:
             yield chunk
 
 
+def resumes(subject: CausalLM) -> bool:
+    """Whether runs of interventions can leave the intact run: the engine resumes, and its kernel allows it."""
+    return "resume" in subject.engine.capabilities and subject.config._attn_implementation in (
+        "sdpa",
+        "eager",
+    )
+
+
 def _resumable(subject: CausalLM, batch: Batch) -> bool:
-    """Whether branches can leave the intact run: the engine resumes, and its kernel and edits allow it."""
-    if "resume" not in subject.engine.capabilities:
-        return False
-    if subject.config._attn_implementation not in ("sdpa", "eager"):
+    """The same for the interventions that are applied: they do not forbid it either."""
+    if not resumes(subject):
         return False
     applied = {s for e in subject._edits for s in e.lower(subject, batch)}
     return not any(s.kind in KERNEL_KINDS or s.kind == "logits" for s in applied)

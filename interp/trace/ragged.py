@@ -59,14 +59,16 @@ class Prefix:
 
     Attributes:
         k, v: b kv T d_head, after rotation.
-        mask: None (plain causal), boolean or additive; b|1 1 T T.
+        mask: None (plain causal), boolean or additive; b|1 1 w T, of queries from column `first` on.
         pad: padding columns of each row.
+        first: first column that was run as a query.
     """
 
     k: Float[torch.Tensor, "b kv t d"]
     v: Float[torch.Tensor, "b kv t d"]
     mask: torch.Tensor | None
     pad: Int[torch.Tensor, " b"]
+    first: int = 0
 
     def bias(self, rows: torch.Tensor, queries: slice, keys: slice) -> Float[torch.Tensor, "r q k"] | None:
         """Additive mask of some columns against others, or None where all are visible."""
@@ -81,7 +83,7 @@ class Prefix:
 
     def _mask(self, rows: torch.Tensor, queries: slice, keys: slice) -> torch.Tensor:
         assert self.mask is not None
-        part = self.mask[:, :, queries, keys]
+        part = self.mask[:, :, queries.start - self.first : queries.stop - self.first, keys]
         return part if len(part) == 1 else part[rows.to(part.device)]
 
     def kernel_mask(self, rows: torch.Tensor, queries: slice, keys: slice) -> torch.Tensor | None:

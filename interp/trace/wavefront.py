@@ -212,7 +212,7 @@ class Wave(Session):
     def _left(self, layer: int, late: _Late, hidden: torch.Tensor) -> Float[torch.Tensor, "r m d"]:
         """The intact stream leaving a layer, for a branch's suffix, with the tokens that differ."""
         branch = self.branches[late.number]
-        out = self._suffix(self.base.resid[layer + 1], branch)
+        out = self.base.suffix(self.base.resid[layer + 1], branch.rows, branch.start)
         local = (late.packed.owner - self.offsets[late.number]).to(out.device)
         out[local, (late.packed.column - branch.start).to(out.device)] = hidden.to(out.device)
         return out
@@ -284,7 +284,8 @@ class Wave(Session):
             if branch.late:
                 late.append(self._edited_tokens(number, self.base.resid[layer]))
             else:
-                self._join(number, self._suffix(self.base.resid[layer], branch))
+                stream = self.base.resid[layer]
+                self._join(number, self.base.suffix(stream, branch.rows, branch.start))
         for group in self.groups:
             group.settle()
         return late
@@ -293,12 +294,7 @@ class Wave(Session):
         branch = self.branches[number]
         local, column = branch.columns.nonzero(as_tuple=True)
         packed = Packed(branch.rows[local], column, local + self.offsets[number])
-        hidden = stream[packed.row.to(stream.device), column.to(stream.device)]
-        return _Late(number, hidden, packed)
-
-    @staticmethod
-    def _suffix(whole: torch.Tensor, branch: Branch) -> Float[torch.Tensor, "r m d"]:
-        return whole[branch.rows.to(whole.device), branch.start :]
+        return _Late(number, self.base.pick(stream, packed.row, column), packed)
 
     def _tokens(self, group: Group, first: int | None = None) -> Packed:
         """Tokens of a group from a column on, in the order in which they are packed: branch, row, column."""
@@ -356,14 +352,13 @@ class Wave(Session):
 
     def _intact_z(self, layer: int, n: int) -> Float[torch.Tensor, "n h d"]:
         """Head outputs of the intact run for the last tokens of the call."""
-        z = self.base.z[layer]
-        return z[self._packed.row[-n:].to(z.device), self._packed.column[-n:].to(z.device)]
+        return self.base.pick(self.base.z[layer], self._packed.row[-n:], self._packed.column[-n:])
 
     def _at_tokens(self, value: Any) -> Any:
         """What the model gave to a block for whole rows, for packed tokens."""
         if isinstance(value, tuple):
             return tuple(map(self._at_tokens, value))
-        width = self.base.batch.width
+        width = self.base.batch.width - self.base.first
         if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[1] != width:
             return value
         # Layers share rotations and positions, and between two joins their tokens.
@@ -371,9 +366,9 @@ class Wave(Session):
         if self._gathered_for is not self._packed:
             self._gathered_for, self._gathered = self._packed, {}
         if key not in self._gathered:
-            column = self._packed.column.to(value.device)
-            row = self._packed.row.to(value.device) if len(value) > 1 else torch.zeros_like(column)
-            self._gathered[key] = value[row, column][None]
+            column = self._packed.column
+            row = self._packed.row if len(value) > 1 else torch.zeros_like(column)
+            self._gathered[key] = self.base.pick(value, row, column)[None]
         return self._gathered[key]
 
     # -- attention ---------------------------------------------------------------------------------------------------
@@ -387,6 +382,7 @@ class Wave(Session):
             self.base.values[layer].to(call.q.device),
             self.base.kwargs[layer].get("attention_mask"),
             self.base.batch.pad,
+            self.base.first,
         )
         done, used, used_own = [], 0, 0
         for group in self.groups:

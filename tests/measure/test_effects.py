@@ -13,10 +13,11 @@ from interp.errors import AtChance, NoAcceptedExample, UsageError
 from interp.intervene.ablate import ablate
 from interp.measure.controls import matched_heads
 from interp.measure.effects import AT_CHANCE, COLUMNS, contrast, dose, measure
+from interp.measure.metrics import score_answer
 from interp.measure.outcomes import evaluate
 from interp.models.batch import Batch
 from interp.models.sites import Head, components
-from interp.tasks.base import FixedTask
+from interp.tasks.base import Example, FixedTask, Span
 from tests.subjects import examples, subject
 
 
@@ -63,16 +64,86 @@ def test_rows_say_what_was_cut_and_pair_with_clean():
     assert row.ci_lo <= row.delta <= row.ci_hi
 
 
+def naive(s, data, plan):
+    """Metrics of every example under every condition, by a run of its own each."""
+    out = {}
+    for name, item in plan.items():
+        with s.apply(*([item] if item is not None else [])):
+            found = [score_answer(s.run([e]).logits[0], e) for e in data]
+        out[name] = {metric: [f[metric] for f in found] for metric in found[0]}
+    return out
+
+
+def branching(s, n):
+    """Examples over one context: questions of two tokens behind prefixes of three lengths."""
+    generator = torch.Generator().manual_seed(5)
+    context = torch.randint(1, 250, (40,), generator=generator).tolist()
+    out = []
+    for i in range(n):
+        end = (40, 25, 33)[i % 3]
+        ids = (*context[:end], 7, i + 1)
+        answer, foil = (3, 10 + i), (3, 60 + i)
+        spans = (Span(2, 4, "key", 0), Span(4, 6, "value", 0), Span(end, end + 2, "question"))
+        out.append(
+            Example(
+                "branching", ids, answer, spans=spans, foil_ids=foil, candidates=(answer, foil), chance=0.5
+            )
+        )
+    return out
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "neox", "mistral"])
+@pytest.mark.parametrize("scope", ["answer", "question"])
+def test_examples_that_begin_alike_share_what_no_condition_edits(family, scope):
+    s = subject(family)
+    data = branching(s, 7)
+    plan = {"clean": None, **{h: ablate(h, "zero", scope) for h in ("L0H1", "L1H3", "L2H0")}}
+    plan["uniform"] = ablate("L1H0 L1H1", "uniform", scope)
+    shared = evaluate(s, data, plan)
+    for name, slow in naive(s, data, plan).items():
+        for metric, values in shared.values[name].items():
+            np.testing.assert_allclose(values, slow[metric], atol=1e-4)
+    # The context of 40 tokens once, then questions (their first token is one of three where no cut edits it), and what
+    # cuts edit once a cut.
+    own, questions = (1, 3 + 7) if scope == "answer" else (2, 2 * 7)
+    assert shared.prefill_tokens == 40 + questions + 4 * 7 * own
+
+
+def test_nothing_is_shared_before_what_a_condition_edits():
+    s = subject("llama")
+    data = branching(s, 4)
+    plan = {"clean": None, "cut": ablate("L1H3", "zero", "value")}
+    shared = evaluate(s, data, plan)
+    for name, slow in naive(s, data, plan).items():
+        np.testing.assert_allclose(shared.values[name]["logprob"], slow["logprob"], atol=1e-4)
+    with s.apply(ablate("L0H0", "zero", "value")):
+        under = evaluate(s, data, {"clean": None})
+        by_hand = naive(s, data, {"clean": None})
+    np.testing.assert_allclose(under.values["clean"]["logprob"], by_hand["clean"]["logprob"], atol=1e-4)
+    assert under.prefill_tokens == sum(len(e.ids) for e in data)
+
+
+def test_outcomes_are_a_frame_with_what_examples_say_of_themselves():
+    s = subject("llama")
+    data = [
+        replace(e, meta={"depth": i / 2, "list": [1]}, cluster="c") for i, e in enumerate(branching(s, 2))
+    ]
+    frame = evaluate(s, data, {"clean": None, "cut": ablate("L1H3", "zero", "answer")}).frame()
+    assert frame[["example", "condition", "depth", "cluster", "chance"]].to_numpy().tolist() == [
+        [i, c, i / 2, "c", 0.5] for c in ("clean", "cut") for i in (0, 1)
+    ]
+    assert "list" not in frame and frame["logprob"].notna().all()
+
+
 @pytest.mark.parametrize("scope", ["answer", "all", "value"])
 def test_shared_prefix_and_one_run_each_give_the_same_numbers(scope):
     s = subject("qwen3")
     data = solvable(s, 4).examples(s)
     plan = {"clean": None, **{h: ablate(h, "zero", scope) for h in ("L0H1", "L1H3", "L2H0")}}
-    fast, slow = evaluate(s, data, plan), evaluate(s, data, plan, share=False)
-    for name in plan:
+    fast = evaluate(s, data, plan)
+    for name, slow in naive(s, data, plan).items():
         for metric, values in fast.values[name].items():
-            np.testing.assert_allclose(values, slow.values[name][metric], atol=1e-4)
-    assert slow.prefill_tokens == 4 * sum(len(e.ids) for e in data)
+            np.testing.assert_allclose(values, slow[metric], atol=1e-4)
     # A cut runs the prompt anew from its first column on: the last token alone for the scope answer.
     rerun = {
         "answer": len(data),
