@@ -11,8 +11,8 @@ Statistics are in fp32 whatever the model computes in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ from interp.models.batch import Batch
 from interp.models.engines.base import KeyBlock, Reduction, RowReducer, RowShape
 from interp.models.engines.rows import Whole
 
-__all__ = ["LogSumExp", "Many", "Mass", "TopK", "TopKeys", "Whole"]
+__all__ = ["At", "FirstRows", "LogSumExp", "Many", "Mass", "Shares", "TopK", "TopKeys", "Tops", "Whole"]
+
+Spans = Sequence[Sequence[tuple[int, int]]]
+"""Half-open ranges of columns for each batch row."""
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -131,7 +134,7 @@ class Mass:
         spans: half-open ranges of columns for each batch row, padding counted; what they cover twice counts once.
     """
 
-    spans: Sequence[Sequence[tuple[int, int]]]
+    spans: Spans
 
     @classmethod
     def of(cls, batch: Batch, role: str | Sequence[str]) -> Mass:
@@ -145,12 +148,21 @@ class Mass:
 
     def begin(self, shape: RowShape) -> Reduction:
         """See `RowReducer`."""
-        if len(self.spans) != shape.rows[0]:
-            raise UsageError(f"Mass has spans for {len(self.spans)} rows, and the batch has {shape.rows[0]}")
-        for start, end in (span for spans in self.spans for span in spans):
-            if not 0 <= start <= end <= shape.keys:
-                raise UsageError(f"Mass on columns {start} to {end - 1}: there are {shape.keys} keys")
-        return _Mass([_union(spans) for spans in self.spans], shape)
+        return _Mass(_checked("Mass", self.spans, shape), shape)
+
+
+def _checked(what: str, spans: Spans, shape: RowShape) -> list[list[tuple[int, int]]]:
+    """The spans of each batch row, disjoint.
+
+    Raises:
+        UsageError: they are of another batch, or reach beyond the keys.
+    """
+    if len(spans) != shape.rows[0]:
+        raise UsageError(f"{what} has spans for {len(spans)} rows, and the batch has {shape.rows[0]}")
+    for start, end in (span for own in spans for span in own):
+        if not 0 <= start <= end <= shape.keys:
+            raise UsageError(f"{what} on columns {start} to {end - 1}: there are {shape.keys} keys")
+    return [_union(own) for own in spans]
 
 
 def _union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -182,6 +194,152 @@ class _Mass:
 
     def finish(self) -> Float[torch.Tensor, "b h r"]:
         return self.sum / self.softmax.total.clamp(min=1e-30)
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """Attention of each row on one key, b h r.
+
+    Args:
+        columns: the key's column for each row, -1 for none; shape (b, r) as that of the rows asked for.
+    """
+
+    columns: Int[torch.Tensor, "b r"]
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        b, _, r = shape.rows
+        if tuple(self.columns.shape) != (b, r):
+            raise UsageError(f"At has columns for {tuple(self.columns.shape)} rows, and {(b, r)} are read")
+        if self.columns.numel() and not -1 <= int(self.columns.min()) <= int(self.columns.max()) < shape.keys:
+            raise UsageError(f"At column {int(self.columns.max())}: there are {shape.keys} keys")
+        return _At(self.columns.to(shape.device)[:, None, :, None].expand(*shape.rows, 1), shape)
+
+
+class _At:
+    def __init__(self, columns: torch.Tensor, shape: RowShape):
+        self.columns = columns
+        self.softmax = _Softmax(shape)
+        self.sum = torch.zeros(shape.rows, device=shape.device)
+
+    def update(self, block: KeyBlock) -> None:
+        old, new = self.softmax.step(block)
+        at = self.columns - block.first
+        here = (at >= 0) & (at < block.scores.shape[-1])
+        found = block.weights.gather(-1, at.masked_fill(~here, 0)).masked_fill(~here, 0.0)
+        self.sum = old * self.sum + new * found[..., 0]
+
+    def finish(self) -> Float[torch.Tensor, "b h r"]:
+        return self.sum / self.softmax.total.clamp(min=1e-30)
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What sets of keys contribute to each row along a direction: the sum over their keys j of a[j] * (v_j . d).
+
+    Of a head's output projection only the one direction is needed: with d = W_O u it is the heads' share of u . output,
+    without the projection's bias.
+
+    Args:
+        directions: of a layer, b h r d_head, by its number; asked for once a pass.
+        sets: by name half-open ranges of columns for each batch row, or None for all keys. The result is a dict of
+            b h r by the same names.
+    """
+
+    directions: Callable[[int], Float[torch.Tensor, "b h r d"]]
+    sets: Mapping[str, Spans | None]
+    needs_values = True
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        directions = self.directions(shape.layer).to(shape.device, torch.float32)
+        if tuple(directions.shape[:3]) != shape.rows:
+            raise UsageError(
+                f"Shares has directions for {tuple(directions.shape[:3])} batch, heads and rows in layer "
+                f"{shape.layer}, and {shape.rows} are read"
+            )
+        sets = {
+            name: None if own is None else _checked("Shares", own, shape) for name, own in self.sets.items()
+        }
+        return _Shares(directions, sets, shape)
+
+    def __repr__(self) -> str:
+        return f"Shares({', '.join(self.sets)})"
+
+
+class _Shares:
+    def __init__(
+        self,
+        directions: torch.Tensor,
+        sets: Mapping[str, list[list[tuple[int, int]]] | None],
+        shape: RowShape,
+    ):
+        self.directions = directions
+        self.sets = sets
+        self.softmax = _Softmax(shape)
+        self.sums = {name: torch.zeros(shape.rows, device=shape.device) for name in sets}
+
+    def update(self, block: KeyBlock) -> None:
+        assert block.values is not None
+        old, new = self.softmax.step(block)
+        b, h, r, k = block.scores.shape
+        groups = block.values.shape[1]
+        d = self.directions.reshape(b, groups, -1, self.directions.shape[-1])  # b kv (h/kv r) d
+        along = torch.matmul(d, block.values.transpose(2, 3)).view(b, h, r, k)
+        parts = along * block.weights
+        end = block.first + k
+        for name, own in self.sets.items():
+            total = old * self.sums[name]
+            if own is None:
+                total = total + new * parts.sum(-1)
+            else:
+                for row, spans in enumerate(own):
+                    for start, stop in spans:
+                        if start < end and stop > block.first:
+                            part = parts[row, ..., max(start - block.first, 0) : stop - block.first]
+                            total[row] += new[row] * part.sum(-1)
+            self.sums[name] = total
+
+    def finish(self) -> dict[str, Float[torch.Tensor, "b h r"]]:
+        total = self.softmax.total.clamp(min=1e-30)
+        return {name: found / total for name, found in self.sums.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class FirstRows:
+    """Another reducer on the first `n` of the rows that are read."""
+
+    n: int
+    reducer: RowReducer
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the reducer does."""
+        return getattr(self.reducer, "needs_scores", False)
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the reducer does."""
+        return getattr(self.reducer, "needs_values", False)
+
+    def begin(self, shape: RowShape) -> Reduction:
+        """See `RowReducer`."""
+        b, h, r = shape.rows
+        if self.n >= r:
+            return self.reducer.begin(shape)
+        return _FirstRows(self.n, self.reducer.begin(replace(shape, rows=(b, h, self.n))))
+
+
+class _FirstRows:
+    def __init__(self, n: int, reduction: Reduction):
+        self.n = n
+        self.reduction = reduction
+
+    def update(self, block: KeyBlock) -> None:
+        self.reduction.update(KeyBlock(block.scores[:, :, : self.n], block.first, block.values))
+
+    def finish(self) -> Any:
+        return self.reduction.finish()
 
 
 @dataclass(frozen=True)
@@ -220,6 +378,11 @@ class Many:
     def needs_scores(self) -> bool:
         """Whether one of them does."""
         return any(getattr(r, "needs_scores", False) for r in self.reducers.values())
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether one of them does."""
+        return any(getattr(r, "needs_values", False) for r in self.reducers.values())
 
     def begin(self, shape: RowShape) -> Reduction:
         """See `RowReducer`."""

@@ -138,10 +138,13 @@ class KeyBlock:
         scores: scaled, softcapped and masked, before the softmax, in fp32; -inf where a key is invisible, and in all
             of a row that was not asked for. Not to be written to.
         first: column of the block's first key.
+        values: values of the keys, in fp32, one a KV head of the heads that are read; only where a reducer
+            `needs_values`.
     """
 
     scores: Float[torch.Tensor, "b h r k"]
     first: int
+    values: Float[torch.Tensor, "b kv k d"] | None = None
 
     @cached_property
     def top(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,7 +180,11 @@ class Reduction(Protocol):
 
 @runtime_checkable
 class RowReducer(Protocol):
-    """Reduces attention rows while they are computed, never whole; see `interp.trace.reducers`."""
+    """Reduces attention rows while they are computed, never whole; see `interp.trace.reducers`.
+
+    Attributes `needs_scores` and `needs_values`, where a reducer has them and they are true, say that probabilities do
+    not tell it enough: it reads the scores before the softmax, or the keys' values.
+    """
 
     def begin(self, shape: RowShape) -> Reduction:
         """A reduction of one layer's rows."""

@@ -104,8 +104,11 @@ def _stream(call: AttentionCall, rows: Rows, reducer: RowReducer, frame: Frame) 
         end = min(end, asked.last + 1 + keys - call.q.shape[2])  # later keys are seen by none of the rows
     width = block_width(call.q.device, b * n * r, b * q.shape[1] * q.shape[3])
     reduction = reducer.begin(RowShape(call.layer, (b, n, r), keys, call.q.device, frame))
+    with_values = getattr(reducer, "needs_values", False)
     for start in range(0, end, width):
-        reduction.update(KeyBlock(_scores(call, q, asked, heads, start, min(start + width, end)), start))
+        upto = min(start + width, end)
+        values = _of_keys(call, call.v, heads, start, upto).float() if with_values else None
+        reduction.update(KeyBlock(_scores(call, q, asked, heads, start, upto), start, values))
     return reduction.finish()
 
 
@@ -113,7 +116,7 @@ def reduce_probs(probs: Float[torch.Tensor, "b h t k"], rows: Rows, layer: int, 
     """What a request keeps of one layer's rows, from its whole attention pattern.
 
     Raises:
-        EngineError: the reducer needs scores, which a pattern does not tell.
+        EngineError: the reducer needs scores or values, which a pattern does not tell.
     """
     asked = Asked.of(rows, frame, probs.device)
     heads = _heads(rows, layer, probs.shape[1])
@@ -125,10 +128,11 @@ def reduce_probs(probs: Float[torch.Tensor, "b h t k"], rows: Rows, layer: int, 
         picked = picked.masked_fill(asked.absent[:, None, :, None], 0.0)
     if not isinstance(rows.reduce, RowReducer):
         return rows.reduce(RowBlock(layer, picked, frame))
-    if getattr(rows.reduce, "needs_scores", False):
-        raise EngineError(
-            f"{rows.reduce!r} needs attention scores, and this engine reads probabilities; take engine 'hooks'"
-        )
+    for needed, what in (("needs_scores", "attention scores"), ("needs_values", "the keys' values")):
+        if getattr(rows.reduce, needed, False):
+            raise EngineError(
+                f"{rows.reduce!r} needs {what}, and this engine reads probabilities; take engine 'hooks'"
+            )
     b, h, r, k = picked.shape
     reduction = rows.reduce.begin(RowShape(layer, (b, h, r), k, picked.device, frame))
     reduction.update(KeyBlock(picked.log(), 0))
@@ -154,15 +158,23 @@ def _queries(call: AttentionCall, asked: Asked, heads: Sequence[int] | None) -> 
     return q.reshape(b, groups, -1, d)
 
 
+def _of_keys(
+    call: AttentionCall, x: torch.Tensor, heads: Sequence[int] | None, start: int, end: int
+) -> Float[torch.Tensor, "b kv k d"]:
+    """Keys or values `[start, end)`; where heads are chosen, one for each of them."""
+    x = x[:, :, start:end]
+    if heads is None:
+        return x
+    per = call.q.shape[1] // x.shape[1]
+    return x[:, [h // per for h in heads]]
+
+
 def _scores(
     call: AttentionCall, q: torch.Tensor, asked: Asked, heads: Sequence[int] | None, start: int, end: int
 ) -> Float[torch.Tensor, "b h r k"]:
     """Scores over the keys `[start, end)`, masked."""
-    k = call.k[:, :, start:end]
-    if heads is not None:
-        per = call.q.shape[1] // call.k.shape[1]
-        k = k[:, [h // per for h in heads]]
-    scores = torch.matmul(q, k.float().transpose(2, 3))
+    k = _of_keys(call, call.k, heads, start, end).float()
+    scores = torch.matmul(q, k.transpose(2, 3))
     b, r = asked.index.shape
     scores = scores.view(b, -1, r, end - start)
     if call.softcap is not None:
