@@ -13,19 +13,14 @@ from interp.models.sites import Component, component
 from interp.models.subject import CausalLM
 
 
-class Locator(ABC):
-    """Base of locators: `__init__` only stores, `fit` returns self, what was learned ends in `_`.
+class Scored:
+    """What has `scores_`, and so hands out components: a fitted locator, or a list of heads that was read.
 
     `scores_` is a tidy frame with one row a component and method: component, method, score, se, n (and what else the
-    locator knows). The first method in it is the primary one.
+    source knows). The first method in it is the primary one.
     """
 
-    mechanism: str
     scores_: pd.DataFrame
-
-    @abstractmethod
-    def fit(self, subject: CausalLM, data: Any = None, *, reference: Any = None) -> Self:
-        """Learn the scores; each locator says what data it needs."""
 
     def ranking(self, method: str | None = None) -> pd.DataFrame:
         """Scores of one method, best first (ties in order of execution)."""
@@ -53,6 +48,16 @@ class Locator(ABC):
         """The components that score at least `threshold`, best first."""
         ranked = self.ranking(method)
         return tuple(component(c) for c in ranked["component"][ranked["score"] >= threshold])
+
+
+class Locator(Scored, ABC):
+    """Base of locators: `__init__` only stores, `fit` returns self, what was learned ends in `_`."""
+
+    mechanism: str
+
+    @abstractmethod
+    def fit(self, subject: CausalLM, data: Any = None, *, reference: Any = None) -> Self:
+        """Learn the scores; each locator says what data it needs."""
 
     def get_params(self) -> dict[str, Any]:
         """Parameters as given."""
