@@ -31,7 +31,10 @@ BUDGET = {"cpu": 1024}
 """Tokens in flight at once, by type of device; elsewhere 32768. More do not fit a CPU's caches and run slower."""
 
 UNEMBEDDED = 2**26
-"""Logits computed at once."""
+"""Logits computed at once, at most."""
+
+TOGETHER = 512
+"""Rows whose logits are computed at once if they can: the unembedding is as large as many layers, and is read once."""
 
 
 @dataclass
@@ -145,8 +148,8 @@ def _stream(
         done += 1
         yield number, base.logits.clone()
         report()
-    for chunk in plan.chunks():
-        for number, logits in _chunk(subject, base, plan, chunk, spent):
+    for ends in _together(_advanced(subject, base, plan, spent)):
+        for number, logits in _unembedded(subject, base, ends):
             done += 1
             yield number, logits
             report()
@@ -260,11 +263,37 @@ def _resumable(subject: CausalLM, batch: Batch) -> bool:
     return not any(s.kind in KERNEL_KINDS or s.kind == "logits" for s in applied)
 
 
-def _chunk(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> Iterator[Found]:
+_Ends = dict[int, list[tuple[Branch, int, torch.Tensor]]]
+
+
+def _advanced(subject: CausalLM, base: Base, plan: _Plan, spent: Spent) -> Iterator[_Ends]:
+    """Ends of the branches of each intervention, chunk by chunk."""
+    for chunk in plan.chunks():
+        yield from _chunk(subject, base, plan, chunk, spent)
+
+
+def _together(parts: Iterator[_Ends]) -> Iterator[_Ends]:
+    """Ends of neighbouring chunks put together until they have rows enough for one unembedding."""
+    held: _Ends = {}
+    for part in parts:
+        held |= part
+        if sum(_rows(ends) for ends in held.values()) >= TOGETHER:
+            yield held
+            held = {}
+    if held:
+        yield held
+
+
+def _rows(ends: Sequence[tuple[Branch, int, torch.Tensor]]) -> int:
+    """Columns that are read of an intervention."""
+    return sum(hidden.shape[0] * hidden.shape[1] for _, _, hidden in ends)
+
+
+def _chunk(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> Iterator[_Ends]:
     """Run a chunk, in halves where memory runs out."""
-    at = _advanced(subject, base, plan, chunk, spent)
-    if at is not None:
-        yield from _unembedded(subject, base, at)
+    ends = _wave(subject, base, plan, chunk, spent)
+    if ends is not None:
+        yield ends
         return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -274,10 +303,7 @@ def _chunk(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: 
     yield from _chunk(subject, base, plan, chunk[half:], spent)
 
 
-_Ends = dict[int, list[tuple[Branch, int, torch.Tensor]]]
-
-
-def _advanced(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> _Ends | None:
+def _wave(subject: CausalLM, base: Base, plan: _Plan, chunk: list[int], spent: Spent) -> _Ends | None:
     """Ends of the branches of each intervention; None where memory ran out, and then nothing of the wave is left."""
     branches = [b for number in chunk for b in plan.of[number]]
     conditions = {n: c for n in chunk if (c := plan.interventions[n]) is not None}
@@ -318,7 +344,7 @@ def _unembedded(subject: CausalLM, base: Base, at: _Ends) -> Iterator[Found]:
         taken: list[int] = []
         tokens = 0
         while numbers:
-            more = sum(h.shape[0] * h.shape[1] for _, _, h in at[numbers[0]])
+            more = _rows(at[numbers[0]])
             if taken and tokens + more > limit:
                 break
             taken.append(numbers.pop(0))
