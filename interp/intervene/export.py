@@ -16,8 +16,9 @@ from interp.errors import EngineError, InterpError, UsageError
 from interp.intervene.base import Intervention
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame
-from interp.models.engines.nnsight import NnsightEngine, twin, wrap
+from interp.models.engines.nnsight import NnsightEngine, wrap
 from interp.models.engines.program import Program
+from interp.models.engines.twin import twin
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 
@@ -59,7 +60,7 @@ def _wrapped(subject: CausalLM) -> Any:
                 f"{subject.name} is on a server, and an edit needs its weights here: interp.load(...)"
             )
         return subject.engine.model
-    return wrap(twin(subject.hf), subject.tokens.hf if subject.has_tokens else None)
+    return wrap(twin(subject.hf, "nnsight"), subject.tokens.hf if subject.has_tokens else None)
 
 
 class _Exported:

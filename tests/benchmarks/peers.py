@@ -7,7 +7,6 @@ out like Llama's, which is what is measured. What a cell of a causal trace is: `
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from interp.models.batch import Batch
+from interp.models.engines.twin import twin
 from interp.models.sites import Head
 from interp.models.subject import CausalLM
 
@@ -82,11 +82,6 @@ class Peer(Protocol):
         """The residual stream that leaves a layer, b t d, from a whole forward pass."""
 
 
-def twin(module: nn.Module) -> Any:
-    """A module tree of its own over the same weights."""
-    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-
-
 class TorchHooks:
     """Torch hooks on the Hugging Face module, put on and taken off for each forward pass."""
 
@@ -145,7 +140,7 @@ class Nnsight:
         import nnsight
 
         self.d_head = subject.d_head
-        self.model: Any = nnsight.NNsight(twin(subject.hf))
+        self.model: Any = nnsight.NNsight(twin(subject.hf, "nnsight"))
         # Not `.save()`: the engine of that name takes nnsight's mark off all objects.
         self.save = nnsight.save
 
@@ -187,7 +182,7 @@ class TransformerLens:
             warnings.simplefilter("ignore")
             from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-            module = twin(subject.hf)
+            module: Any = twin(subject.hf, "lens")
             self.bridge: Any = build_bridge_from_module(
                 module, type(module).__name__, hf_config=module.config
             )

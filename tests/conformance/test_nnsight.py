@@ -127,7 +127,7 @@ def test_offloaded_weights_are_refused():
     with torch.device("meta"):
         empty = transformers.LlamaForCausalLM(config)
     with pytest.raises(EngineError, match="offloaded"):
-        engines.twin(empty)
+        engines.twin(empty, "nnsight")
 
 
 # -- what a run does -------------------------------------------------------------------------------------------------

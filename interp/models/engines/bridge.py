@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from interp.errors import EngineError
+from interp.models.engines.twin import twin
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
@@ -41,11 +42,6 @@ def _unheard() -> Iterator[None]:
             warnings.filters.remove(entry)  # type: ignore[attr-defined]
 
 
-def twin(module: nn.Module) -> Any:
-    """A second module tree over the same parameters and buffers."""
-    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-
-
 def bridged(subject: CausalLM) -> Any:
     """A TransformerBridge over the weights of a subject, which stays as it is.
 
@@ -59,9 +55,7 @@ def bridged(subject: CausalLM) -> Any:
     name = next((n for n in names if n in SUPPORTED_ARCHITECTURES), None)
     if name is None:
         raise EngineError(f"engine 'lens': TransformerLens has no adapter for {names[0]}; use engine 'hooks'")
-    if any(p.is_meta for p in subject.hf.parameters()):
-        raise EngineError("engine 'lens' cannot share offloaded weights; use engine 'hooks'")
-    second = twin(subject.hf)
+    second: Any = twin(subject.hf, "lens")
     # The bridge computes attention by itself and needs the mask that eager attention gets: always there, 4-D.
     second.set_attn_implementation("eager")
     try:

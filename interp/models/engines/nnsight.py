@@ -28,6 +28,7 @@ from interp.errors import EngineError, InterpError, MissingResource, UsageError
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Rows, Taps, Trace
 from interp.models.engines.program import Program, Stop
+from interp.models.engines.twin import twin
 from interp.models.sites import Site
 
 if TYPE_CHECKING:
@@ -66,18 +67,6 @@ def api_key() -> str:
             "or rehearse the run here with remote='local'"
         )
     return key
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """A second module tree over the same parameters and buffers.
-
-    Raises:
-        EngineError: weights are offloaded, so there is nothing in memory to share.
-    """
-    if any(p.device.type == "meta" for p in module.parameters()):
-        raise EngineError("engine 'nnsight' cannot share offloaded weights; use engine='hooks'")
-    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
 
 
 def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
@@ -148,7 +137,7 @@ class NnsightEngine:
             a is b for a, b in zip(hf.parameters(), self._made._module.parameters(), strict=True)
         )
         if not shared:
-            self._made = wrap(twin(hf), self.subject.tokens.hf if self.subject.has_tokens else None)
+            self._made = wrap(twin(hf, "nnsight"), self.subject.tokens.hf if self.subject.has_tokens else None)
         kernel = hf.config._attn_implementation
         if self._made._module.config._attn_implementation != kernel:
             self._made._module.set_attn_implementation(kernel)
