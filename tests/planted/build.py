@@ -31,6 +31,10 @@ SLOW = 0.5
 GAMMA = 16.0
 """Logit of a token whose code the retrieval heads wrote in full."""
 MLP_NORM = 0.1
+NEAR = {"support": 1, "previous": 1, "two_back": 2}
+"""How far back heads look that attend to a neighbour."""
+LAG = (6, 10)
+"""How far codes are carried in models with semantic heads: from, and below."""
 
 Blur = Callable[[Array], Array]
 State = dict[str, torch.Tensor]
@@ -53,8 +57,11 @@ class Draft:
     def __init__(self, kind: str, where: Placement, rng: np.random.Generator):
         self.rng, self.where = rng, where
         self.learned = kind == "gpt2"
+        carries = bool(where.heads_of("semantic"))
         if self.learned:
             self.d_head = int(rng.choice([40, 48])) if where.n_heads <= 8 else 40  # or building takes long
+            if carries and where.n_heads == 4:
+                self.d_head = 48  # two more codes need the room
             self.d_model = where.n_heads * self.d_head
             self.theta, rotary = 0.0, None
             self.kernel = free_kernel(rng, N_FREQ, CONTEXT)
@@ -62,11 +69,13 @@ class Draft:
         else:
             sizes = [(48, 1e6), (64, 1e5), (64, 1e6)]
             self.d_head, self.theta = sizes[int(rng.integers(len(sizes)))]
-            self.d_model = where.n_heads * int(np.ceil(rng.integers(144, 257) / where.n_heads))
+            self.d_model = where.n_heads * int(
+                np.ceil(rng.integers(192 if carries else 144, 257) / where.n_heads)
+            )
             rotary = self.theta ** (-2.0 * np.arange(self.d_head // 2) / self.d_head)
             self.kernel = rotary_kernel(rng, rotary[:N_FREQ], CONTEXT)
             rows = Rows.rotary(N_FREQ, self.d_head, rotary, CONTEXT)
-        self.canon = Canon.of(self.d_model, 2 * N_FREQ + 1 if self.learned else 0)
+        self.canon = Canon.of(self.d_model, 2 * N_FREQ + 1 if self.learned else 0, carries=carries)
         # The weights end in single precision; to turn them in it too takes half the time.
         self.basis = residual_basis(rng, self.d_model).astype(np.float32)
         self.vocab = int(rng.integers(176, 225))
@@ -74,11 +83,14 @@ class Draft:
         self.codes[0] = 0.0  # BOS has no identity: a head that rests on it copies nothing
         self.hot = np.sort(1 + rng.permutation(self.vocab - 1)[:N_HOT])
         self.offsets: dict[str, int] = {}
+        self.places: dict[str, int] = {}
+        # Farther than a value is long: where codes are carried to, no token of the value stands.
+        self.lag = int(rng.integers(*LAG)) if carries else 0
         self.writer = HeadWriter(self.canon, rows, self.kernel, rotary, CONTEXT, rng)
         # Heads that write the same share it, unevenly.
         self.share: dict[Place, float] = {}
-        for kind_of in ("support", "retrieval", "silent"):
-            heads = where.heads_of(kind_of)
+        for kinds in (("support",), ("retrieval", "semantic"), ("silent",), ("carry",), ("carry_key",)):
+            heads = where.heads_of(*kinds)
             weight = rng.uniform(0.6, 1.4, len(heads))
             self.share |= dict(zip(heads, weight / weight.sum(), strict=True))
         self.layers: list[Layer] = []
@@ -101,9 +113,11 @@ class Draft:
         for head in range(where.n_heads):
             name = where.part.get((layer, head), "random")
             kind = name.split(".")[0]
-            offset = {"support": 1, "previous": 1, "two_back": 2}.get(kind, 0)
+            offset = {"carry": self.lag, "carry_key": self.lag + 1}.get(kind, NEAR.get(kind, 0))
             if kind == "offset":
                 offset = self.offsets[name] = int(self.rng.integers(8, 25))
+            if kind == "place":
+                offset = self.places[name] = int(self.rng.integers(8, 25))
             share = self.share.get((layer, head), 1.0)
             group = where.group(head)
             q.append(turn_qk[group] @ writer.query(kind, offset))

@@ -89,7 +89,8 @@ class Canon:
     """Which canonical axes hold what.
 
     `token`, `previous` and `two_back` hold the codes of the tokens at this place, one and two places earlier; `output`
-    is all that the unembedding reads; `position` holds the kernel's pairs (cosines, then sines) and last a slow
+    is all that the unembedding reads; `carried` and `carried_key` hold codes of tokens far earlier, in models with
+    semantic heads only (empty in others); `position` holds the kernel's pairs (cosines, then sines) and last a slow
     cosine, for learned positions only; `spare` is where heads write that should change nothing but the norm.
     """
 
@@ -97,6 +98,8 @@ class Canon:
     previous: slice
     two_back: slice
     output: slice
+    carried: slice
+    carried_key: slice
     position: slice
     const: int
     bos: int
@@ -105,18 +108,22 @@ class Canon:
     size: int
 
     @staticmethod
-    def of(d_model: int, n_position: int) -> Canon:
+    def of(d_model: int, n_position: int, *, carries: bool = False) -> Canon:
         """Lay the blocks out one after another in `d_model - 1` axes; what is left over is `spare`."""
-        at = 4 * CODE + n_position
+        codes = 6 * CODE if carries else 4 * CODE
+        at = codes + n_position
         if d_model - 1 < at + 4 + CODE:
             raise ValueError(f"d_model {d_model} has no room for the subspaces")
         token, previous, two_back, output = (slice(i * CODE, (i + 1) * CODE) for i in range(4))
+        carried, carried_key = (slice(i * CODE, (i + 1) * CODE) if carries else slice(0, 0) for i in (4, 5))
         return Canon(
             token=token,
             previous=previous,
             two_back=two_back,
             output=output,
-            position=slice(4 * CODE, at),
+            carried=carried,
+            carried_key=carried_key,
+            position=slice(codes, at),
             const=at,
             bos=at + 1,
             hot=at + 2,

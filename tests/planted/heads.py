@@ -27,7 +27,7 @@ SELF = 24.0
 """Penalty on the place itself, without which a duplicate-token head would find only the token it stands on."""
 
 DUPLICATE_SHARE = 0.4
-LOUD = {"sink": 2.5, "previous": 2.0, "offset": 2.0}
+LOUD = {"sink": 2.5, "previous": 2.0, "offset": 2.0, "place": 2.0}
 QUIET = 0.7
 """Norms of what decoys write to `spare`."""
 
@@ -110,21 +110,25 @@ class HeadWriter:
         return KEY_SCALE * out
 
     def value(self, reads: str | None) -> Float[Array, "d_head canon"]:
-        """The token's code in the first axes, then the constant and BOS's mark; random where `reads` is None."""
+        """The token's code in the first axes, then the constant and BOS's mark; random where `reads` is None.
+
+        Where keys hold what was carried along, the first axes are the code that came with it.
+        """
         c, r = self.canon, self.rows
         if reads is None:
             return 0.3 * orthonormal(self.rng, c.size, r.d_head).T
         out = np.zeros((r.d_head, c.size))
-        out[np.arange(CODE), np.arange(CODE) + c.token.start] = 1.0
+        code = c.carried if reads == "carried_key" else c.token
+        out[np.arange(CODE), np.arange(CODE) + code.start] = 1.0
         out[CODE, c.const] = 1.0 / CONST
         out[CODE + 1, c.bos] = 1.0
         return out
 
     def query(self, kind: str, offset: int) -> Float[Array, "d_head canon"]:
-        """What the head looks for: `offset` counts places back for heads that attend to a distance."""
+        """What the head looks for; `offset` counts places back, for `place` from the start of the context."""
         if kind == "random":
             return 0.5 * self.rng.standard_normal((self.rows.d_head, self.canon.size))
-        if kind in ("retrieval", "silent", "ahead"):
+        if kind in ("retrieval", "semantic", "silent", "ahead"):
             out = self._match() + self._bos(REST * MATCH)
         elif kind == "duplicate":
             out = self._match() + self._at(-SELF, 0)
@@ -132,6 +136,8 @@ class HeadWriter:
             out = self._hot() + self._bos(0.5 * MARK)
         elif kind == "sink":
             out = self._bos(MARK)
+        elif kind == "place":
+            out = self._there(MARGIN / self.kernel.gap, offset)
         else:
             out = self._at(MARGIN / self.kernel.gap, offset)
         return out * np.sqrt(self.rows.d_head) / KEY_SCALE
@@ -142,7 +148,15 @@ class HeadWriter:
         out = np.zeros((c.size, self.rows.d_head))
         code = np.arange(CODE)
         spare = np.arange(c.spare.start, c.spare.stop)
-        target = {"retrieval": c.output, "duplicate": c.output, "support": c.previous, "two_back": c.two_back}
+        target = {
+            "retrieval": c.output,
+            "semantic": c.output,
+            "duplicate": c.output,
+            "support": c.previous,
+            "two_back": c.two_back,
+            "carry": c.carried,
+            "carry_key": c.carried_key,
+        }
         if kind in target:
             out[target[kind].start + code, code] = DUPLICATE_SHARE if kind == "duplicate" else share
         elif kind == "sink":
@@ -162,7 +176,10 @@ class HeadWriter:
         """Expected norm of what the head adds to the residual stream."""
         own = {
             "retrieval": share,
+            "semantic": share,
             "support": share,
+            "carry": share,
+            "carry_key": share,
             "two_back": 1.0,
             "duplicate": DUPLICATE_SHARE,
             "random": 0.4,
@@ -204,4 +221,21 @@ class HeadWriter:
         else:
             size = score * np.sqrt(self.kernel.weight) / CONST
             out[r.cos, c.const], out[r.sin, c.const] = size * np.cos(turn), -size * np.sin(turn)
+        return out
+
+    def _there(self, score: float, at: int) -> Array:
+        """`score` times the kernel at the distance from the place `at` of the context; rotary keys hold no place.
+
+        Raises:
+            ValueError: positions are rotary.
+        """
+        if self.rotary is not None:
+            raise ValueError(
+                "a head with rotary positions knows distances only: it cannot look at a fixed place"
+            )
+        c, r = self.canon, self.rows
+        out = np.zeros((r.d_head, c.size))
+        wave = score * np.sqrt(self.kernel.weight) / CONST
+        out[r.cos, c.const] = wave * np.cos(self.kernel.freq * at)
+        out[r.sin, c.const] = wave * np.sin(self.kernel.freq * at)
         return out

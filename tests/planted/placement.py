@@ -21,11 +21,15 @@ READS = {
     "sink": "any",
     "offset": "any",
     "previous": "any",
+    "carry": "any",
+    "carry_key": "any",
+    "semantic": "carried_key",
+    "place": "any",
 }
 """Part -> the subspace that its keys must hold; heads of one KV group share their keys. "any": position only."""
 
-EARLY = ("support", "two_back")
-LATE = ("retrieval", "silent", "ahead")
+EARLY = ("support", "two_back", "carry", "carry_key")
+LATE = ("retrieval", "silent", "ahead", "semantic")
 
 DECOYS: tuple[tuple[str, ...], ...] = (
     ("duplicate",),
@@ -107,6 +111,8 @@ def place(
     n_planted: int | None,
     n_decoys: int | None,
     n_silent: int,
+    n_semantic: int = 0,
+    n_place: int = 0,
     tries: int = 200,
 ) -> Placement:
     """Draw sizes and give every part a head.
@@ -117,6 +123,8 @@ def place(
         n_planted: number of retrieval heads; None: 1 to 4.
         n_decoys: number of typed decoys; None: as many of the kinds as there is room for.
         n_silent: number of heads that attend as retrieval heads do and write nothing that is read.
+        n_semantic: number of semantic heads; two heads that carry codes to where they look come with them.
+        n_place: number of heads that attend to a fixed place.
 
     Raises:
         NoRoom: no drawn size holds them all.
@@ -134,6 +142,9 @@ def place(
         needed: Sequence[str] = (
             ["support"] * int(rng.integers(1, 3)) + ["retrieval"] * n_heads_planted + ["silent"] * n_silent
         )
+        if n_semantic:
+            needed = [*needed, "carry", "carry_key", *["semantic"] * n_semantic]
+        needed = [*needed, *(f"place.{i}" if i else "place" for i in range(n_place))]
         if not all(drawn.put(name, rng) for name in needed):
             continue
         placed = [drawn.put(name, rng) for name in names if name.split(".")[0] != "ahead"]
@@ -141,4 +152,4 @@ def place(
             placed += [drawn.put(name, rng) for name in names if name.split(".")[0] == "ahead"]
         if n_decoys is None or sum(placed) == n_decoys:
             return drawn
-    raise NoRoom(f"no drawn size holds {n_planted=}, {n_decoys=}, {n_silent=}")
+    raise NoRoom(f"no drawn size holds {n_planted=}, {n_decoys=}, {n_silent=}, {n_semantic=}, {n_place=}")
