@@ -48,11 +48,35 @@ facts = st.fixed_dictionaries({"shots": st.integers(0, 4), "n": st.just(12), "se
 prose = st.fixed_dictionaries(
     {"prompt": st.integers(1, 100), "answer": st.integers(1, 50), "n": st.just(4), "seed": seeds}
 )
+several = {
+    # Four statements in fifty small tokens each, and their question have to fit.
+    "length": st.integers(400, 500),
+    "haystack": st.sampled_from(["all", "train", "test", "soup"]),
+    "n": st.just(3),
+    "seed": seeds,
+}
+depths = st.one_of(st.just("uniform"), st.floats(0, 1))
+multi_key = st.fixed_dictionaries({**several, "needles": st.integers(2, 3), "depth": depths})
+multi_value = st.fixed_dictionaries({**several, "values": st.integers(2, 4), "others": st.integers(0, 2)})
+multi_hop = st.fixed_dictionaries(
+    {
+        **several,
+        "hops": st.integers(0, 2),
+        "chains": st.integers(2, 3),
+        "style": st.sampled_from(["variables", "story"]),
+        "ask": st.sampled_from(["value", "chain"]),
+    }
+)
+paraphrase = st.fixed_dictionaries({**several, "names": st.integers(2, 4), "depth": depths})
 asked = st.one_of(
     st.tuples(st.just("niah"), needles),
     st.tuples(st.just("induction"), induction),
     st.tuples(st.just("facts"), facts),
     st.tuples(st.just("prose"), prose),
+    st.tuples(st.just("multi_key"), multi_key),
+    st.tuples(st.just("multi_value"), multi_value),
+    st.tuples(st.just("multi_hop"), multi_hop),
+    st.tuples(st.just("paraphrase"), paraphrase),
 )
 
 
@@ -116,7 +140,7 @@ import hashlib, sys
 import tests.tokenizers
 from interp.tasks import NAMES, task
 tokens = tests.tokenizers.tokens("llama")
-for name in ("facts", "induction", "niah", "prose"):
+for name in ("facts", "induction", "niah", "prose", "multi_key", "multi_value", "multi_hop", "paraphrase"):
     examples = task(name, n=6, seed=3).examples(tokens)
     twins = [t for e in examples for t in e.corrupt.values()]
     state = [(e.key(), e.text, e.chance, e.cluster, e.group, sorted(e.meta.items(), key=str)) for e in examples + twins]
@@ -136,7 +160,7 @@ def test_same_bytes_in_every_process() -> None:
         for seed in ("0", "1", "4711")
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == 4
+    assert outputs.pop().count("\n") == 8
 
 
 @pytest.mark.parametrize(
@@ -146,6 +170,10 @@ def test_same_bytes_in_every_process() -> None:
         ("facts", {"n": 600}),
         ("facts", {"n": 73, "relations": "atomic_number", "templates": 0}),
         ("induction", {"n": 100, "length": 12}),
+        ("multi_key", {"n": 30}),
+        ("multi_value", {"n": 30}),
+        ("multi_hop", {"n": 30, "chains": 4}),
+        ("paraphrase", {"n": 30}),
     ],
 )
 def test_a_uniform_guesser_scores_chance(name: str, params: dict[str, Any]) -> None:

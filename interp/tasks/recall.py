@@ -1,0 +1,349 @@
+"""Statements in prose and one question about them: what tasks of recall beyond a literal needle have in common.
+
+A task says which sentences it states, what it asks, and how its corrupt twins are worded; this module lays the
+sentences out in natural prose of an exact number of tokens (`interp.tasks.haystack`), finds every span, and holds the
+twins against the clean prompt: they have as many tokens and differ inside declared spans only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from interp.models.tokens import Encoded, Tokens
+from interp.tasks.base import (
+    Example,
+    Ids,
+    Piece,
+    Redraw,
+    Span,
+    Task,
+    answer_after,
+    continuations,
+    token_spans,
+    whole_number,
+)
+from interp.tasks.haystack import Ruler, Sentence, context, select
+from interp.tasks.needles import Drawer
+
+SHORTEST = 64
+_LEAST_HAYSTACK = 8
+_SLACK = 2
+"""Tokens that a prompt may fall short of the length asked for."""
+
+_QUESTION = "\n\nQuestion: "
+_STAND_IN = "stand-in"
+"""Source of the fillers that take the place of a dropped statement."""
+
+Slot = Sentence | int
+"""A sentence of the haystack, or the number of a statement."""
+
+Words = Mapping[str, tuple[str, str | None]]
+"""What stands for each `{name}` of a wording, and its role."""
+
+
+def phrase(wording: str, words: Words, item: int = -1, within: str | None = None) -> list[Piece]:
+    """A wording with its `{names}` filled in, as pieces; a space belongs to the word after it."""
+    out = []
+    for part in re.split(r"( ?\{\w+\})", wording):
+        if part.endswith("}"):
+            text, role = words[part.strip(" {}")]
+            out.append(Piece(part[: part.index("{")] + text, role, item, within))
+        elif part:
+            out.append(Piece(part, None, item, within))
+    return out
+
+
+def asked(question: str, stem: str, words: Words) -> tuple[Piece, ...]:
+    """The end of a prompt: the question, with the role `question` over it, and the stem of the answer."""
+    return (
+        Piece("\n\n"),
+        *phrase(f"{_QUESTION.lstrip()}{question}", words, 0, within="question"),
+        *phrase(f"\nAnswer: {stem}", words, 0),
+    )
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence that is put into the prose; `item` is its number, `within` the role of the whole of it."""
+
+    wording: str
+    words: Words
+    item: int
+    within: str
+
+    def pieces(self, gap: str = "") -> list[Piece]:
+        """The sentence behind a gap, as pieces."""
+        return phrase(gap + self.wording, self.words, self.item, self.within)
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return "".join(p.text for p in self.pieces())
+
+
+@dataclass(frozen=True)
+class Posed:
+    """What stands in the prose and what is asked about it."""
+
+    statements: tuple[Statement, ...]
+    ask: tuple[Piece, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that a task says of one example.
+
+    Attributes:
+        posed: statements, question, answer.
+        depths: where each statement goes, as the share of the haystack before it.
+        options: ids of the candidates by their text, the right one first.
+        foil: the wrong answer of the logit difference, one of the options.
+        twins: corrupt wordings by kind, with their own options.
+        cluster: unit of resampling, where that is not the piece of prose.
+        meta: what is recorded beside length and depth.
+    """
+
+    posed: Posed
+    depths: tuple[float, ...]
+    options: dict[str, Ids]
+    foil: str
+    twins: dict[str, tuple[Posed, dict[str, Ids]]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class InProse(Task):
+    """Base of the tasks that state sentences in prose and ask about them.
+
+    Args:
+        length: tokens of the prompt; it is met, or missed by two tokens at most, and never exceeded.
+        haystack: `all`, `train` or `test` (two halves without a common piece), a piece, or a list of pieces.
+    """
+
+    drops: ClassVar[bool] = True
+    """Whether statement 0 alone holds the answer, so that a twin without it (`needle_drop`) makes sense."""
+
+    def __init__(self, *, length: int, haystack: str | Sequence[str], n: int, seed: int, **params: Any):
+        self.length = whole_number(self.name, "length", length, SHORTEST)
+        self.pieces = select(haystack)
+        named = haystack if isinstance(haystack, str) else list(self.pieces)
+        super().__init__(n=n, seed=seed, length=length, haystack=named, **params)
+        self._tools: dict[str, tuple[Ruler, Drawer]] = {}
+
+    @abstractmethod
+    def pose(self, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
+        """What example number `index` states and asks; raise `Redraw` where this draw cannot be asked."""
+
+    def place(self, span: Span) -> Span:
+        """A span with the item and hop that this task gives it."""
+        return span
+
+    def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
+        if tokens.fingerprint not in self._tools:
+            self._tools[tokens.fingerprint] = Ruler(tokens), Drawer(tokens)
+        ruler, drawer = self._tools[tokens.fingerprint]
+        asks = self.pose(index, rng, drawer)
+        posed, answer = asks.posed, asks.options[asks.posed.answer]
+        slots, piece = self._lay_out(posed, asks.depths, rng, ruler)
+        prompt, raw, text = _render(tokens, posed, slots)
+        if answer_after(tokens, prompt, text, " " + posed.answer) != answer:
+            raise Redraw("the answer tokenises differently after the stem and after the prompt")
+        body = text[: text.rindex(_QUESTION)]
+        example = Example(
+            task=self.name,
+            ids=prompt.ids,
+            answer_ids=answer,
+            text=text,
+            offsets=prompt.offsets,
+            spans=tuple(sorted(map(self.place, raw))),
+            foil_ids=asks.options[asks.foil],
+            candidates=tuple(asks.options.values()),
+            chance=1 / len(asks.options),
+            cluster=piece,
+            group=hashlib.sha256(body.encode()).hexdigest()[:16],
+        )
+        if self.copies:
+            _stands_once(example)
+        meta = {**asks.meta, **self._realised(example, asks, prompt, slots, ruler, body)}
+        corrupt = {}
+        for kind, (other, options) in asks.twins.items():
+            twin = self._twin(tokens, example, other, slots)
+            right = options[other.answer]
+            corrupt[kind] = replace(
+                twin, answer_ids=right, candidates=tuple(options.values()), foil_ids=answer
+            )
+        if self.drops:
+            corrupt["needle_drop"] = self._drop(tokens, example, posed, slots, ruler, rng)
+        return replace(example, meta=meta, corrupt=corrupt)
+
+    def _realised(
+        self,
+        example: Example,
+        asks: Question,
+        prompt: Encoded,
+        slots: Sequence[Slot],
+        ruler: Ruler,
+        body: str,
+    ) -> dict[str, Any]:
+        context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - ruler.n_special
+        first = min(example.spans_of("evidence", 0))
+        sources = [s.source for s in slots if isinstance(s, Sentence) and s.source != "filler"]
+        return {
+            "depth_asked": asks.depths[0],
+            "depth": (first.start - ruler.n_special) / (context_tokens - len(first)),
+            "length_asked": self.length,
+            "length": len(prompt),
+            "distance": len(prompt) - 1 - min(example.spans_of("value", 0)).start,
+            "haystack": list(dict.fromkeys(sources)),
+        }
+
+    def _lay_out(
+        self, posed: Posed, depths: Sequence[float], rng: np.random.Generator, ruler: Ruler
+    ) -> tuple[tuple[Slot, ...], str]:
+        """Slots of a context that makes the prompt as long as asked for, and the piece that it starts with."""
+        costs = [ruler.cost(s.text) for s in posed.statements]
+        tail = "".join(p.text for p in posed.ask).lstrip("\n")
+        budget = self.length - ruler.n_special - sum(costs) - ruler.cost(tail, "\n\n")
+        seed = int(rng.integers(2**62))
+        # Counts of sentences add up to a token or two: at the start of the text, where a paragraph closes.
+        for _ in range(5):
+            if budget < _LEAST_HAYSTACK:
+                raise Redraw(f"{self.length} tokens leave no room for a haystack around the statements")
+            sentences, piece = context(ruler, np.random.default_rng(seed), budget, self.pieces)
+            slots = arrange(sentences, depths, costs, ruler)
+            short = self.length - len(ruler.tokens.encode("".join(p.text for p in _pieces(posed, slots))))
+            if 0 <= short <= _SLACK:
+                return slots, piece
+            budget += short
+        raise Redraw(f"no context makes the prompt {self.length} tokens long")
+
+    def _twin(self, tokens: Tokens, example: Example, posed: Posed, slots: Sequence[Slot]) -> Example:
+        """The example in another wording; its answer is left to the caller.
+
+        Raises:
+            Redraw: it is not aligned with the clean prompt.
+        """
+        prompt, raw, text = _render(tokens, posed, slots)
+        declared = {i for s in example.spans for i in range(s.start, s.end)}
+        if len(prompt) != len(example.ids) or any(
+            a != b and i not in declared for i, (a, b) in enumerate(zip(prompt.ids, example.ids, strict=True))
+        ):
+            raise Redraw("a twin is not aligned with the prompt")
+        spans = tuple(sorted(map(self.place, raw)))
+        return replace(example, ids=prompt.ids, text=text, offsets=prompt.offsets, spans=spans)
+
+    def _drop(
+        self,
+        tokens: Tokens,
+        example: Example,
+        posed: Posed,
+        slots: Sequence[Slot],
+        ruler: Ruler,
+        rng: np.random.Generator,
+    ) -> Example:
+        """Fillers of as many tokens stand where statement 0 stood; the answer stays, but nothing gives it away."""
+        (evidence,) = (s for s in example.spans_of("evidence", 0) if s.hop == 0)
+        present = {s.text for s in slots if isinstance(s, Sentence)}
+        at = slots.index(0)
+        for attempt in range(8):
+            # Fillers are measured behind a space: a token of its own for some, and missing in front of the text.
+            texts = ruler.fill(len(evidence) + (attempt % 2 if at == 0 else 0), rng, present)
+            if texts is None:
+                continue
+            stand_ins = [Sentence(text, _STAND_IN) for text in texts]
+            try:
+                return self._twin(tokens, example, posed, (*slots[:at], *stand_ins, *slots[at + 1 :]))
+            except Redraw:
+                continue  # the fillers' tokens do not add up here; draw others
+        raise Redraw(f"no filler takes the place of a statement of {len(evidence)} tokens")
+
+
+def arrange(
+    sentences: Sequence[Sentence], depths: Sequence[float], costs: Sequence[int], ruler: Ruler
+) -> tuple[Slot, ...]:
+    """Sentences with statement `i` at the boundary nearest to `depths[i]`, in the order of their depths.
+
+    Args:
+        depths: each the share of the context without that statement that lies before it.
+        costs: tokens of each statement.
+    """
+    lengths = [ruler.of(s, first=i == 0) for i, s in enumerate(sentences)]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    total = starts[-1] + sum(costs)
+    at: dict[int, list[int]] = {}
+    before, last = 0, 0
+    for i in sorted(range(len(depths)), key=lambda i: (depths[i], i)):
+        last = max(last, int(np.abs(starts + before - depths[i] * (total - costs[i])).argmin()))
+        at.setdefault(last, []).append(i)
+        before += costs[i]
+    slots: list[Slot] = []
+    for boundary in range(len(sentences) + 1):
+        slots += at.get(boundary, [])
+        slots += sentences[boundary : boundary + 1]
+    leading = next(i for i, s in enumerate(slots) if isinstance(s, Sentence))
+    if leading:
+        # Statements in front belong to the first paragraph; alone they would be a heading.
+        slots[leading] = replace(slots[leading], opens=False)  # type: ignore[type-var]
+    return tuple(slots)
+
+
+def apart(options: Mapping[str, Ids], right: str) -> str:
+    """The first option that differs from the right one at the token where the options part ways.
+
+    Raises:
+        Redraw: there is none.
+    """
+    every = list(options.values())
+    at = next((i for i, column in enumerate(zip(*every, strict=False)) if len(set(column)) > 1), None)
+    for text, ids in options.items():
+        if at is not None and ids[at] != options[right][at]:
+            return text
+    raise Redraw("no option starts differently from the answer")
+
+
+def options_after(tokens: Tokens, stem: str, texts: Sequence[str]) -> dict[str, Ids]:
+    """Ids of texts where they follow the last word of a stem.
+
+    Raises:
+        Redraw: two of them are the same.
+    """
+    ids = continuations(tokens, stem.rsplit(" ", 1)[-1], [f" {t}" for t in texts])
+    if len(set(ids)) < len(ids):
+        raise Redraw("two options have the same tokens")
+    return dict(zip(texts, ids, strict=True))
+
+
+def _pieces(posed: Posed, slots: Sequence[Slot]) -> Iterator[Piece]:
+    for i, slot in enumerate(slots):
+        if isinstance(slot, int):
+            yield from posed.statements[slot].pieces(" " if i else "")
+        else:
+            whole = "filler" if slot.source == _STAND_IN else None
+            yield Piece(slot.gap(first=i == 0) + slot.text, within=whole, item=0)
+    yield from posed.ask
+
+
+def _render(tokens: Tokens, posed: Posed, slots: Sequence[Slot]) -> tuple[Encoded, tuple[Span, ...], str]:
+    pieces = list(_pieces(posed, slots))
+    text = "".join(p.text for p in pieces)
+    prompt = tokens.encode(text)
+    return prompt, token_spans(prompt, pieces), text
+
+
+def _stands_once(example: Example) -> None:
+    """Raise `Redraw` unless the answer is the value of item 0 and stands nowhere outside declared spans."""
+    answer, n = example.answer_ids, len(example.answer_ids)
+    (value,) = example.spans_of("value", 0)
+    if example.ids[value.start : value.end] != answer:
+        raise Redraw("the value tokenises differently in the context and as the answer")
+    declared = {i for s in example.spans for i in range(s.start, s.end)}
+    for i in range(len(example.ids) - n + 1):
+        if example.ids[i : i + n] == answer and not declared.issuperset(range(i, i + n)):
+            raise Redraw("the answer stands in the prose too")
