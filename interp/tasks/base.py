@@ -29,7 +29,8 @@ Ids = tuple[int, ...]
 class Span:
     """Half-open token range `[start, end)` of a prompt, with the role it plays.
 
-    Roles: `key value query evidence distractor_key distractor_value stale_value subject relation instruction filler`.
+    Roles: `key value query question evidence distractor_key distractor_value stale_value subject relation instruction
+    filler`; a `question` holds a `query`, as `evidence` holds `key` and `value`.
     `item` tells needles or pairs apart (0 is the one asked for), `hop` the copies or steps of a chain.
     """
 
@@ -238,13 +239,14 @@ def check_example(example: Example, tokens: Tokens | None = None, *, copies: boo
         fail(f"chance is {example.chance}, not in (0, 1]")
     if tokens is not None and example.text is not None and tokens.encode(example.text).ids != example.ids:
         fail("tokenising the text again gives other ids")
+    # A question says where it is asked, not that what it holds may change: its `query` does.
+    declared = {i for s in example.spans if s.role != "question" for i in range(s.start, s.end)}
     for kind, twin in example.corrupt.items():
         if len(twin.ids) != n:
             fail(f"corruption {kind} has {len(twin.ids)} tokens, the clean prompt {n}")
         changed = [i for i, (a, b) in enumerate(zip(example.ids, twin.ids, strict=True)) if a != b]
         if not changed:
             fail(f"corruption {kind} changes nothing")
-        declared = {i for s in example.spans for i in range(s.start, s.end)}
         outside = [i for i in changed if i not in declared]
         if outside:
             fail(f"corruption {kind} changes tokens {outside[:5]} outside the declared spans")
@@ -256,7 +258,6 @@ def check_example(example: Example, tokens: Tokens | None = None, *, copies: boo
         for span in value:
             if example.ids[span.start : span.end] != example.answer_ids:
                 fail("the tokens of the value span are not the answer's")
-        declared = {i for s in example.spans for i in range(s.start, s.end)}
         m = len(example.answer_ids)
         for i in range(n - m + 1):
             if example.ids[i : i + m] == example.answer_ids and not set(range(i, i + m)) <= declared:

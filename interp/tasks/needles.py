@@ -21,6 +21,9 @@ from interp.tasks.base import Ids, Piece, Redraw, continuations
 
 KINDS = ("names", "words", "numbers", "phrases")
 
+QUESTION = "\n\nQuestion: "
+"""What parts the context from the question."""
+
 _TRIES = 40
 _KEPT = 100_000
 """Strings whose ids are remembered."""
@@ -59,11 +62,13 @@ class Template:
         return self.fact.format(key=key, value=value)
 
     def ask(self, key: str) -> list[Piece]:
-        """The end of the prompt: question and stem, with the `query` wherever the key stands."""
-        text = f"\n\nQuestion: {self.question}\nAnswer: {self.stem}"
-        return [
-            Piece(p.format(key=key), "query", 0) if p.endswith("{key}") else Piece(p) for p in _split(text)
-        ]
+        """The end of the prompt: `question` and stem, with the `query` wherever the key stands."""
+        out = [Piece(QUESTION.rstrip())]
+        for text, within in ((f" {self.question}", "question"), (f"\nAnswer: {self.stem}", None)):
+            for part in _split(text):
+                role = "query" if part.endswith("{key}") else None
+                out.append(Piece(part.format(key=key), role, 0, within))
+        return out
 
 
 def _split(text: str) -> list[str]:

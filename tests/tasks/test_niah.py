@@ -114,6 +114,7 @@ def test_spans_say_what_is_where(kind: str) -> None:
         assert text_of(e, "key") == [key]
         assert text_of(e, "value") == [value]
         assert text_of(e, "query") == [key, key]
+        assert text_of(e, "question") == [template.question.format(key=key)]
         assert text_of(e, "evidence") == [template.fact.format(key=key, value=value)]
         assert e.text is not None and e.text.endswith("\nAnswer: " + template.stem.format(key=key))
         for item in (1, 2):
