@@ -1,33 +1,44 @@
-"""Ablation: heads, MLP layers or neurons set to zero, to a mean, to other data's values, or to uniform attention.
+"""Ablation: heads, MLP layers or neurons set to zero, to a mean or to other data's values; heads' attention cut too.
 
 Numbers from different papers compare only if mode and scope are the same: the reference code of retrieval heads sets
 *queries* to zero at *decoded* tokens (`mode="uniform", scope="answer"` here), others zero head outputs everywhere
-(`mode="zero", scope="all"`). Both are part of every name, key and row.
+(`mode="zero", scope="all"`), give every token the mean query (`mode="mean_query", scope="all"`, Locos, arXiv
+2607.01002), or hide the needle from the heads (`mode="knockout"`). Both are part of every name, key and row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
 from interp.errors import UsageError
 from interp.intervene.base import Atom, Scope, scope_name
+from interp.intervene.fills import Replace, mean_fill, nothing, resample_fill
+from interp.intervene.knockout import NEEDLE, Keys, Knockout, Silence, check_kernel, window_of
 from interp.intervene.reference import Reference
+from interp.intervene.where import Units
 from interp.models.batch import Batch
 from interp.models.engines.attention import AttentionCall
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import MLP, Component, Head, Neuron, Site, components
 from interp.models.subject import CausalLM
-from interp.tasks.base import Example, Task, stable_seed
+from interp.tasks.base import Example, Task
 
-Mode = Literal["zero", "mean", "resample", "uniform"]
+Mode = Literal["zero", "mean", "resample", "uniform", "mean_query", "knockout"]
 MODES: tuple[str, ...] = get_args(Mode)
-NEEDS_REFERENCE = frozenset({"mean", "resample"})
+HEADS_ONLY = frozenset({"uniform", "mean_query", "knockout"})
+"""Modes that change attention patterns."""
+NEEDS_REFERENCE = frozenset({"mean", "resample", "mean_query"})
+_POOLS = {
+    "mean": ("pooled", "position", "role"),
+    "mean_query": ("pooled", "position", "role"),
+    "resample": ("pooled", "twin"),
+}
+_SITES = {"uniform": "attention", "knockout": "attention", "mean_query": "q"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,17 @@ class Ablate(Atom):
 
     Attributes:
         components: heads (cut at `z`), MLPs (at `mlp_out`) or neurons; each once.
-        mode: `zero`; `mean` of the reference; `resample` (values of other tokens of the reference, or of the twin);
-            `uniform` (heads only: attention uniform over the visible keys).
-        scope: `all`, `answer`, or span roles and token positions.
-        reference: where `mean` and `resample` take their values from.
+        mode: `zero`; `mean` of the reference; `resample` (values of other tokens of the reference, or of the twin).
+            For heads only: `uniform` (attention uniform over the visible keys); `mean_query` (the head's query is the
+            mean query of the reference, put in its place at site `q`, so norm and rotation of the token's position
+            come after it; where the norm runs over all heads, as in OLMo 2, it gets the length of the query that it
+            replaces, which leaves the other heads' queries as they are); `knockout` (the edges to `keys` removed and
+            the rest of the row renormalised; a row without a key left has output zero).
+        scope: `all`, `answer`, or span roles and token positions; for `knockout` the rows that lose edges.
+        reference: where `mean`, `mean_query` and `resample` take their values from.
         seed: of the draws of `resample`.
+        keys: for `knockout`: span roles, token positions, `all` or `answer`; None for each example's evidence, or its
+            value where it has no evidence.
     """
 
     components: tuple[Component, ...]
@@ -48,16 +65,17 @@ class Ablate(Atom):
     scope: Scope = "all"
     reference: Reference | None = None
     seed: int = 0
+    keys: Scope | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"unknown ablation mode '{self.mode}'; write one of {', '.join(MODES)}")
-        if self.mode == "uniform" and not all(isinstance(c, Head) for c in self.components):
-            raise UsageError("mode 'uniform' changes attention patterns, so it takes heads only")
+        if self.mode in HEADS_ONLY and not all(isinstance(c, Head) for c in self.components):
+            raise UsageError(f"mode '{self.mode}' changes attention patterns, so it takes heads only")
+        if self.keys is not None and self.mode != "knockout":
+            raise UsageError(f"mode '{self.mode}' takes no keys; write mode='knockout'")
         if self.reference is not None:
-            allowed = {"mean": ("pooled", "position", "role"), "resample": ("pooled", "twin")}.get(
-                self.mode, ()
-            )
+            allowed = _POOLS.get(self.mode, ())
             if self.reference.pool not in allowed:
                 raise UsageError(
                     f"mode '{self.mode}' takes no reference pooled as '{self.reference.pool}'"
@@ -68,6 +86,13 @@ class Ablate(Atom):
     def reference_name(self) -> str:
         """Name of the reference, empty where the mode needs none."""
         return self.reference.name if self.reference else ""
+
+    @property
+    def keys_name(self) -> str:
+        """Name of the keys that are knocked out, empty in other modes."""
+        if self.mode != "knockout":
+            return ""
+        return NEEDLE if self.keys is None else scope_name(self.keys)
 
     @property
     def needs_reference(self) -> bool:
@@ -90,19 +115,26 @@ class Ablate(Atom):
             "scope": scope_name(self.scope),
             "reference": self.reference_name,
             "seed": self.seed,
+            **({"keys": self.keys_name} if self.mode == "knockout" else {}),
         }
 
     def group(self) -> tuple[Any, ...]:
-        return self.mode, self.scope, id(self.reference), self.seed
+        return self.mode, self.scope, self.keys, id(self.reference), self.seed
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
         columns = batch.scope_columns(self.scope, 0, batch.width)
-        return {_site(self, part): columns for part in self.components}
+        if self.mode == "knockout":
+            columns = columns & Keys(batch, self.keys).reached()
+        touched = {_site(self, part): columns for part in self.components}
+        if self.mode == "knockout":
+            touched |= {Site("z", part.layer): columns for part in self.components}
+        return touched
 
     def __repr__(self) -> str:
         what = " ".join(map(repr, self.components)) or "nothing"
+        keys = f", keys={self.keys_name}" if self.mode == "knockout" else ""
         ref = f", reference={self.reference_name}" if self.reference else ""
-        return f"ablate({what}, mode={self.mode}, scope={scope_name(self.scope)}{ref})"
+        return f"ablate({what}, mode={self.mode}, scope={scope_name(self.scope)}{keys}{ref})"
 
     @classmethod
     def lower_group(
@@ -125,154 +157,54 @@ class Ablate(Atom):
         for site, marks in units.items():
             member = torch.zeros(n, _n_units(subject, site.kind), dtype=torch.bool, device=batch.ids.device)
             member[tuple(torch.tensor(marks).T)] = True
-            where = _Where(batch, member, of, first.scope)
-            fill = None if first.mode == "uniform" else _fill(first, subject, batch, site)
-            taps[site] = [_Uniform(where) if fill is None else _Replace(where, fill)]
+            for at, tap in _taps(first, subject, site, Units(batch, member, of, first.scope)).items():
+                taps[at] = [tap]
         return taps
 
 
 def _site(cut: Ablate, part: Component) -> Site:
-    return Site("attention" if cut.mode == "uniform" else part.site.kind, part.layer)
+    return Site(_SITES.get(cut.mode, part.site.kind), part.layer)
 
 
 def _n_units(subject: CausalLM, kind: str) -> int:
-    return {"z": subject.n_heads, "attention": subject.n_heads, "mlp_out": 1}.get(kind) or subject.d_mlp
+    if kind == "mlp_out":
+        return 1
+    return subject.d_mlp if kind == "neurons" else subject.n_heads
 
 
-@dataclass(frozen=True)
-class _Where:
-    """Which units are cut at which columns: the condition that holds there has the unit, and the scope covers it."""
+def _taps(cut: Ablate, subject: CausalLM, site: Site, where: Units) -> dict[Site, Tap]:
+    """The taps of a cut in one layer."""
+    assert site.layer is not None
+    batch, reference = where.batch, cut.reference
+    if cut.mode == "uniform":
+        return {site: _Uniform(where)}
+    if cut.mode == "knockout":
+        check_kernel(subject)
+        keys = Keys(batch, cut.keys, window_of(subject, site.layer))
+        return {site: Knockout(where, keys), Site("z", site.layer): Silence(where, keys)}
+    if cut.mode == "zero":
+        return {site: Replace(where, nothing)}
+    assert reference is not None
+    if cut.mode == "resample":
+        return {site: Replace(where, resample_fill(subject, batch, site, reference, cut.seed))}
+    fill = mean_fill(subject, batch, site, reference, cut.scope)
+    return {site: Replace(where, fill, site.kind == "q" and _joint_norm(subject, site.layer))}
 
-    batch: Batch
-    member: Bool[torch.Tensor, "c u"]
-    of: Int[torch.Tensor, " b"]
-    scope: Scope
 
-    def mask(self, frame: Frame) -> Bool[torch.Tensor, "b t u"]:
-        key = (self.scope, frame.past, frame.width)
-        if key not in frame.memo:
-            frame.memo[key] = self.batch.scope_columns(self.scope, frame.past, frame.width)
-        return self.member[self.of[:, None]] & frame.memo[key][..., None]
-
-
-Fill = Callable[[Frame], "torch.Tensor | float"]
-
-
-@dataclass(frozen=True)
-class _Replace:
-    where: _Where
-    fill: Fill
-
-    def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
-        mask = self.where.mask(frame).to(value.device)
-        units = mask.shape[-1]
-        view = value.reshape(*value.shape[:2], units, -1)
-        fill = self.fill(frame)
-        if isinstance(fill, torch.Tensor):
-            fill = fill.to(value.device, value.dtype).reshape(*fill.shape[:2], units, -1)
-        return torch.where(mask[..., None], fill, view).view(value.shape)
+def _joint_norm(subject: CausalLM, layer: int) -> bool:
+    """Whether the queries of a layer are normed over all heads at once."""
+    norm = getattr(subject.module(layer, subject.family.attention), "q_norm", None)
+    return norm is not None and norm.weight.numel() != subject.d_head
 
 
 @dataclass(frozen=True)
 class _Uniform:
-    where: _Where
+    where: Units
 
     def edit(self, call: AttentionCall, frame: Frame) -> AttentionCall:
         mask = self.where.mask(frame).to(call.q.device)
         # A zero query scores every visible key alike.
         return call.with_(q=call.q.masked_fill(mask.transpose(1, 2)[..., None], 0.0))
-
-
-def _fill(cut: Ablate, subject: CausalLM, batch: Batch, site: Site) -> Fill:
-    """What replaces the units of a site, as a function of the frame: a number or (1|b, 1|t, *unit shape)."""
-    assert site.layer is not None
-    layer, reference = site.layer, cut.reference
-    if cut.mode == "zero":
-        return lambda frame: 0.0
-    assert reference is not None
-    if cut.mode == "mean":
-        means = reference.means(subject, site.kind)
-        if reference.pool == "pooled":
-            value = means[""][layer][None, None]
-            return lambda frame: value
-        return lambda frame: _by_class(reference, means, layer, batch, frame, cut.scope)
-    if reference.pool == "twin":
-        if not batch.examples:
-            raise UsageError("resampling from the twin needs examples, not bare ids")
-        # Before the pass, not in it: the twins are runs of the same model.
-        kept = len({id(e) for e in batch.examples})
-        twins = [reference.twins(subject, e, site.kind, kept)[layer] for e in batch.examples]  # type: ignore[arg-type]
-        return lambda frame: _by_twin(twins, batch, frame)
-    bank = reference.bank(subject, site.kind)[layer]
-
-    def draw(frame: Frame) -> torch.Tensor:
-        # One donor token for each position, the same for all units and layers, whatever the batch.
-        places = _positions(batch, frame)
-        donors = torch.stack(
-            [
-                _donors(cut.seed, _example(batch, row), int(at.max()) + 1, len(bank)).to(at.device)[at]
-                for row, at in enumerate(places)
-            ]
-        )
-        return bank[donors.to(bank.device)]
-
-    return draw
-
-
-def _donors(seed: int, example: Example | None, n: int, bank: int) -> torch.Tensor:
-    rng = np.random.default_rng(stable_seed("resample", seed, example.key() if example else ""))
-    return torch.from_numpy(rng.integers(bank, size=n))
-
-
-def _positions(batch: Batch, frame: Frame) -> torch.Tensor:
-    """Token index of each column of the pass, also of columns that are generated; b t."""
-    columns = torch.arange(frame.past, frame.past + frame.width, device=batch.ids.device)
-    if frame.past + frame.width <= batch.width:
-        return batch.positions[:, frame.columns]
-    return (columns[None] - batch.pad[:, None]).clamp(min=0)
-
-
-def _example(batch: Batch, row: int) -> Example | None:
-    return batch.examples[row] if batch.examples else None  # type: ignore[return-value]
-
-
-def _by_class(
-    reference: Reference,
-    means: dict[str, torch.Tensor],
-    layer: int,
-    batch: Batch,
-    frame: Frame,
-    scope: Scope,
-) -> torch.Tensor:
-    """Mean of each token's class, b t *unit shape; zeros where the reference lacks it and no scope needs it."""
-    out = []
-    covered = batch.scope_columns(scope, frame.past, frame.width).tolist()
-    none = torch.zeros_like(next(iter(means.values()))[layer])
-    for row, places in enumerate(_positions(batch, frame)):
-        example = _example(batch, row)
-        if example is None:
-            raise UsageError("a mean by position or role needs examples, not bare ids")
-        names = reference.classes(example, int(places.max()) + 1)
-        missing = {names[p] for p, needed in zip(places.tolist(), covered[row], strict=True) if needed}
-        missing -= set(means)
-        if missing:
-            raise UsageError(
-                f"reference {reference.name} has no {reference.pool} {sorted(missing)[0]}; "
-                "give reference examples that have it, or pool='pooled'"
-            )
-        values = {name: means[name][layer] for name in set(names) & set(means)}
-        out.append(torch.stack([values.get(names[p], none) for p in places.tolist()]))
-    return torch.stack(out)
-
-
-def _by_twin(twins: list[torch.Tensor], batch: Batch, frame: Frame) -> torch.Tensor:
-    places = _positions(batch, frame)
-    for values, at in zip(twins, places, strict=True):
-        if int(at.max()) >= len(values):
-            raise UsageError(
-                "resampling from the twin does not reach generated tokens; force the answer instead"
-            )
-    return torch.stack([values[at] for values, at in zip(twins, places, strict=True)])
 
 
 def ablate(
@@ -281,24 +213,34 @@ def ablate(
     scope: str | int | Iterable[str | int] = "all",
     reference: Reference | Task | Sequence[Example] | None = None,
     seed: int = 0,
+    *,
+    keys: str | int | Iterable[str | int] | None = None,
 ) -> Ablate:
     """Describe an ablation; nothing runs until it is applied or measured.
 
     Args:
         parts: components or their names: `"L17H3 L18H7"`, `heads.top(10)`, `[MLP(3)]`.
-        mode: `zero`, `mean`, `resample` or `uniform`, see `Ablate`.
+        mode: `zero`, `mean`, `resample`, `uniform`, `mean_query` or `knockout`, see `Ablate`.
         scope: `all`, `answer`, or one or more span roles or token positions.
-        reference: for `mean` and `resample`: a task or examples (pooled), or a `Reference`. `measure` takes the
-            measured task where none is given.
+        reference: for `mean`, `mean_query` and `resample`: a task or examples (pooled), or a `Reference`. `measure`
+            takes the measured task where none is given.
         seed: of the draws of `resample`.
+        keys: for `knockout`, the keys that are hidden: one or more span roles or token positions; default each
+            example's evidence, or its value where it has no evidence.
 
     >>> ablate("L0H1 L2H3", mode="zero", scope="answer")
     ablate(L0H1 L2H3, mode=zero, scope=answer)
+    >>> ablate("L0H1", mode="knockout", scope="answer", keys="value")
+    ablate(L0H1, mode=knockout, scope=answer, keys=value)
     """
     if reference is not None and not isinstance(reference, Reference):
         reference = Reference(reference)
-    where: Scope = scope if isinstance(scope, str) else (scope,) if isinstance(scope, int) else tuple(scope)
-    return Ablate(components(parts), mode, where, reference, seed)
+    hidden = None if keys is None else _scope(keys)
+    return Ablate(components(parts), mode, _scope(scope), reference, seed, hidden)
+
+
+def _scope(given: str | int | Iterable[str | int]) -> Scope:
+    return given if isinstance(given, str) else (given,) if isinstance(given, int) else tuple(given)
 
 
 __all__ = ["MLP", "MODES", "Ablate", "Head", "Mode", "Neuron", "Reference", "ablate"]

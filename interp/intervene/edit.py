@@ -166,7 +166,7 @@ class WeightEdit(Atom):
         subject: CausalLM,
         batch: Batch,
         atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, b * t],
+        of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
         for _, atom in atoms:

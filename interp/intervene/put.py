@@ -96,7 +96,7 @@ class Put(Atom):
         subject: CausalLM,
         batch: Batch,
         atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, b * t],
+        of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
         site = atoms[0][1].site.whole

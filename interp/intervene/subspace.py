@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import UsageError
-from interp.intervene.ablate import _by_class
 from interp.intervene.base import Atom, Scope, scope_name
+from interp.intervene.fills import by_class
 from interp.intervene.reference import Reference
 from interp.intervene.where import Where
 from interp.models.batch import Batch
@@ -194,7 +194,7 @@ class ProjectOut(Atom):
         subject: CausalLM,
         batch: Batch,
         atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, b * t],
+        of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
         site = atoms[0][1].space.site
@@ -253,7 +253,7 @@ def _target(cut: ProjectOut, subject: CausalLM, batch: Batch) -> Any:
     if reference.pool == "pooled":
         pooled = coordinates[""][layer][None, None]
         return lambda frame: pooled
-    return lambda frame: _by_class(reference, coordinates, layer, batch, frame, cut.scope)
+    return lambda frame: by_class(reference, coordinates, layer, batch, frame, cut.scope)
 
 
 def project_out(

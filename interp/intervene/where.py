@@ -1,4 +1,4 @@
-"""Where one atom of many conditions acts in a pass: rows or tokens of its condition, at the columns of its scope."""
+"""Where a cut or an edit of many conditions acts in a pass: rows of its condition, at the columns of its scope."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from interp.models.batch import Batch
 from interp.models.engines.base import Frame
 
 
+def covered(batch: Batch, scope: Scope, frame: Frame) -> Bool[torch.Tensor, "b t"]:
+    """Columns of a pass that a scope covers; found once a pass."""
+    key = scope, frame.past, frame.width
+    if key not in frame.memo:
+        frame.memo[key] = batch.scope_columns(scope, frame.past, frame.width)
+    found: torch.Tensor = frame.memo[key]
+    return found
+
+
 @dataclass(frozen=True)
 class Where:
-    """Rows (or tokens) that meet the condition `number`, at the columns that `scope` covers.
+    """Rows that meet the condition `number`, at the columns that `scope` covers.
 
     Attributes:
         batch: the batch that is run.
-        of: which condition holds, for each row (shape b) or each column of each row (shape b t).
+        of: which condition holds for each row.
         n: number of conditions.
         number: of the condition that is meant.
         scope: `all`, `answer` or span roles.
     """
 
     batch: Batch
-    of: Int[torch.Tensor, b * t]
+    of: Int[torch.Tensor, " b"]
     n: int
     number: int
     scope: Scope
@@ -38,12 +47,7 @@ class Where:
 
     def mask(self, frame: Frame) -> Bool[torch.Tensor, "b t"]:
         """The tokens that are meant, among the columns of a pass."""
-        key = (self.scope, frame.past, frame.width)
-        if key not in frame.memo:
-            frame.memo[key] = self.batch.scope_columns(self.scope, frame.past, frame.width)
-        of = self.of[:, None] if self.of.ndim == 1 else self.of[:, frame.columns]
-        covered: torch.Tensor = frame.memo[key]
-        return (of == self.number) & covered
+        return (self.of == self.number)[:, None] & covered(self.batch, self.scope, frame)
 
     def change(
         self,
@@ -64,3 +68,24 @@ class Where:
         out = value.clone()
         out[mask] = fn(value[mask], mask).to(value.dtype)
         return out
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of a site that are cut: those of the condition that holds in a row, at the columns that `scope` covers.
+
+    Attributes:
+        batch: the batch that is run.
+        member: which units each condition has.
+        of: which condition holds for each row.
+        scope: `all`, `answer` or span roles.
+    """
+
+    batch: Batch
+    member: Bool[torch.Tensor, "c u"]
+    of: Int[torch.Tensor, " b"]
+    scope: Scope
+
+    def mask(self, frame: Frame) -> Bool[torch.Tensor, "b t u"]:
+        """The units that are cut at each column of a pass."""
+        return self.member[self.of[:, None]] & covered(self.batch, self.scope, frame)[..., None]
