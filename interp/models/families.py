@@ -45,6 +45,9 @@ class Family:
         sites: where each kind of site lies; `attention`, `q_rot`, `k_rot` and `head_out` follow from the above.
         parallel: attention and MLP read the same residual, so there is no `resid_mid`.
         post_norm: sub-block outputs are normed before they are added, so `head_out` does not sum to `attn_out`.
+        reads: norms through which a block reads the residual stream: before the attention, before the MLP; None where
+            it is read as it is.
+        writes: norms through which attention and MLP write; None where they write as they are.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Family:
     sites: Mapping[str, Place] = field(default_factory=dict)
     parallel: bool = False
     post_norm: bool = False
+    reads: tuple[str | None, str | None] = ("input_layernorm", "post_attention_layernorm")
+    writes: tuple[str | None, str | None] = (None, None)
 
 
 _LLAMA = Family(
@@ -81,6 +86,8 @@ _GEMMA = replace(
     name="gemma",
     model_types=("gemma2", "gemma3_text"),
     post_norm=True,
+    reads=("input_layernorm", "pre_feedforward_layernorm"),
+    writes=("post_attention_layernorm", "post_feedforward_layernorm"),
     sites={
         **_LLAMA.sites,
         "attn_out": Place("post_attention_layernorm", "out"),
@@ -93,6 +100,8 @@ _OLMO2 = replace(
     name="olmo2",
     model_types=("olmo2",),
     post_norm=True,
+    reads=(None, None),
+    writes=("post_attention_layernorm", "post_feedforward_layernorm"),
     sites={
         **_LLAMA.sites,
         "attn_out": Place("post_attention_layernorm", "out"),
@@ -106,6 +115,7 @@ _GPT2 = Family(
     layers="transformer.h",
     attention="attn",
     out_proj="attn.c_proj",
+    reads=("ln_1", "ln_2"),
     sites={
         "resid_pre": Place("", "in"),
         "q": Place("attn.c_attn", "out", "fused_q"),
@@ -165,6 +175,9 @@ def unresolved(module: nn.Module, row: Family) -> list[str]:
     for kind, place in {**row.sites, "attention": Place(row.attention, "out")}.items():
         if _get(layers[0], place.module) is None:
             missing.append(f"{kind} ({row.layers}.N.{place.module})")
+    for norm in (*row.reads, *row.writes):
+        if norm is not None and _get(layers[0], norm) is None:
+            missing.append(f"norm ({row.layers}.N.{norm})")
     return missing
 
 

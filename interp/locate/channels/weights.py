@@ -1,0 +1,128 @@
+"""Weights of attention heads, MLP neurons and embeddings as readers and writers of the residual stream.
+
+Row vectors: a token's stream x is read as x @ W. Readers have the norm before them folded in (its gain, and for
+LayerNorm its centring), writers the gain of a norm behind them; the length that a norm divides by belongs to the token
+and to no weight. Per-head matrices come from the TransformerBridge of a weight-sharing twin, layer by layer, and are
+cast to fp32 or better one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from interp.models.engines.bridge import bridged
+from interp.models.norms import Norm
+from interp.models.subject import CausalLM
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHeads:
+    """The heads of one layer.
+
+    Attributes:
+        q, k, v: what they read, with the norm before them folded in; K and V belong to KV groups.
+        o: what they write; where a norm follows the sum of all heads, with its gain.
+        b_q, b_k, b_v: biases, the folded norm's included; zeros where there are none.
+        flags: what makes scores of this layer approximate.
+    """
+
+    layer: int
+    q: Float[torch.Tensor, "h d k"]
+    k: Float[torch.Tensor, "g d k"]
+    v: Float[torch.Tensor, "g d k"]
+    o: Float[torch.Tensor, "h k d"]
+    b_q: Float[torch.Tensor, "h k"]
+    b_k: Float[torch.Tensor, "g k"]
+    b_v: Float[torch.Tensor, "g k"]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> int:
+        """Query heads of a KV group."""
+        return len(self.q) // len(self.k)
+
+    def of_query_heads(self, shared: torch.Tensor) -> torch.Tensor:
+        """Something of KV groups, for each query head."""
+        return shared.repeat_interleave(self.share, 0)
+
+
+@dataclass(eq=False)
+class Weights:
+    """Access to a model's heads, layer by layer.
+
+    Args:
+        subject: the model.
+        fold: fold norms in; False gives the weights as they are.
+        dtype: of what is handed out; fp32 or better.
+    """
+
+    subject: CausalLM
+    fold: bool = True
+    dtype: torch.dtype = torch.float32
+    _bridge: Any = field(default=None, repr=False)
+
+    @property
+    def bridge(self) -> Any:
+        """TransformerLens' view of the same weights."""
+        if self._bridge is None:
+            self._bridge = bridged(self.subject)
+        return self._bridge
+
+    def layers(self) -> Iterator[LayerHeads]:
+        """All layers in order."""
+        for layer in range(self.subject.n_layers):
+            yield self.layer(layer)
+
+    def layer(self, layer: int) -> LayerHeads:
+        """The heads of a layer."""
+        attention = self.bridge.blocks[layer].attn
+        q, k, v, o = (getattr(attention, f"W_{name}").detach().to(self.dtype) for name in "QKVO")
+        b_q, b_k, b_v = (
+            self._bias(getattr(attention, f"b_{name}"), weight)
+            for name, weight in zip("QKV", (q, k, v), strict=True)
+        )
+        flags = []
+        inner = self.subject.module(layer, self.subject.family.attention)
+        if self.fold:
+            before, _ = self.norms(layer)
+            if before is not None:
+                if before.bias is not None:
+                    bias = before.bias.to(self.dtype)
+                    b_q, b_k, b_v = (b + bias @ w for b, w in ((b_q, q), (b_k, k), (b_v, v)))
+                q, k, v = (before.fold(w) for w in (q, k, v))
+            behind = self.subject.family.writes[0]
+            if behind is not None:
+                o = o * Norm.of(self.subject.module(layer, behind)).gain.to(self.dtype)
+                flags.append("post-norm")
+            for name in ("q_norm", "k_norm"):
+                if (norm := getattr(inner, name, None)) is not None:
+                    gain = Norm.of(norm).gain.to(self.dtype)
+                    whole = gain.view(-1, q.shape[-1]) if gain.numel() > q.shape[-1] else gain[None]
+                    if name == "q_norm":
+                        q, b_q = q * whole[:, None], b_q * whole
+                    else:
+                        k, b_k = k * whole[:, None], b_k * whole
+                    flags.append(name)
+        if getattr(self.subject.config, "attn_logit_softcapping", None):
+            flags.append("softcap")
+        return LayerHeads(layer, q, k, v, o, b_q, b_k, b_v, tuple(flags))
+
+    def norms(self, layer: int) -> tuple[Norm | None, Norm | None]:
+        """The norms through which attention and MLP of a layer read the stream; None where they read it as it is."""
+        before, between = (
+            None if path is None else Norm.of(self.subject.module(layer, path))
+            for path in self.subject.family.reads
+        )
+        return before, between
+
+    def _bias(
+        self, bias: torch.Tensor | None, weight: Float[torch.Tensor, "n d k"]
+    ) -> Float[torch.Tensor, "n k"]:
+        if bias is None:
+            return weight.new_zeros(weight.shape[0], weight.shape[2])
+        return bias.detach().to(self.dtype).view(weight.shape[0], weight.shape[2])
