@@ -14,43 +14,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
 
+from interp.locate.capture import Capture, Decoded, Prefix, Watch, prefix_of
 from interp.models.batch import Batch
-from interp.models.engines.base import Rows, Trace
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
-from interp.trace.reducers import TopKeys
 
 DRAFT = 8
 """Tokens drafted at once after the first pass."""
 
 _NGRAM = 3
 
+__all__ = ["Begun", "Decoded", "begin", "decode", "finish", "lookup", "new_cache"]
+
 
 @dataclass
-class Decoded:
-    """What greedy decoding gave for one example.
+class Begun:
+    """A batch after its first pass, which holds the forced answers.
 
     Attributes:
-        output: the tokens emitted.
-        argmax: for each emitted token, the position of the key that each head attends to most in the row that
-            predicts it; step layer head.
-        exact: the output is the forced answer.
-        passes: forward passes spent on this example.
-        tokens: tokens run in them.
+        batch: the examples.
+        captures: what scores are told from; `emitted` is the forced answer's until `finish`.
+        said: the model's own next token at each row that predicts an answer token.
+        past: tokens of the prompt that were in the cache before the pass.
+        cache: the KV cache, where one was kept.
     """
 
-    output: list[int]
-    argmax: Int[torch.Tensor, "s l h"]
-    exact: bool
-    passes: int = 1
-    tokens: int = 0
+    batch: Batch
+    captures: list[Capture]
+    said: list[list[int]]
+    past: int = 0
+    cache: Any = None
 
-
-def _stack(trace: Trace, row: int) -> Int[torch.Tensor, "r l h"]:
-    layers = [trace.rows[i][row].cpu() for i in sorted(trace.rows)]  # layers may lie on different devices
-    return torch.stack(layers).permute(2, 0, 1)
+    def prefix(self, row: int) -> Prefix | None:
+        """KV caches of the first tokens of an example, for `Watch.more`."""
+        if self.cache is None:
+            return None
+        return prefix_of(self.cache, row, int(self.batch.pad[row]))
 
 
 def decode(
@@ -61,8 +61,9 @@ def decode(
     stops: frozenset[int] = frozenset(),
     forced: bool = False,
     likely: bool = True,
+    watch: Watch | None = None,
 ) -> list[Decoded]:
-    """Greedy output and attention rows of each example of a batch.
+    """Greedy output and attention rows of each example of a batch: `begin` and `finish`.
 
     Args:
         max_new_tokens: where the output differs from the answer, stop after so many tokens; default the answer's
@@ -71,41 +72,59 @@ def decode(
         forced: take the forced answer as the output, whatever the model would say.
         likely: the answer is likely what the model says. Else the first pass of a single example keeps its KV cache,
             so that the prompt is not run again where the answer is refuted; it takes about as much memory as the rest.
+        watch: what is read of the rows; default their top keys.
     """
-    batch = subject.batch(examples)
-    m = max(len(e.answer_ids) for e in examples)
-    columns = torch.full((len(examples), m), -1)
-    for row, example in enumerate(examples):
-        columns[row, : len(example.answer_ids)] = torch.tensor(list(batch.answer_columns(row)))
-    cache = _cache() if len(examples) == 1 and not (forced or likely) else None
-    trace = subject.run(batch, rows=Rows(columns.to(batch.ids.device), TopKeys()), cache=cache)
+    watch = watch or Watch(subject, examples)
+    cache = new_cache() if len(examples) == 1 and not (forced or likely) else None
+    begun = begin(watch, examples, cache=cache)
+    return finish(watch, begun, max_new_tokens=max_new_tokens, stops=stops, forced=forced)
+
+
+def begin(watch: Watch, examples: Sequence[Example], *, cache: Any = None, past: int = 0) -> Begun:
+    """The first pass over a batch, with the forced answers.
+
+    Args:
+        cache: KV cache that is filled, or read and filled where it holds the first `past` tokens of a single example;
+            `past` is at most the example's `watch.first`.
+    """
+    batch = watch.subject.batch(examples)
+    trace = watch.subject.run(batch, watch.taps(batch), rows=watch.rows(batch), cache=cache, past=past)
     greedy = trace.logits.argmax(-1).cpu()
     first = batch.width - greedy.shape[1]
-    out = []
+    said = []
     for row, example in enumerate(examples):
-        n = len(example.answer_ids)
         at = batch.answer_columns(row).start - first
-        said = greedy[row, at : at + n].tolist()
-        rows = _stack(trace, row)[:n] - int(batch.pad[row])
-        agree = _agreement(said, example.answer_ids)
-        if forced or agree == n:
-            done = Decoded(list(example.answer_ids), rows, agree == n, 1, len(example.full_ids) - 1)
-        else:
-            known = [*example.answer_ids[:agree], said[agree]]
-            done = _go_on(
-                subject,
-                example,
-                known,
-                rows[: agree + 1],
-                cache,
-                max_new_tokens,
-                stops,
-            )
-        out.append(done)
-    return out
+        said.append(greedy[row, at : at + len(example.answer_ids)].tolist())
+    return Begun(batch, watch.take(trace, batch), said, past, cache)
 
 
-def _cache() -> Any:
+def finish(
+    watch: Watch,
+    begun: Begun,
+    *,
+    max_new_tokens: int | None = None,
+    stops: frozenset[int] = frozenset(),
+    forced: bool = False,
+) -> list[Decoded]:
+    """Decode on where an answer was refuted, off the batch's KV cache where it is that of a single example.
+
+    What was emitted is also put into the captures.
+    """
+    own = begun.cache if len(begun.captures) == 1 else None
+    for capture, said in zip(begun.captures, begun.said, strict=True):
+        answer = capture.example.answer_ids
+        agree = _agreement(said, answer)
+        found = capture.emitted
+        found.tokens = len(capture.example.full_ids) - 1 - begun.past
+        found.exact = agree == len(answer)
+        if not (forced or found.exact):
+            found.output = [*answer[:agree], said[agree]]
+            _go_on(watch, capture.example, found, own, max_new_tokens, stops)
+    return [capture.emitted for capture in begun.captures]
+
+
+def new_cache() -> Any:
+    """An empty KV cache."""
     from transformers import DynamicCache
 
     return DynamicCache()
@@ -116,23 +135,24 @@ def _agreement(said: Sequence[int], answer: Sequence[int]) -> int:
 
 
 def _go_on(
-    subject: CausalLM,
+    watch: Watch,
     example: Example,
-    output: list[int],
-    rows: torch.Tensor,
+    done: Decoded,
     cache: Any,
     max_new_tokens: int | None,
     stops: frozenset[int],
-) -> Decoded:
-    """Decode on from `output`, whose rows are known; `cache` holds the prompt and the forced answer, or nothing."""
+) -> None:
+    """Decode on from the output so far, whose rows are known; `cache` holds the prompt and the forced answer, or is
+    None."""
+    subject = watch.subject
     limit = max_new_tokens or len(example.answer_ids) + 16
     limit = min(limit, subject.context_length - len(example.ids))
-    output, rows = output[:limit], rows[:limit]
-    parts = [rows]
+    output = done.output = done.output[:limit]
+    tops = [done.argmax[: len(output)]]
+    keys = [] if done.topk is None else [done.topk[: len(output)]]
     ids = list(example.ids)
-    done = Decoded(output, rows, False, 1, len(example.full_ids) - 1)
     if cache is None:
-        cache = _cache()
+        cache = new_cache()
     while len(output) < limit and output[-1] not in stops:
         # Everything before the last emitted token is right; what the cache holds beyond it is a refuted draft.
         right = len(ids) + len(output) - 1
@@ -144,18 +164,22 @@ def _go_on(
         every = ids + output + draft
         batch = Batch.of_ids([every], device=subject.device)
         columns = torch.arange(right, len(every), device=subject.device)[None]
-        trace = subject.run(batch, rows=Rows(columns, TopKeys()), keep=len(draft) + 1, cache=cache, past=past)
+        trace = subject.run(batch, rows=watch.steps(columns), keep=len(draft) + 1, cache=cache, past=past)
         said = trace.logits[0].argmax(-1).tolist()
         agree = _agreement(said[:-1], draft)
         fresh = [*draft[:agree], said[agree]]
         # A stop inside an accepted draft ends the output there.
         end = next((i + 1 for i, t in enumerate(fresh) if t in stops), len(fresh))
         output += fresh[:end]
-        parts.append(_stack(trace, 0)[:end])
+        top, topk = watch.steps_of(trace)
+        tops.append(top[:end])
+        if topk is not None:
+            keys.append(topk[:end])
         done.passes += 1
         done.tokens += len(every) - past
-    done.argmax = torch.cat(parts)
-    return done
+    done.argmax = torch.cat(tops)
+    if keys:
+        done.topk = torch.cat(keys)
 
 
 def lookup(ids: Sequence[int], n: int) -> list[int]:

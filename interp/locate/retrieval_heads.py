@@ -1,84 +1,93 @@
-"""Retrieval heads: attention heads that copy from the context (Wu et al. 2024, arXiv 2404.15574).
+"""Retrieval heads: attention heads that get the answer from the context (Wu et al. 2024, arXiv 2404.15574).
 
-At the step that emits token w a head *copies* if the key it attends to most lies in the needle and holds w. The row is
-the one that *predicts* w: the last prompt token's for the first answer token. Scores of an instance:
-
-- `copy`: distinct needle tokens copied over distinct needle tokens (section 2 of the paper); it lies in [0, 1]. With
-  `count=True` every copying step counts, as in the authors' code, and the score can exceed 1 where a token repeats.
-- `copy_position`: steps at which the head's top key is the very position that the emitted token was copied from, over
-  the needle's length. It does not credit a head for another occurrence of the same token.
-
-An instance is accepted if the model's greedy output recalls more than half of the needle's tokens; the score of a head
-is its mean over accepted instances, and it is a retrieval head from 0.1 on.
+One pass over prompt and forced answer tells most scores of `interp.locate.scores.SCORES` at once. `copy`,
+`copy_position` and `copy_topk` are of what the model itself emits (its greedy output, which the forced answer drafts);
+the other scores are of the rows that predict the forced answer, or of the prompt's. An instance is accepted if the
+model's greedy output recalls more than half of the needle's tokens; the score of a head is its mean over accepted
+instances, whatever the score, and by `copy` it is a retrieval head from 0.1 on.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
 
 from interp.errors import NoAcceptedExample, UsageError
 from interp.locate.base import Locator
-from interp.locate.greedy import Decoded, decode
+from interp.locate.capture import Capture, Decoded, Watch
+from interp.locate.greedy import Begun, begin, finish, new_cache
+from interp.locate.options import Options
+from interp.locate.scores import chosen
+from interp.locate.scores.copying import copied, copy_position_score, copy_score
 from interp.measure.stats import cluster_se
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
 
-METHODS = ("copy", "copy_position")
+__all__ = ["THRESHOLD", "TOKENS", "RetrievalHeads", "copy_position_score", "copy_score", "recall"]
+
 THRESHOLD = 0.1
-"""Score from which a head counts as a retrieval head (Wu et al.)."""
+"""Copy score from which a head counts as a retrieval head (Wu et al.)."""
 
 TOKENS = 2048
 """Padded tokens of a batch."""
 
 
 class RetrievalHeads(Locator):
-    """Scores every attention head by what it copies from the context.
+    """Scores every attention head by what it retrieves from the context.
 
     Args:
-        method: the score that ranks: `copy` or `copy_position`.
+        method: the score that ranks, of `interp.locate.scores.SCORES`.
         mode: `greedy` scores the model's own greedy output and leaves out instances it gets wrong; `forced` scores the
             forced answer of every instance.
         count: count copying steps in place of distinct tokens (the authors' code).
         accept: an instance counts if recall of the needle's tokens in the output is above this.
         max_new_tokens: length of an output that differs from the answer; default the answer's and 16 more.
+        scores: what is scored beside it, or `all`. All that one pass tells cost that pass; `qr`, `cri`, `induction` and
+            `echo` take passes of their own.
+        options: parameters of the scores.
 
     Attributes:
         scores_: component, method, layer, head, kv_head, score, se (robust to clusters), n.
         groups_: mean and max of the heads of each KV group, which share keys and values.
-        instances_: one row an instance: accepted, exact, output, answer, recall, depth, depth_asked, length, passes.
+        instances_: one row an instance: example, accepted, exact, output, answer, recall, depth, depth_asked, length,
+            length_asked, needle, haystack, passes, cluster.
         per_instance_: method -> array (accepted instances, layers, heads).
+        clusters_: name of the cluster of each accepted instance.
+        copied_: for each accepted instance, whether each head copies at each step: steps x layers x heads.
         acceptance_: accepted over all instances.
-        prefill_tokens_: tokens run.
+        prefill_tokens_: tokens run up to the end of the outputs, without the passes of single scores.
 
     Example:
-        heads = RetrievalHeads().fit(model, interp.task("niah", length=512, n=64))
-        heads.top(10)
+        heads = RetrievalHeads(scores=("copy", "locos")).fit(model, interp.task("niah", length=512, n=64))
+        heads.top(10), heads.top(10, "locos")
     """
 
     mechanism = "retrieval heads"
 
     def __init__(
         self,
-        method: Literal["copy", "copy_position"] = "copy",
+        method: str = "copy",
         *,
         mode: Literal["greedy", "forced"] = "greedy",
         count: bool = False,
         accept: float = 0.5,
         max_new_tokens: int | None = None,
+        scores: str | Iterable[str] = ("copy", "copy_position"),
+        options: Options | None = None,
     ):
         self.method = method
         self.mode = mode
         self.count = count
         self.accept = accept
         self.max_new_tokens = max_new_tokens
+        self.scores = scores
+        self.options = options
 
     def fit(
         self,
@@ -88,53 +97,60 @@ class RetrievalHeads(Locator):
         reference: Any = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Self:
-        """Score all heads on a task whose answers stand in the prompt as `value` spans of item 0.
+        """Score all heads on a task; copying is scored where answers stand in the prompt as `value` spans of item 0.
 
         Raises:
-            UsageError: no task, or one whose answers do not stand in the prompt.
+            UsageError: no task, no such score, or examples that lack what a score needs.
             NoAcceptedExample: the model recalls no needle; the message shows what it said instead.
         """
-        if self.method not in METHODS:
-            raise UsageError(f"unknown method '{self.method}'; write one of {', '.join(METHODS)}")
+        names = self._names()
         if data is None:
             raise UsageError("RetrievalHeads needs a task: fit(model, interp.task('niah', length=512, n=64))")
         examples = data.examples(subject)
-        for e in examples:
-            spans = e.spans_of("value", 0)
-            if not spans or any(len(s) != len(e.answer_ids) for s in spans):
-                raise UsageError(
-                    f"an answer of {data!r} does not stand in the prompt as a value span of item 0, so nothing can be "
-                    "copied; take niah or induction"
-                )
-        decoded = self._decode(subject, examples, progress)
-        self._score(subject, examples, decoded)
+        options = self.options or Options()
+        options = replace(options, count=self.count or options.count)
+        watch = Watch(subject, examples, names, options)
+        self._score(watch, examples, self._captures(watch, examples, progress))
         return self
 
-    def _decode(
-        self, subject: CausalLM, examples: list[Example], progress: Callable[[int, int, str], None] | None
-    ) -> list[Decoded]:
-        stops = _stops(subject)
-        out: dict[int, Decoded] = {}
+    def _names(self) -> list[str]:
+        """Methods, the one that ranks first."""
+        first = [score.name for score in chosen(self.method)]
+        return list(dict.fromkeys([*first, *(score.name for score in chosen(self.scores))]))
+
+    def _captures(
+        self, watch: Watch, examples: Sequence[Example], progress: Callable[[int, int, str], None] | None
+    ) -> list[Capture]:
+        stops = _stops(watch.subject)
+        out: dict[int, Capture] = {}
         likely = True
         for group in plan([len(e.full_ids) for e in examples], TOKENS):
-            chosen = [examples[i] for i in group]
-            done = decode(
-                subject,
-                chosen,
-                max_new_tokens=self.max_new_tokens,
-                stops=stops,
-                forced=self.mode == "forced",
-                likely=likely,
-            )
-            likely = done[-1].exact  # a model that words its answers otherwise goes on doing so
+            unsure = len(group) == 1 and self.mode == "greedy" and not likely
+            cache = new_cache() if unsure or watch.cached else None
+            begun = begin(watch, [examples[i] for i in group], cache=cache)
+            done = self._finish(watch, begun, stops)
+            likely = done[-1].emitted.exact  # a model that words its answers otherwise goes on doing so
             out.update(zip(group, done, strict=True))
             if progress:
                 progress(len(out), len(examples), "attention rows")
         return [out[i] for i in range(len(examples))]
 
-    def _score(self, subject: CausalLM, examples: list[Example], decoded: list[Decoded]) -> None:
-        recalls = [recall(d.output, e.answer_ids) for d, e in zip(decoded, examples, strict=True)]
-        accepted = [self.mode == "forced" or r > self.accept for r in recalls]
+    def _finish(self, watch: Watch, begun: Begun, stops: frozenset[int]) -> list[Capture]:
+        """Outputs, and for accepted instances what scores need beside the one pass."""
+        finish(watch, begun, max_new_tokens=self.max_new_tokens, stops=stops, forced=self.mode == "forced")
+        for row, capture in enumerate(begun.captures):
+            if self._accepted(capture):
+                watch.more(capture, begun.prefix(row))
+        return begun.captures
+
+    def _accepted(self, capture: Capture) -> bool:
+        return self.mode == "forced" or _recall(capture) > self.accept
+
+    def _score(self, watch: Watch, examples: Sequence[Example], captures: Sequence[Capture]) -> None:
+        subject = watch.subject
+        recalls = [_recall(c) for c in captures]
+        accepted = [self._accepted(c) for c in captures]
+        decoded = [c.emitted for c in captures]
         self.instances_ = _instances(subject, examples, decoded, recalls, accepted)
         self.acceptance_ = float(np.mean(accepted))
         self.prefill_tokens_ = sum(d.tokens for d in decoded)
@@ -145,15 +161,14 @@ class RetrievalHeads(Locator):
                 f"{max(recalls):.2f}, needed above {self.accept}); asked for {_text(subject, example.answer_ids)!r} it "
                 f"said {_text(subject, said)!r}. Take shorter contexts or easier needles, or mode='forced'"
             )
-        kept = [(e, d) for e, d, ok in zip(examples, decoded, accepted, strict=True) if ok]
-        self.per_instance_ = {
-            "copy": np.stack([copy_score(d, e, count=self.count) for e, d in kept]),
-            "copy_position": np.stack([copy_position_score(d, e) for e, d in kept]),
-        }
-        clusters = [e.cluster or e.key() for e, _ in kept]
-        order = [self.method, *(m for m in METHODS if m != self.method)]
+        kept = [c for c, ok in zip(captures, accepted, strict=True) if ok]
+        self.per_instance_ = {score.name: np.stack([score(c) for c in kept]) for score in watch.scores}
+        self.copied_ = [
+            copied(c.emitted.output, c.emitted.argmax[..., None], c.example).numpy() for c in kept
+        ]
+        self.clusters_ = [c.example.cluster or c.example.key() for c in kept]
         self.scores_ = pd.concat(
-            [_frame(subject, method, self.per_instance_[method], clusters) for method in order],
+            [_frame(subject, name, values, self.clusters_) for name, values in self.per_instance_.items()],
             ignore_index=True,
         )
         by_group = self.scores_.groupby(["method", "layer", "kv_head"], sort=False)["score"]
@@ -162,64 +177,14 @@ class RetrievalHeads(Locator):
         ]
 
 
-def copy_score(decoded: Decoded, example: Example, *, count: bool = False) -> Float[np.ndarray, "l h"]:
-    """Copy score of one instance (Wu et al. 2024, section 2): set-based in [0, 1], or counting steps.
-
-    >>> import torch
-    >>> from interp.tasks.base import Example, Span
-    >>> e = Example("t", (9, 5, 6, 1), (5, 6), spans=(Span(1, 3, "value", 0),), chance=0.5)
-    >>> copy_score(Decoded([5, 6], torch.tensor([[[1, 0]], [[2, 2]]]), True), e)
-    array([[1. , 0.5]])
-    """
-    needle = _needle(example)
-    ids = torch.tensor(example.ids)
-    argmax = decoded.argmax  # s l h
-    inside = _inside(argmax, needle, len(example.ids))
-    tokens = torch.tensor(decoded.output)
-    hit = inside & (ids[argmax.clamp(0, len(ids) - 1)] == tokens[:, None, None])
-    if count:
-        return (hit.sum(0).double() / len(needle)).numpy()
-    kinds = sorted({int(ids[i]) for i in needle})
-    found = torch.stack([(hit & (tokens == kind)[:, None, None]).any(0) for kind in kinds])
-    return (found.sum(0).double() / len(kinds)).numpy()
-
-
-def copy_position_score(decoded: Decoded, example: Example) -> Float[np.ndarray, "l h"]:
-    """Steps whose top key is the exact source of the emitted token, over the needle's length.
-
-    In an output that is not the forced answer, token by token, the source of an emitted token is each needle position
-    that holds it; a position counts once.
-    """
-    spans = example.spans_of("value", 0)
-    argmax = decoded.argmax
-    n = len(spans[0])
-    if tuple(decoded.output) == example.answer_ids:
-        step = torch.arange(n)[:, None, None]
-        hit = torch.stack([argmax == s.start + step for s in spans]).any(0)
-        return (hit.sum(0).double() / n).numpy()
-    ids = torch.tensor(example.ids)
-    tokens = torch.tensor(decoded.output)
-    found = [
-        ((argmax == place) & (tokens == ids[place])[:, None, None]).any(0)
-        for place in range(spans[0].start, spans[0].end)
-    ]
-    return (torch.stack(found).sum(0).double() / n).numpy()
-
-
 def recall(output: list[int], answer: tuple[int, ...]) -> float:
     """Share of the answer's tokens (with multiplicity) that the output holds: ROUGE-1 recall over tokens."""
     common = Counter(output) & Counter(answer)
     return sum(common.values()) / len(answer)
 
 
-def _needle(example: Example) -> list[int]:
-    return [i for s in example.spans_of("value", 0) for i in range(s.start, s.end)]
-
-
-def _inside(argmax: torch.Tensor, needle: list[int], n: int) -> torch.Tensor:
-    member = torch.zeros(n, dtype=torch.bool)
-    member[needle] = True
-    return (argmax < n) & (argmax >= 0) & member[argmax.clamp(0, n - 1)]
+def _recall(capture: Capture) -> float:
+    return recall(capture.emitted.output, capture.example.answer_ids)
 
 
 def _stops(subject: CausalLM) -> frozenset[int]:
@@ -240,8 +205,8 @@ def _text(subject: CausalLM, ids: Any) -> str:
 
 def _instances(
     subject: CausalLM,
-    examples: list[Example],
-    decoded: list[Decoded],
+    examples: Sequence[Example],
+    decoded: Sequence[Decoded],
     recalls: list[float],
     accepted: list[bool],
 ) -> pd.DataFrame:
@@ -256,10 +221,17 @@ def _instances(
             "depth": [e.meta.get("depth", np.nan) for e in examples],
             "depth_asked": [e.meta.get("depth_asked", np.nan) for e in examples],
             "length": [len(e.ids) for e in examples],
+            "length_asked": [e.meta.get("length_asked", np.nan) for e in examples],
+            "needle": [e.meta.get("needle", np.nan) for e in examples],
+            "haystack": [_joined(e.meta.get("haystack", "")) for e in examples],
             "passes": [d.passes for d in decoded],
             "cluster": [e.cluster for e in examples],
         }
     )
+
+
+def _joined(names: Any) -> str:
+    return names if isinstance(names, str) else " ".join(map(str, names))
 
 
 def _frame(subject: CausalLM, method: str, values: np.ndarray, clusters: list[str]) -> pd.DataFrame:

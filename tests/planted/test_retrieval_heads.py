@@ -13,8 +13,8 @@ import pytest
 
 import interp
 from interp.errors import NoAcceptedExample
-from interp.locate import retrieval_heads
 from interp.locate.greedy import Decoded
+from interp.locate.scores import copying
 from interp.models.sites import Component, Head
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, FixedTask, Span
@@ -240,7 +240,7 @@ def test_full_context() -> None:
 
 
 Score = Callable[..., np.ndarray]
-REAL = retrieval_heads.copy_score
+REAL = copying.copy_score
 
 
 def _shift_rows(decoded: Decoded, example: Example, **_: object) -> np.ndarray:
@@ -275,7 +275,7 @@ def test_a_broken_score_is_noticed(
     planted = plant(kind, seed=3)
     task = planted_task(planted, 8, 0, LENGTH)
     assert judge(scores(fit(planted, task).heads), planted, THRESHOLD).sound
-    monkeypatch.setattr(retrieval_heads, "copy_score", mutant)
+    monkeypatch.setattr(copying, "copy_score", mutant)
     verdict = judge(scores(fit(planted, task).heads), planted, THRESHOLD)
     assert not verdict.sound
     if name == "row_off_by_one":
