@@ -11,13 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.plot.agreement import score_agreement
     from interp.plot.attention import attention_rows
+    from interp.plot.dose import dose_curves
     from interp.plot.effects import control_strip, dose_curve
     from interp.plot.export import find_browser, write, write_all
     from interp.plot.heads import head_map, score_ranking
     from interp.plot.instances import instance_map
     from interp.plot.matrix import effect_matrix
+    from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
+    from interp.plot.task_matrix import specificity
     from interp.plot.theme import dark, register
 
 _HOME = {
@@ -25,13 +29,17 @@ _HOME = {
     "control_strip": "effects",
     "dark": "theme",
     "dose_curve": "effects",
+    "dose_curves": "dose",
     "effect_matrix": "matrix",
     "find_browser": "export",
     "head_map": "heads",
     "instance_map": "instances",
+    "needle_map": "needles",
     "patch_map": "patching",
     "register": "theme",
+    "score_agreement": "agreement",
     "score_ranking": "heads",
+    "specificity": "task_matrix",
     "write": "export",
     "write_all": "export",
 }
@@ -42,13 +50,17 @@ __all__ = [
     "control_strip",
     "dark",
     "dose_curve",
+    "dose_curves",
     "effect_matrix",
     "find_browser",
     "head_map",
     "instance_map",
+    "needle_map",
     "patch_map",
     "register",
+    "score_agreement",
     "score_ranking",
+    "specificity",
     "write",
     "write_all",
 ]

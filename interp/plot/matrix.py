@@ -41,7 +41,7 @@ def effect_matrix(
     rows = rows_of(effects, metric, "effect_matrix")
     found = at_k(panels(rows, "effect_matrix"), k, "effect_matrix")
     role_of = dict(zip(rows["task"], rows["role"], strict=True))
-    tasks = sorted(dict.fromkeys(p.task for p in found), key=lambda task: _order(role_of[task]))
+    tasks = sorted(dict.fromkeys(p.task for p in found), key=lambda task: order_of_role(role_of[task]))
     lines = _lines(found)
     font, total = theme.font_px(width), theme.pixels(width)
 
@@ -94,7 +94,7 @@ def effect_matrix(
                 y1=y - 0.5,
                 line={"color": theme.MUTED, "width": 1},
             )
-    _role_heads(fig, [role_of[task] for task in tasks], above + 0.6 * font, cell, font)
+    role_heads(fig, [role_of[task] for task in tasks], above + 0.6 * font, cell, font)
     fig.update_xaxes(
         tickvals=list(range(len(tasks))), ticktext=heads, side="top", range=[-0.5, len(tasks) - 0.5], ticks="",
         showline=False, tickangle=-90 if upright else 0,
@@ -106,7 +106,7 @@ def effect_matrix(
     return fig
 
 
-def _order(role: str) -> int:
+def order_of_role(role: str) -> int:
     return list(ROLES).index(role) if role in ROLES else len(ROLES)
 
 
@@ -167,7 +167,7 @@ def _cell(
 ) -> None:
     value, low, high = _value(panel, what)
     if panel is not None and panel.at_chance:
-        _hatch(fig, x, y)
+        hatch(fig, x, y)
         label = AT_CHANCE if cell >= 5 * font else "at<br>chance"
         size = 0.9 * font if cell >= 3.6 * font else 0.72 * font
         fig.add_annotation(
@@ -189,7 +189,7 @@ def _cell(
     )
 
 
-def _hatch(fig: go.Figure, x: int, y: int, strokes: int = 7) -> None:
+def hatch(fig: go.Figure, x: int, y: int, strokes: int = 7) -> None:
     """Grey with diagonal strokes: told from a pale effect without colour too."""
     half = 0.47
     fig.add_shape(
@@ -209,7 +209,7 @@ def _hatch(fig: go.Figure, x: int, y: int, strokes: int = 7) -> None:
     )
 
 
-def _role_heads(fig: go.Figure, roles: Sequence[str], lift: float, cell: float, font: float) -> None:
+def role_heads(fig: go.Figure, roles: Sequence[str], lift: float, cell: float, font: float) -> None:
     """The group of each run of columns, above their names."""
     start = 0
     for i in range(1, len(roles) + 1):

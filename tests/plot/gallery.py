@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from interp import plot
 from interp.plot.theme import Width
-from tests.plot import frames
+from tests.plot import frames, study_frames
 
 
 @cache
@@ -19,6 +19,7 @@ def gallery(width: Width) -> dict[str, go.Figure]:
     many = frames.effects_frame(mechanisms=("retrieval heads", "recall MLPs"))
     prompt, patch = frames.rows_json(), frames.patch_frame()
     best = next(iter(prompt["heads"]))
+    needles, doses = study_frames.needles_frame(), study_frames.doses_frame()
     drawn = {
         "map": plot.head_map(scores, width=width),
         "map-large": plot.head_map(frames.scores_frame(80, 64, 8), width=width),
@@ -48,5 +49,14 @@ def gallery(width: Width) -> dict[str, go.Figure]:
             pd.concat([frames.role_patch_frame(), patch[patch["kind"] == "z"]]), width=width
         ),
         "instances": plot.instance_map(frames.instances_frame(), width=width),
+        "needles": plot.needle_map(needles, width=width),
+        "needles-one-mode": plot.needle_map(needles[needles["mode"] != "uniform"], "logprob", width=width),
+        "doses": plot.dose_curves(doses, study_frames.areas_frame(doses), width=width),
+        "doses-kept": plot.dose_curves(study_frames.doses_frame(kept=True), kept=True, width=width),
+        "doses-few": plot.dose_curves(study_frames.doses_frame(("copy", "qr")), width=width),
+        "specificity": plot.specificity(study_frames.tasks_frame(adjusted=False), width=width),
+        "specificity-many": plot.specificity(study_frames.tasks_frame(study_frames.METHODS), width=width),
+        "agreement": plot.score_agreement(study_frames.pairs_frame(), width=width),
+        "agreement-few": plot.score_agreement(study_frames.pairs_frame(("copy", "qr", "dla")), width=width),
     }
     return drawn
