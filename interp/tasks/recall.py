@@ -231,7 +231,7 @@ class InProse(Task):
             Redraw: it is not aligned with the clean prompt.
         """
         prompt, raw, text = _render(tokens, posed, slots)
-        declared = {i for s in example.spans for i in range(s.start, s.end)}
+        declared = {i for s in example.spans if s.role != "question" for i in range(s.start, s.end)}
         if len(prompt) != len(example.ids) or any(
             a != b and i not in declared for i, (a, b) in enumerate(zip(prompt.ids, example.ids, strict=True))
         ):
