@@ -7,7 +7,7 @@ and twins all follow from it, so that a twin is the same layout with one thing c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,8 @@ SLACK = 2
 
 _STAND_IN = "stand-in"
 """Source of the fillers that take the place of a dropped needle."""
+
+_BREAK = "\n\n"
 
 Slot = Sentence | int
 """A sentence of the haystack, or the number of a needle (0 is the one asked for)."""
@@ -60,21 +62,29 @@ class Layout:
 
     def pieces(self) -> list[Piece]:
         """Context and question with their roles."""
-        out: list[Piece] = []
+        asked = self.needles[0]
+        return [*(p for slot in self._slots() for p in slot), *asked.template.ask(asked.key)]
+
+    def context(self) -> tuple[str, list[tuple[int, int]]]:
+        """Text of the context, and the characters of each slot: from the space before it, or from its paragraph on."""
+        text, ranges = "", []
+        for slot in self._slots():
+            start = len(text) + (len(slot[0].text) if slot[0].text == _BREAK else 0)
+            text += "".join(p.text for p in slot)
+            ranges.append((start, len(text)))
+        return text, ranges
+
+    def _slots(self) -> Iterator[list[Piece]]:
         for i, slot in enumerate(self.slots):
             opens = slot in self.opens if isinstance(slot, int) else slot.opens
-            gap = " " if i else ""
-            if i and opens:
-                # White space of its own: it is there with the needle and without it.
-                out.append(Piece("\n\n"))
-                gap = ""
+            # White space that parts paragraphs is a piece of its own: it is there with a needle and without it.
+            before, gap = ([Piece(_BREAK)], "") if i and opens else ([], " " if i else "")
             if isinstance(slot, int):
                 needle = self.needles[slot]
-                out += needle.template.needle(needle.key, needle.value, slot, gap)
+                yield [*before, *needle.template.needle(needle.key, needle.value, slot, gap)]
             else:
                 within = "filler" if slot.source == _STAND_IN else None
-                out.append(Piece(gap + slot.text, within=within, item=0))
-        return out + self.needles[0].template.ask(self.needles[0].key)
+                yield [*before, Piece(gap + slot.text, within=within, item=0)]
 
     def text(self) -> str:
         """The prompt."""

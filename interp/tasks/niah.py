@@ -57,7 +57,7 @@ class Niah(Task):
         n: int = 64,
         seed: int = 0,
     ):
-        self.kinds = _kinds(kinds)
+        self.kinds = chosen_kinds(kinds, self.name)
         self.depths = _depths(depth)
         self.length = whole_number(self.name, "length", length, SHORTEST)
         self.needles = whole_number(self.name, "needles", needles, 1)
@@ -173,13 +173,18 @@ def _query_swap(tokens: Tokens, layout: Layout, example: Example, candidates: Ma
     return twin(example, prompt, spans, text, candidates[swapped.needles[0].value])
 
 
-def _kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
-    chosen = listed(Niah.name, "kinds", kinds)
+def chosen_kinds(kinds: str | Sequence[str], task: str) -> tuple[str, ...]:
+    """Kinds of needles that a parameter asks for.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    chosen = listed(task, "kinds", kinds)
     for kind in chosen:
         if kind not in KINDS:
             near = get_close_matches(str(kind), KINDS, 1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise UsageError(f"task niah: no kind of needle '{kind}'{hint}; take of {', '.join(KINDS)}")
+            raise UsageError(f"task {task}: no kind of needle '{kind}'{hint}; take of {', '.join(KINDS)}")
     return tuple(chosen)
 
 
