@@ -214,7 +214,8 @@ class Watch:
         rows = _Stacked(trace)
         m = max(len(e.answer_ids) for e in examples)
         top = rows("answer", "top")
-        tops = rows("answer", "tops") if self._k(examples) else None
+        keys = rows("answer", "tops", "columns") if self._k(examples) else None
+        weights = rows("answer", "tops", "values") if self._k(examples) else None
         mass = {name: rows(name) for name in ("needle", "gold") if name in self.needs}
         shares: dict[str, torch.Tensor] = {}
         if "shares" in self.needs:
@@ -225,11 +226,11 @@ class Watch:
             n = len(example.answer_ids)
             emitted = Decoded(list(example.answer_ids), top[row, :n] - pad, True)
             capture = Capture(example, self.options, emitted, self._groups(example, m))
-            if tops is not None:
-                capture.tops = _positions(tops.columns[row, :n], pad).numpy()
-                capture.top_values = tops.values[row, :n].numpy()
+            if keys is not None and weights is not None:
+                own = _positions(keys[row, :n], pad)
+                capture.tops, capture.top_values = own.numpy(), weights[row, :n].numpy()
                 if "topk" in self.needs:
-                    emitted.topk = _positions(tops.columns[row, :n, ..., : self.options.k], pad)
+                    emitted.topk = own[..., : self.options.k]
             for name, found in mass.items():
                 setattr(capture, name, found[row].numpy())
             capture.shares = {name: found[row, :n].numpy() for name, found in shares.items()}
@@ -260,7 +261,7 @@ class Watch:
         rows = _Stacked(trace)
         if "topk" not in self.needs:
             return rows()[0], None
-        return rows("top")[0], rows("tops").columns[0]
+        return rows("top")[0], rows("tops", "columns")[0]
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -320,13 +321,8 @@ class _Stacked:
     def __call__(self, *path: str) -> Any:
         found = self.layers
         for name in path:
-            found = [layer[name] for layer in found]
-        first = found[0]
-        if isinstance(first, dict):
-            return {name: self(*path, name) for name in first}
-        if isinstance(first, torch.Tensor):
-            return _stack(found)
-        return type(first)(_stack([x.values for x in found]), _stack([x.columns for x in found]))
+            found = [layer[name] if isinstance(layer, dict) else getattr(layer, name) for layer in found]
+        return {name: self(*path, name) for name in found[0]} if isinstance(found[0], dict) else _stack(found)
 
 
 def _stack(found: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -125,7 +125,7 @@ COPY_TOPK = HeadScore("copy_topk", _copy_topk, frozenset({"top", "topk"}), "emit
 
 
 def dynamic_sets(
-    steps: Sequence[Bool[np.ndarray, "s l h"]], static: str | Component | Iterable[str | Component]
+    steps: Sequence[Bool[np.ndarray, "_ l h"]], static: str | Component | Iterable[str | Component]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Which heads copy at each step, and how far a fixed set of heads covers them.
 
