@@ -68,6 +68,18 @@ multi_hop = st.fixed_dictionaries(
     }
 )
 paraphrase = st.fixed_dictionaries({**several, "names": st.integers(2, 4), "depth": depths})
+reading = st.fixed_dictionaries({"shots": st.integers(0, 3), "n": st.just(4), "seed": seeds})
+arithmetic = st.fixed_dictionaries(
+    {
+        "terms": st.integers(2, 4),
+        "largest": st.sampled_from([9, 20, 99]),
+        "style": st.sampled_from(["direct", "cot"]),
+        "form": st.sampled_from(["digits", "words"]),
+        "shots": st.integers(0, 3),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 asked = st.one_of(
     st.tuples(st.just("niah"), needles),
     st.tuples(st.just("induction"), induction),
@@ -77,6 +89,8 @@ asked = st.one_of(
     st.tuples(st.just("multi_value"), multi_value),
     st.tuples(st.just("multi_hop"), multi_hop),
     st.tuples(st.just("paraphrase"), paraphrase),
+    st.tuples(st.just("reading"), reading),
+    st.tuples(st.just("arithmetic"), arithmetic),
 )
 
 
@@ -140,7 +154,7 @@ import hashlib, sys
 import tests.tokenizers
 from interp.tasks import NAMES, task
 tokens = tests.tokenizers.tokens("llama")
-for name in ("facts", "induction", "niah", "prose", "multi_key", "multi_value", "multi_hop", "paraphrase"):
+for name in ("facts", "induction", "niah", "prose", "multi_key", "multi_value", "multi_hop", "paraphrase", "reading"):
     examples = task(name, n=6, seed=3).examples(tokens)
     twins = [t for e in examples for t in e.corrupt.values()]
     state = [(e.key(), e.text, e.chance, e.cluster, e.group, sorted(e.meta.items(), key=str)) for e in examples + twins]
@@ -160,7 +174,7 @@ def test_same_bytes_in_every_process() -> None:
         for seed in ("0", "1", "4711")
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == 8
+    assert outputs.pop().count("\n") == 9
 
 
 @pytest.mark.parametrize(
@@ -174,6 +188,8 @@ def test_same_bytes_in_every_process() -> None:
         ("multi_value", {"n": 30}),
         ("multi_hop", {"n": 30, "chains": 4}),
         ("paraphrase", {"n": 30}),
+        ("reading", {"n": 60}),
+        ("arithmetic", {"n": 60}),
     ],
 )
 def test_a_uniform_guesser_scores_chance(name: str, params: dict[str, Any]) -> None:
