@@ -15,9 +15,14 @@ _NAMES = {
     "census": "interp.measure.known",
     "evaluate": "interp.measure.outcomes",
     "contrast": "interp.measure.effects",
-    "dose": "interp.measure.effects",
-    "with_controls": "interp.measure.effects",
+    "dose": "interp.measure.plans",
+    "sufficient": "interp.measure.plans",
+    "with_controls": "interp.measure.plans",
+    "matched": "interp.measure.controls",
     "matched_heads": "interp.measure.controls",
+    "auc": "interp.measure.curves",
+    "smallest": "interp.measure.curves",
+    "fdr": "interp.measure.stats",
 }
 
 

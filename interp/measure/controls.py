@@ -1,8 +1,15 @@
-"""Matched controls: the same cut of components that were not chosen.
+"""Matched controls: the same cut of heads that were not chosen, by what they are alike in.
 
-Heads are matched by layer: for each chosen head one of its own layer that was not chosen, or of the nearest layers
-where the layer has too few. Sets are distinct; where fewer exist than asked for they are enumerated, and the number
-says so.
+| kind | the heads drawn are | sets |
+|---|---|---|
+| `layer` | of the chosen heads' own layers, else of the nearest ones | seeded draws |
+| `norm` | nearest in the mean norm of what they write into the residual stream | seeded draws among the near ones |
+| `entropy` | nearest in the mean entropy of their attention in the answer's rows | seeded draws among the near ones |
+| `bottom` | the last of a ranking | one |
+| `given` | of a list that is handed over: heads of other needles, say | one a list |
+
+No set holds a chosen head, and no two sets are equal; where fewer exist than are asked for, fewer come back. What each
+set was matched on, and how well, comes with it (`Matched.table`).
 """
 
 from __future__ import annotations
@@ -10,20 +17,210 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
 from interp.errors import UsageError
-from interp.models.sites import Component, Head
+from interp.intervene.reference import Reference
+from interp.measure.heads import head_statistics
+from interp.models.sites import Component, Head, component
 from interp.models.subject import CausalLM
-from interp.tasks.base import stable_seed
+from interp.tasks.base import Example, Task, stable_seed
+
+Kind = Literal["layer", "norm", "entropy", "bottom", "given"]
+KINDS: tuple[str, ...] = get_args(Kind)
+NEAR = 8
+"""Heads among which one is drawn for each chosen head; more where so few make less sets than are asked for."""
+
+Heads = tuple[Head, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Matched(Sequence[Heads]):
+    """Control sets; a sequence of tuples of heads, each sorted.
+
+    Attributes:
+        by: kind of control.
+        sets: the sets.
+        table: one row a set and head: `draw`, `chosen` (the head that it stands for), `component`, `wanted` and
+            `value` (what they are matched on: layer, norm, entropy in nats, or score) and `gap`, their distance. NaN
+            for `given`, which is matched on nothing.
+    """
+
+    by: str
+    sets: tuple[Heads, ...]
+    table: pd.DataFrame = field(repr=False)
+
+    def __getitem__(self, i: int) -> Heads:  # type: ignore[override]
+        return self.sets[i]
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Mean gap of each set."""
+        mean = self.table.groupby("draw")["gap"].mean()
+        return [float(mean.get(draw, np.nan)) for draw in range(len(self.sets))]
+
+
+def matched(
+    subject: CausalLM,
+    chosen: Sequence[str | Component],
+    n: int,
+    by: str = "layer",
+    *,
+    seed: int = 0,
+    avoid: Sequence[Component] = (),
+    data: Reference | Task | Sequence[Example] | None = None,
+    ranking: pd.DataFrame | Sequence[str | Component] | None = None,
+    given: Sequence[str | Component] | Sequence[Sequence[str | Component]] | None = None,
+) -> Matched:
+    """At most `n` distinct sets of as many other heads as are chosen.
+
+    Args:
+        by: `layer`, `norm`, `entropy`, `bottom` or `given`, see the module's docstring.
+        seed: of the draws.
+        avoid: further heads never to draw (other selected heads, for the smaller sets of a dose curve); `given` lists
+            are taken as they are.
+        data: for `norm` and `entropy`: the examples they are measured on, in one pass of the intact model.
+        ranking: for `bottom`: all heads, best first, or a frame with `component` and `score` (ties are broken by the
+            seed).
+        given: for `given`: heads, best first, or several such lists; of each the first that are not chosen are taken.
+
+    Raises:
+        UsageError: a component is no head, too few heads are left, or what the kind needs is missing.
+    """
+    heads = _heads(chosen)
+    if by not in KINDS:
+        raise UsageError(f"unknown kind of control '{by}'; write one of {', '.join(KINDS)}")
+    taken = {*heads, *(c for c in avoid if isinstance(c, Head))}
+    if by == "layer":
+        return _paired(by, heads, matched_heads(subject, heads, n, seed=seed, avoid=avoid), _layer)
+    if by == "given":
+        return _given(heads, n, given)
+    if by == "bottom":
+        return _bottom(heads, taken, ranking, seed)
+    if data is None:
+        raise UsageError(f"controls matched by {by} need data to measure heads on: data=task")
+    found = head_statistics(subject, data if isinstance(data, Reference) else Reference(data))
+    value = {Head(r.layer, r.head): float(getattr(r, by)) for r in found.itertuples()}
+    return _near(by, heads, [h for h in subject.heads() if h not in taken], n, value, seed)
+
+
+def _heads(chosen: Sequence[str | Component]) -> list[Head]:
+    parts = [component(c) for c in chosen]
+    if not all(isinstance(c, Head) for c in parts):
+        raise UsageError("matched controls are defined for heads; pass controls=0 for other components")
+    return [c for c in parts if isinstance(c, Head)]
+
+
+def _layer(head: Head) -> float:
+    return float(head.layer)
+
+
+def _table(rows: list[tuple[int, Head, Head]], value: Callable[[Head], float]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["draw", "chosen", "component"])
+    frame["wanted"] = [value(h) for h in frame["chosen"]]
+    frame["value"] = [value(h) for h in frame["component"]]
+    frame["gap"] = (frame["value"] - frame["wanted"]).abs()
+    for name in ("chosen", "component"):
+        frame[name] = [repr(h) for h in frame[name]]
+    return frame
+
+
+def _paired(by: str, heads: Sequence[Head], sets: Sequence[Heads], value: Callable[[Head], float]) -> Matched:
+    """Sets whose heads stand for the chosen ones in order of the value, which makes the gaps smallest."""
+    order = sorted(heads, key=lambda h: (value(h), h))
+    rows = [
+        (draw, of, head)
+        for draw, drawn in enumerate(sets)
+        for of, head in zip(order, sorted(drawn, key=lambda h: (value(h), h)), strict=True)
+    ]
+    return Matched(by, tuple(tuple(sorted(s)) for s in sets), _table(rows, value))
+
+
+def _given(heads: Sequence[Head], n: int, given: Sequence[object] | None) -> Matched:
+    if not given:
+        raise UsageError("controls of kind 'given' need heads: given=other.top(10), or several such lists")
+    several = all(not isinstance(item, (str, Component)) for item in given)
+    lists = [_heads(part) for part in (given if several else [given])]  # type: ignore[arg-type]
+    sets: dict[Heads, None] = {}
+    for found in lists:
+        others = [h for h in dict.fromkeys(found) if h not in set(heads)]
+        if len(others) < len(heads):
+            raise UsageError(
+                f"a list given as control has {len(others)} heads that are not chosen, and {len(heads)} are cut"
+            )
+        sets[tuple(sorted(others[: len(heads)]))] = None
+    return _paired("given", heads, list(sets)[:n], lambda head: float("nan"))
+
+
+def _bottom(
+    heads: Sequence[Head],
+    taken: set[Head],
+    ranking: pd.DataFrame | Sequence[str | Component] | None,
+    seed: int,
+) -> Matched:
+    if ranking is None:
+        raise UsageError("controls of kind 'bottom' need a ranking of all heads: ranking=heads.scores_")
+    if isinstance(ranking, pd.DataFrame):
+        named = _heads(list(ranking["component"]))
+        score: Mapping[Head, float] = dict(zip(named, ranking["score"].astype(float), strict=True))
+        tie = np.random.default_rng(stable_seed("controls", "bottom", seed)).permutation(len(named))
+        order = [named[i] for i in np.lexsort((tie, np.array([score[h] for h in named])))]
+    else:
+        order = _heads(list(ranking))[::-1]
+        score = {head: float(i) for i, head in enumerate(order)}
+    last = [h for h in order if h not in taken]
+    if len(last) < len(heads):
+        raise UsageError(f"{len(heads)} heads are cut and the ranking has {len(last)} others")
+    value = {h: score.get(h, float("nan")) for h in (*heads, *last)}
+    return _paired("bottom", heads, [tuple(last[: len(heads)])], value.__getitem__)
+
+
+def _near(
+    by: str, heads: list[Head], free: list[Head], n: int, value: Mapping[Head, float], seed: int
+) -> Matched:
+    """For each chosen head one drawn among those of the free ones that are nearest to it and not yet drawn."""
+    if len(free) < len(heads):
+        raise UsageError(_TOO_FEW.format(len(heads)))
+    near = NEAR
+    while math.comb(near, len(heads)) < n and near < len(free):
+        near += 1
+    nearest = {h: sorted(free, key=lambda o, h=h: (abs(value[o] - value[h]), o)) for h in heads}  # type: ignore[misc]
+    sets: dict[Heads, dict[Head, Head]] = {}
+    for draw in range(100 * n):
+        if len(sets) == n:
+            break
+        rng = np.random.default_rng(stable_seed("controls", by, seed, draw))
+        of: dict[Head, Head] = {}
+        for i in rng.permutation(len(heads)):
+            pool = list(itertools.islice(_without(nearest[heads[i]], of), near))
+            of[pool[int(rng.integers(len(pool)))]] = heads[i]
+        sets.setdefault(tuple(sorted(of)), of)
+    rows = [(draw, of[h], h) for draw, of in enumerate(sets.values()) for h in sorted(of)]
+    return Matched(by, tuple(sets), _table(rows, value.__getitem__))
+
+
+def _without(heads: Sequence[Head], used: Mapping[Head, Head]) -> Iterator[Head]:
+    return (h for h in heads if h not in used)
+
+
+_TOO_FEW = "{} heads are chosen and too few are left to draw as many controls from"
 
 
 def matched_heads(
     subject: CausalLM, chosen: Sequence[Component], n: int, *, seed: int = 0, avoid: Sequence[Component] = ()
-) -> list[tuple[Head, ...]]:
+) -> list[Heads]:
     """At most `n` distinct sets of heads, each matched to `chosen` by layer and disjoint from it.
+
+    For each chosen head one of its own layer is drawn, or of the nearest layers where the layer has too few. Where
+    fewer sets exist than asked for they are enumerated.
 
     Args:
         avoid: further heads never to draw (other selected heads, for the smaller sets of a dose curve).
@@ -34,11 +231,7 @@ def matched_heads(
     Raises:
         UsageError: a component is no head, or no head is left to draw.
     """
-    if not all(isinstance(c, Head) for c in chosen):
-        raise UsageError(
-            "matched controls are defined for heads so far; pass controls=0 for other components"
-        )
-    heads = [c for c in chosen if isinstance(c, Head)]
+    heads = _heads(chosen)
     taken = {*heads, *(c for c in avoid if isinstance(c, Head))}
     pools = _pools(subject, heads, taken)
     total = math.prod(math.comb(len(pool), k) for pool, k in pools)
@@ -47,7 +240,7 @@ def matched_heads(
         sets = [tuple(sorted(itertools.chain.from_iterable(parts))) for parts in every]
         order = np.random.default_rng(stable_seed("controls", seed)).permutation(len(sets))
         return [sets[i] for i in order[:n]]
-    out: dict[tuple[Head, ...], None] = {}
+    out: dict[Heads, None] = {}
     draw = 0
     while len(out) < n:
         rng = np.random.default_rng(stable_seed("controls", seed, draw))
@@ -67,8 +260,6 @@ def _pools(subject: CausalLM, heads: Sequence[Head], taken: set[Head]) -> list[t
     for head in sorted(heads):
         near = [i for i in free if from_layer[i] < len(free[i])]
         if not near:
-            raise UsageError(
-                f"{len(heads)} heads are chosen and too few are left to draw as many controls from"
-            )
+            raise UsageError(_TOO_FEW.format(len(heads)))
         from_layer[min(near, key=lambda i: (abs(i - head.layer), i))] += 1
     return [(free[i], k) for i, k in sorted(from_layer.items())]

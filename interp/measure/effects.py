@@ -1,16 +1,19 @@
 """The effect of an intervention: paired, with matched controls, intervals over clusters, and the off-target cost.
 
 `measure` is the one call; it returns a tidy frame with one row a condition, task and metric. Columns:
-subject, task, role (target, control_task, off_target), mechanism, locator, condition (clean, cut, control), draw, k,
-components, mode, scope, reference, metric, value, delta (to clean), ci_lo and ci_hi (95 %; of the delta, for clean rows
-of the value), p (exact McNemar against clean, accuracy only; it takes examples as independent, so where clusters hold
-several the interval is the safer guide), n, n_clusters, n_distinct (control sets), seed, status.
+subject, task, role (target, control_task, off_target), mechanism, locator; condition (clean, cut, control, and of
+sufficient sets keep, keep_control), control (kind: layer, norm, entropy, bottom, given), draw, k (components cut, or
+heads kept), components (what is cut), kept (what is kept), mode, scope, keys, reference; metric, value, delta (to
+clean), ci_lo and ci_hi (95 %; of the delta, for clean rows of the value); p (exact McNemar against clean, accuracy
+only; it takes examples as independent) and p_cluster (signs flipped cluster by cluster, any metric: the one to report
+where clusters hold several examples); n, n_clusters, n_distinct (control sets of the kind), match_gap (mean distance of
+a control's heads from the chosen ones in what it is matched on), seed, status.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,77 +22,39 @@ import pandas as pd
 from interp.errors import AtChance, UsageError
 from interp.intervene.ablate import Ablate
 from interp.intervene.reference import Reference
-from interp.measure.controls import matched_heads
 from interp.measure.metrics import METRICS
 from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
-from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci
-from interp.models.sites import Component
+from interp.measure.plans import CLEAN, Condition, dose, named_reference, sufficient, with_controls
+from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci, sign_flip
 from interp.models.subject import CausalLM
 from interp.tasks.base import Task
 
 Role = Literal["target", "control_task", "off_target"]
 AT_CHANCE = "at chance"
-CLEAN = "clean"
+DRAWS_FOR_P = 200
+"""Control draws from which on a p-value is made of them."""
+
+__all__ = [
+    "AT_CHANCE",
+    "COLUMNS",
+    "Condition",
+    "Measured",
+    "Role",
+    "at_chance",
+    "contrast",
+    "dose",
+    "measure",
+]
+__all__ += ["sufficient", "with_controls"]
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One row of the plan: an intervention with what rows say about it."""
+class Measured:
+    """What lies behind the rows of one task: each example's metrics, and the plan with its references named."""
 
-    intervention: Ablate | None
-    condition: Literal["clean", "cut", "control"]
-    k: int = 0
-    draw: int = -1
-    n_distinct: int = 0
-
-    @property
-    def name(self) -> str:
-        """Unique among the conditions of a measurement."""
-        if self.intervention is None:
-            return CLEAN
-        draw = f" draw {self.draw}" if self.draw >= 0 else ""
-        return f"{self.condition} of {self.k}{draw} {self.intervention.key()}"
-
-
-def with_controls(
-    subject: CausalLM,
-    cut: Ablate,
-    *,
-    controls: int,
-    seed: int = 0,
-    avoid: Sequence[Component] = (),
-) -> list[Condition]:
-    """A cut and its matched control draws."""
-    k = len(cut.components)
-    plan = [Condition(cut, "cut", k)]
-    if controls:
-        sets = matched_heads(subject, cut.components, controls, seed=seed, avoid=avoid)
-        plan += [
-            Condition(cut.with_components(s), "control", k, draw, len(sets)) for draw, s in enumerate(sets)
-        ]
-    return plan
-
-
-def dose(
-    subject: CausalLM,
-    ranked: Sequence[Component],
-    sizes: Sequence[int],
-    cut: Ablate,
-    *,
-    controls: int,
-    seed: int = 0,
-) -> list[Condition]:
-    """Cuts of the first k of a ranking, for each k, each with controls that avoid the whole ranking in use."""
-    longest = list(ranked[: max(sizes)])
-    plan: list[Condition] = []
-    for k in sizes:
-        if k > len(ranked):
-            raise UsageError(f"a dose of {k} components was asked for, but only {len(ranked)} are ranked")
-        # Small doses leave room to avoid every ranked head; large ones must draw from what is left.
-        plan += with_controls(
-            subject, cut.with_components(longest[:k]), controls=controls, seed=seed + k, avoid=longest
-        )
-    return plan
+    outcomes: Outcomes
+    plan: tuple[Condition, ...]
+    status: str
 
 
 def measure(
@@ -98,6 +63,9 @@ def measure(
     intervention: Ablate | Sequence[Condition],
     *,
     controls: int | None = None,
+    match: str | Sequence[str] = "layer",
+    ranking: Any = None,
+    given: Any = None,
     metrics: Iterable[str] = METRICS[:4],
     off_target: Sequence[Task] | None = None,
     role: Role = "target",
@@ -106,18 +74,23 @@ def measure(
     seed: int = 0,
     floor: Literal["raise", "mark"] = "raise",
     progress: Progress | None = None,
+    into: dict[str, Measured] | None = None,
 ) -> pd.DataFrame:
     """Measure what a cut does to a task, beside matched controls and the cost off target.
 
     Args:
-        intervention: a cut, or a plan of conditions (see `dose`); the intact model is always measured with them.
-        controls: matched control draws; default 20 where they share a prefill (scope `answer`), else 5.
+        intervention: a cut, or a plan of conditions (see `dose` and `sufficient`), which brings its own controls; the
+            intact model is always measured with them.
+        controls: control draws of each kind; default 20 where they share a prefill (scope `answer`), else 5.
+        match: one or more kinds of control: `layer`, `norm`, `entropy` (measured on `task`), `bottom`, `given`.
+        ranking, given: what `bottom` and `given` draw from, see `interp.measure.controls.matched`.
         metrics: of `METRICS`; off-target prose is measured in `nll`.
         off_target: tasks that should not move; default natural prose, unless the cut's scope or reference needs span
             roles or twins, which prose has not. Pass `()` for none.
         role: role of `task` in the rows.
         floor: what to do where the clean model is at chance: `raise`, or `mark` the rows and report no delta.
         progress: told about forward work done.
+        into: each example's metrics are put here too, by the task's name, as `auc` takes them.
 
     Returns:
         one row a condition, task and metric; see the module's docstring.
@@ -129,19 +102,35 @@ def measure(
     chosen = tuple(metrics)
     if unknown := set(chosen) - set(METRICS):
         raise UsageError(f"unknown metric '{sorted(unknown)[0]}'; metrics are {', '.join(METRICS)}")
+    default = Reference(task)
     if isinstance(intervention, Ablate):
         for part in intervention.components:
             subject.check(part)
         draws = controls if controls is not None else 20 if shares_prefix(intervention) else 5
-        conditions = with_controls(subject, intervention, controls=draws, seed=seed)
+        conditions = with_controls(
+            subject,
+            intervention,
+            controls=draws,
+            match=match,
+            data=default,
+            ranking=ranking,
+            given=given,
+            seed=seed,
+        )
     else:
         conditions = list(intervention)
-    default = Reference(task)
-    conditions = [_named_reference(c, default) for c in conditions]
+    conditions = [named_reference(c, default) for c in conditions]
     labels = {"subject": subject.name, "mechanism": mechanism, "locator": locator, "seed": seed}
     frames = [
         _measure_one(
-            subject, task, conditions, {**labels, "role": role}, chosen, floor=floor, progress=progress
+            subject,
+            task,
+            conditions,
+            {**labels, "role": role},
+            chosen,
+            floor=floor,
+            progress=progress,
+            into=into,
         )
     ]
     for other in _off_target(subject, conditions, off_target):
@@ -155,6 +144,7 @@ def measure(
                 only,
                 floor="mark",
                 progress=progress,
+                into=into,
             )
         )
     return pd.concat(frames, ignore_index=True)
@@ -163,24 +153,17 @@ def measure(
 def _off_target(
     subject: CausalLM, conditions: Sequence[Condition], given: Sequence[Task] | None
 ) -> Sequence[Task]:
-    """The tasks that should not move; prose by default, where cuts that lean on span roles or twins mean nothing."""
+    """The tasks that should not move; prose by default, where cuts that lean on spans or twins mean nothing."""
     if given is not None:
         return given
     cuts = [c.intervention for c in conditions if c.intervention is not None]
-    roles = any(cut.scope not in ("all", "answer") for cut in cuts)
+    roles = any(cut.scope not in ("all", "answer") or cut.mode == "knockout" for cut in cuts)
     pools = {cut.reference.pool for cut in cuts if cut.reference is not None}
     if roles or pools - {"pooled"} or not subject.has_tokens:
         return ()
     from interp.tasks.registry import task
 
     return [task("prose", n=16, seed=0)]
-
-
-def _named_reference(condition: Condition, default: Reference) -> Condition:
-    cut = condition.intervention
-    if cut is None or not cut.needs_reference:
-        return condition
-    return replace(condition, intervention=cut.with_reference(default))
 
 
 def _measure_one(
@@ -192,6 +175,7 @@ def _measure_one(
     *,
     floor: str,
     progress: Progress | None,
+    into: dict[str, Measured] | None,
 ) -> pd.DataFrame:
     plan = [Condition(None, "clean"), *conditions]
     examples = task.examples(subject)
@@ -206,6 +190,8 @@ def _measure_one(
                 f"{subject.name} is at chance on {task!r}: accuracy {clean.mean():.2f} [{low:.2f}, {high:.2f}], chance "
                 f"{_chance(outcomes):.2f}; no effect is reported. Take an easier task, or one this model can do"
             )
+    if into is not None:
+        into[task.name] = Measured(outcomes, tuple(plan), status)
     rows = [row for c in plan for row in _rows(outcomes, c, metrics, status, int(labels["seed"]))]
     frame = pd.DataFrame(rows)
     for name, value in {**labels, "task": task.name}.items():
@@ -214,34 +200,10 @@ def _measure_one(
 
 
 COLUMNS = [
-    *[
-        "subject",
-        "task",
-        "role",
-        "mechanism",
-        "locator",
-        "condition",
-        "draw",
-        "k",
-        "components",
-        "mode",
-        "scope",
-    ],
-    *[
-        "reference",
-        "metric",
-        "value",
-        "delta",
-        "ci_lo",
-        "ci_hi",
-        "p",
-        "n",
-        "n_clusters",
-        "n_distinct",
-        "seed",
-    ],
-    "status",
-]
+    "subject", "task", "role", "mechanism", "locator", "condition", "control", "draw", "k", "components", "kept",
+    "mode", "scope", "keys", "reference", "metric", "value", "delta", "ci_lo", "ci_hi", "p", "p_cluster", "n",
+    "n_clusters", "n_distinct", "match_gap", "seed", "status",
+]  # fmt: skip
 
 
 def _chance(outcomes: Outcomes) -> float:
@@ -278,11 +240,14 @@ def _rows(
         out.append(
             {
                 "condition": c.condition,
+                "control": c.control,
                 "draw": c.draw,
                 "k": c.k,
                 "components": " ".join(map(repr, cut.components)) if cut else "",
+                "kept": " ".join(map(repr, c.kept)),
                 "mode": cut.mode if cut else "",
                 "scope": cut.describe()["scope"] if cut else "",
+                "keys": cut.keys_name if cut else "",
                 "reference": cut.reference_name if cut else "",
                 "metric": metric,
                 "value": float(np.nanmean(value)),
@@ -290,9 +255,11 @@ def _rows(
                 "ci_lo": low if told else np.nan,
                 "ci_hi": high if told else np.nan,
                 "p": mcnemar(clean, value) if cut and told and metric == "accuracy" else np.nan,
+                "p_cluster": sign_flip(delta, clusters, seed=seed) if cut and told else np.nan,
                 "n": int((~np.isnan(value)).sum()),
                 "n_clusters": len(set(clusters)),
                 "n_distinct": c.n_distinct,
+                "match_gap": c.gap,
                 "status": status,
             }
         )
@@ -300,28 +267,23 @@ def _rows(
 
 
 def contrast(effects: pd.DataFrame) -> pd.DataFrame:
-    """Each cut against its own controls: z of its delta among the control deltas, and its rank.
+    """Each cut against its own controls, kind by kind: z of its delta among the control deltas, and its rank.
 
     Returns:
-        one row a cut: the effect's columns, `control_mean`, `control_sd`, `z` (NaN with fewer than two draws or no
-        spread), `rank` (1: the cut moved the metric further down than every control; up, for `nll` and `rank`) and
-        `n_controls`. With few draws z and rank are what can be said; no p-value is made of them.
+        one row a cut and kind of control: the cut's columns, `control` (the kind), `control_mean`, `control_sd`, `z`
+        (NaN with fewer than two draws or no spread), `rank` (1: the cut moved the metric further down than every
+        control; up, for `nll` and `rank`), `n_controls`, and `p_control`, rank / (draws + 1), which is NaN for fewer
+        than 200 draws: with few, z and rank are what can be said.
     """
-    by = [
-        "subject",
-        "task",
-        "role",
-        "mechanism",
-        "locator",
-        "k",
-        "mode",
-        "scope",
-        "reference",
-        "seed",
-        "metric",
-    ]
-    controls = effects[effects.condition == "control"].groupby(by, sort=False)["delta"]
-    cuts = effects[effects.condition == "cut"]
+    by = ["subject", "task", "role", "mechanism", "locator", "k", "mode", "scope", "keys", "reference"]
+    by += ["seed", "metric"]
+    # Tables that were stored before there were several kinds of control, or keys, have no such columns.
+    effects = effects.assign(**{c: "" for c in ("control", "keys") if c not in effects})
+    effects = effects.fillna({"control": "", "keys": ""})
+    drawn_rows = effects[effects["condition"] == "control"]
+    groups = drawn_rows.groupby([*by, "control"], sort=False)["delta"]
+    kinds = drawn_rows.groupby(by, sort=False)["control"].unique()
+    cuts = effects[effects["condition"] == "cut"]
     if cuts.duplicated(by).any():
         twice = cuts[cuts.duplicated(by)].iloc[0]
         raise UsageError(
@@ -331,18 +293,24 @@ def contrast(effects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, cut in cuts.iterrows():
         key = tuple(cut[c] for c in by)
-        drawn = controls.get_group(key).dropna().to_numpy() if key in controls.groups else np.array([])
-        sign = -1.0 if cut["metric"] in ("nll", "rank") else 1.0
-        sd = float(drawn.std(ddof=1)) if len(drawn) > 1 else np.nan
-        mean = float(drawn.mean()) if len(drawn) else np.nan
-        rows.append(
-            {
-                **cut.to_dict(),
-                "control_mean": mean,
-                "control_sd": sd,
-                "z": (cut["delta"] - mean) / sd if sd and sd > 0 else np.nan,
-                "rank": 1 + int((sign * drawn <= sign * cut["delta"]).sum()) if len(drawn) else np.nan,
-                "n_controls": len(drawn),
-            }
-        )
+        for kind in kinds.get(key, ("",)):
+            known = (*key, kind) in groups.groups
+            drawn = groups.get_group((*key, kind)).dropna().to_numpy() if known else np.array([])
+            rows.append({**cut.to_dict(), "control": kind, **_against(cut, drawn)})
     return pd.DataFrame(rows)
+
+
+def _against(cut: pd.Series, drawn: np.ndarray) -> dict[str, float]:
+    """A cut's delta among those of its control draws."""
+    sign = -1.0 if cut["metric"] in ("nll", "rank") else 1.0
+    sd = float(drawn.std(ddof=1)) if len(drawn) > 1 else np.nan
+    mean = float(drawn.mean()) if len(drawn) else np.nan
+    rank = 1 + int((sign * drawn <= sign * cut["delta"]).sum()) if len(drawn) else np.nan
+    return {
+        "control_mean": mean,
+        "control_sd": sd,
+        "z": (cut["delta"] - mean) / sd if sd and sd > 0 else np.nan,
+        "rank": rank,
+        "n_controls": len(drawn),
+        "p_control": rank / (len(drawn) + 1) if len(drawn) >= DRAWS_FOR_P else np.nan,
+    }

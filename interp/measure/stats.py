@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy import stats
+
+from interp.errors import UsageError
 
 LEVEL = 0.95
 
@@ -66,6 +69,63 @@ def mcnemar(clean: np.ndarray, cut: np.ndarray) -> float:
     lost = int(((clean > 0.5) & (cut < 0.5)).sum())
     won = int(((clean < 0.5) & (cut > 0.5)).sum())
     return float(stats.binomtest(min(lost, won), lost + won).pvalue) if lost + won else 1.0
+
+
+EXACT = 14
+"""Clusters that differ up to which all assignments of signs are gone through."""
+
+
+def sign_flip(
+    delta: np.ndarray, clusters: Sequence[str] | np.ndarray, *, seed: int, draws: int = 9999
+) -> float:
+    """Two-sided p-value of paired differences against a distribution symmetric about zero, flipped cluster by cluster.
+
+    The cluster-aware companion of McNemar's test: under the null the differences of one cluster keep their size and
+    change sign together. The statistic is the mean difference. With `EXACT` or fewer clusters that differ, all
+    assignments of signs are counted, so the test is exact; with more, `draws` seeded ones, and p = (1 + hits) / (1 +
+    draws). NaN for fewer than two clusters, 1.0 where none differs.
+    """
+    sums, _ = cluster_sums(delta, clusters)
+    if len(sums) < 2:
+        return float("nan")
+    sums = sums[sums != 0]
+    if not len(sums):
+        return 1.0
+    least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()  # sums in another order differ by rounding
+    if len(sums) <= EXACT:
+        signs = 1 - 2 * (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1)
+        return float((np.abs(signs @ sums) >= least).mean())
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(sums)))
+    return float((1 + (np.abs(signs @ sums) >= least).sum()) / (1 + draws))
+
+
+def fdr(frame: pd.DataFrame, p: str = "p", *, within: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame with a column `q`: p-values adjusted for the false discovery rate (Benjamini and Hochberg 1995).
+
+    Args:
+        frame: the rows that are looked at together; choose them first (one metric, the cuts but not their controls).
+            Rows without a p-value get none and count for nothing.
+        p: column of the p-values.
+        within: columns whose combinations are families of their own.
+
+    Raises:
+        UsageError: no such column, or numbers that are no p-values.
+    """
+    if missing := {p, *within} - set(frame.columns):
+        raise UsageError(f"fdr: the frame has no column {sorted(missing)[0]!r}")
+    out = frame.assign(q=np.nan)
+    families = (
+        frame.groupby(list(within), sort=False, dropna=False).groups.values() if within else [frame.index]
+    )
+    if not frame.index.is_unique:
+        raise UsageError("fdr: rows of the frame share an index; write fdr(frame.reset_index(drop=True))")
+    for rows in families:
+        told = frame.loc[rows, p].dropna()
+        if not told.between(0, 1).all():
+            raise UsageError(f"fdr: column {p!r} holds numbers outside 0 to 1")
+        if len(told):
+            out.loc[told.index, "q"] = stats.false_discovery_control(told.to_numpy(float))
+    return out
 
 
 def cluster_se(values: np.ndarray, clusters: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -198,6 +198,10 @@ def test_a_row_without_a_key_left_gives_zero_and_no_nan(family):
     assert not z[0][2].any() and not z[1][2].any()
     assert bool(z[0][29].any()) == (not window) and bool(z[1][29].any()) == (family != "mistral")
     assert z[0][35].any() and z[0][1].any() and z[0][30].any()
+    with s.apply(cut):
+        mask = s.run([e], {"attention[0]": Record()})["attention[0]"].mask[0, 1]
+    seen = mask if mask.dtype == torch.bool else mask > -1e30
+    assert seen.any(-1).all()  # what kernels make of a row without a key is not asked
     s.hf.zero_grad()
     with s.apply(cut):
         s.run([e], keep=40, grad=True).logits.sum().backward()
