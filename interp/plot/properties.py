@@ -5,9 +5,6 @@ Each function takes the frame and the tables of the property of its name (`inter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,6 +12,7 @@ import plotly.graph_objects as go
 from interp.plot import theme
 from interp.plot.check import need
 from interp.plot.effects import dose_curve
+from interp.plot.sheet import Sheet
 from interp.plot.text import count, number, percent, safe
 from interp.plot.theme import Width
 
@@ -176,101 +174,117 @@ def causal(
     return dose_curve(effects, metric, width=width)
 
 
-@dataclass
-class Sheet:
-    """A figure of panels, abreast where the width allows it, else one below the other."""
+def universal(
+    frame: pd.DataFrame, *, strength: pd.DataFrame, depth: pd.DataFrame, width: Width = "double"
+) -> go.Figure:
+    """The scores of each model's heads, best first, and how deep in the model the score lies.
 
-    fig: go.Figure
-    font: float
-    columns: int
-    room: float
-    """Width of a panel in pixels."""
+    Args:
+        frame: statistics of `interp.locate.properties.universal`.
+        strength: its table of that name; likewise `depth`.
+        width: `single`, `double`, `page` or pixels.
 
-    @classmethod
-    def of(
-        cls, title: str, note: str, captions: Sequence[str], width: Width, *, alt: str, tall: float = 15
-    ) -> Sheet:
-        """Empty panels with their captions; `tall` is a panel's height in characters."""
-        font, total = theme.font_px(width), theme.pixels(width)
-        columns = len(captions) if total >= 28 * font * len(captions) else 1
-        lines = -(-len(captions) // columns)
-        left, gap_x, gap_y = 4.6 * font, 5.2 * font, 8.2 * font
-        across = total - left - 1.2 * font
-        room = (across - (columns - 1) * gap_x) / columns
-        high = tall * font * lines + gap_y * (lines - 1)
-        fig = theme.figure(
-            title, note, width=width, plot_height=high, left=left, right=1.2 * font, bottom=7.4 * font,
-            top=1.6 * font, alt=alt,
-        )  # fmt: skip
-        sheet = cls(fig, font, columns, room)
-        for i, caption in enumerate(captions):
-            column, line = i % columns, i // columns
-            x0, y1 = column * (room + gap_x) / across, 1 - line * (tall * font + gap_y) / high
-            axis = sheet.axis(i)
-            fig.update_layout({
-                f"xaxis{axis}": {"domain": [x0, min(1.0, x0 + room / across)], "anchor": f"y{axis}"},
-                f"yaxis{axis}": {"domain": [max(0.0, y1 - tall * font / high), y1], "anchor": f"x{axis}"},
-            })  # fmt: skip
-            fig.add_annotation(
-                text=safe(caption), x=0, xref=f"x{axis} domain", xanchor="left", xshift=-1, y=1,
-                yref=f"y{axis} domain", yanchor="bottom", font={"color": theme.INK, "weight": 600},
-            )  # fmt: skip
-        return sheet
-
-    @staticmethod
-    def axis(panel: int) -> str:
-        """Suffix of a panel's axes."""
-        return "" if panel == 0 else str(panel + 1)
-
-    def at(self, panel: int) -> dict[str, str]:
-        """The axes of a panel, for a trace."""
-        return {"xaxis": f"x{self.axis(panel)}", "yaxis": f"y{self.axis(panel)}"}
-
-    def axes(
-        self, panel: int, x: str, y: str, x_range: tuple[float, float], y_range: tuple[float, float]
-    ) -> None:
-        """Titles and ranges of a panel's axes."""
-        axis = self.axis(panel)
-        self.fig.update_layout({
-            f"xaxis{axis}": {"title": {"text": x}, "range": list(x_range)},
-            f"yaxis{axis}": {"title": {"text": y}, "range": list(y_range), "showgrid": True, "nticks": 7},
-        })  # fmt: skip
-
-    def names(self, panel: int, names: Sequence[str]) -> None:
-        """Names along the x axis, upright."""
-        self.fig.update_layout({
-            f"xaxis{self.axis(panel)}": {
-                "tickvals": list(range(len(names))), "ticktext": list(names), "tickangle": -90,
-            }
-        })  # fmt: skip
-
-    def level(self, panel: int, y: float, name: str, x_range: tuple[float, float]) -> None:
-        """A dashed line across a panel, named in the legend."""
-        self.fig.add_scatter(
-            x=list(x_range), y=[y, y], mode="lines", name=name, hoverinfo="skip", showlegend=True,
-            line={"color": theme.MUTED, "dash": "dot", "width": 1}, **self.at(panel),
-        )  # fmt: skip
-
-    def band(self, panel: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
-        """A grey band."""
-        self.fig.add_scatter(
-            x=[*x, *list(x)[::-1]], y=[*low, *list(high)[::-1]], fill="toself", mode="none", showlegend=False,
-            fillcolor=theme.CONTROL_BAND, hoverinfo="skip", **self.at(panel),
-        )  # fmt: skip
-
-    def done(self) -> go.Figure:
-        """The figure, with its legend below: in one line, or a line for each name where they do not fit abreast."""
-        names = [str(trace.name) for trace in self.fig.data if trace.name and trace.showlegend is not False]
-        long = sum(0.56 * len(name) + 5 for name in names) * self.font > self.fig.layout.width
-        more = 1.5 * self.font * ((len(names) if long else 1) - 1)
-        self.fig.update_layout(
-            height=round(self.fig.layout.height + more), margin_b=self.fig.layout.margin.b + more
+    Raises:
+        UsageError: missing columns.
+    """
+    need(frame, ("subject", *STATISTICS), "universal", numeric=("value",))
+    need(
+        strength, ("subject", "component", "rank", "share", "score"), "universal", numeric=("share", "score")
+    )
+    need(depth, ("subject", "depth", "share"), "universal", numeric=("depth",))
+    over = frame[frame["statistic"].str.startswith("share_over_")].drop_duplicates("subject")
+    over = over[over["subject"].isin(strength["subject"])]
+    shares = ", ".join(f"{r.subject} {percent(r.value)}" for r in over.itertuples())
+    note = f"heads at the threshold or over it: {shares}"
+    sheet = Sheet.of(
+        "What models have in common", note, ("score of each head", "where in the model the score lies"), width,
+        alt=f"Left: the scores of each model's heads in order. Right: the score by relative depth. {note}.",
+    )  # fmt: skip
+    names = list(dict.fromkeys(strength["subject"]))
+    for i, name in enumerate(names):
+        color, dash = (
+            theme.COLORWAY[i % len(theme.COLORWAY)],
+            ("solid", "dash", "dot")[i // len(theme.COLORWAY) % 3],
         )
-        self.fig.update_layout(
-            legend={
-                "orientation": "h", "x": 0.5, "xanchor": "center", "xref": "container", "y": 0,
-                "yref": "container", "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False,
-                "traceorder": "normal",
-            }
+        own, deep = strength[strength["subject"] == name], depth[depth["subject"] == name]
+        sheet.fig.add_scatter(
+            x=100 * own["share"], y=own["score"], mode="lines", name=safe(name), legendgroup=safe(name),
+            line={"color": color, "dash": dash, "width": 1.6},
+            customdata=[[safe(c), int(r)] for c, r in zip(own["component"], own["rank"], strict=True)],
+            hovertemplate=f"{safe(name)}: <b>%{{customdata[0]}}</b>, rank %{{customdata[1]}}<br>score %{{y:.3f}}"
+            "<extra></extra>", **sheet.at(0),
         )  # fmt: skip
-        return self.fig
+        sheet.fig.add_scatter(
+            x=deep["depth"], y=deep["share"], mode="lines+markers", showlegend=False, legendgroup=safe(name),
+            line={"color": color, "dash": dash, "width": 1.6}, marker={"color": color, "size": 0.4 * sheet.font},
+            hovertemplate=f"{safe(name)}: %{{y:.3f}} of the score about depth %{{x:.2f}}<extra></extra>",
+            **sheet.at(1),
+        )  # fmt: skip
+    sheet.level(0, THRESHOLD, f"{THRESHOLD:g}: retrieval head (Wu et al. 2024)", (0, 100))
+    high = 1.08 * max(float(strength["score"].max()), THRESHOLD)
+    sheet.axes(0, "heads, best first (%)", "mean score", (-1, 50), (-0.03 * high, high))
+    most = 1.1 * float(depth["share"].max())
+    sheet.axes(1, "relative depth (0: first layer)", "part of the score", (-0.02, 1.02), (-0.03 * most, most))
+    return sheet.done()
+
+
+def intrinsic(
+    frame: pd.DataFrame, *, heads: pd.DataFrame, agreement: pd.DataFrame, width: Width = "double"
+) -> go.Figure:
+    """The scores of each head in both models, and the overlap of their best heads beside its ceiling and chance.
+
+    Args:
+        frame: statistics of `interp.locate.properties.intrinsic`.
+        heads: its table of that name; likewise `agreement`.
+        width: `single`, `double`, `page` or pixels.
+
+    Raises:
+        UsageError: missing columns.
+    """
+    need(frame, ("subject", *STATISTICS), "intrinsic", numeric=("value",))
+    need(heads, ("component", "base", "derived"), "intrinsic", numeric=("base", "derived"))
+    need(agreement, ("measure", "set", "value", "expected_layers", "ceiling", "n_a", "n_b"), "intrinsic")
+    r = frame.set_index("statistic").loc["pearson"]
+    both = str(r["subject"])
+    note = f"{both}: scores correlate by {number(r['value'])} (shuffled within layers {number(r['null'])})"
+    sheet = Sheet.of(
+        "What training on keeps", note, ("score of each head", "overlap of the best heads"), width,
+        alt=f"Left: each head's score in both models. Right: overlap of their best heads. {note}.",
+    )  # fmt: skip
+    fig, font = sheet.fig, sheet.font
+    low = min(0.0, float(heads[["base", "derived"]].min().min()))
+    high = 1.06 * max(float(heads[["base", "derived"]].max().max()), THRESHOLD)
+    fig.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", name="equal scores", hoverinfo="skip",
+        line={"color": theme.MUTED, "dash": "dot", "width": 1}, **sheet.at(0),
+    )  # fmt: skip
+    fig.add_scatter(
+        x=heads["base"], y=heads["derived"], mode="markers", showlegend=False,
+        marker={"color": theme.BLUE, "size": 0.5 * font, "opacity": 0.6},
+        customdata=[safe(c) for c in heads["component"]],
+        hovertemplate="<b>%{customdata}</b><br>base %{x:.3f}, derived %{y:.3f}<extra></extra>", **sheet.at(0),
+    )  # fmt: skip
+    sets = agreement[agreement["measure"] == "overlap"].reset_index(drop=True)
+    chance = sets["expected_layers"] / sets[["n_a", "n_b"]].min(axis=1)
+    drawn = (
+        ("random sets, as many in each layer", chance, theme.CONTROL, "line-ew-open"),
+        ("ceiling: split halves", sets["ceiling"], theme.INK, "diamond-open"),
+        ("measured", sets["value"], theme.BLUE, "circle"),
+    )
+    for name, y, color, symbol in drawn:
+        fig.add_scatter(
+            x=sets.index, y=y, mode="markers", name=name, customdata=[safe(s) for s in sets["set"]],
+            marker={"color": color, "symbol": symbol, "size": 0.9 * font, "line": {"width": 1.6, "color": color}},
+            hovertemplate=f"{name}, %{{customdata}}: %{{y:.2f}}<extra></extra>", **sheet.at(1),
+        )  # fmt: skip
+    span = high - low
+    sheet.axes(
+        0,
+        "score in the base model",
+        "score in the derived model",
+        (low - 0.03 * span, high),
+        (low - 0.03 * span, high),
+    )
+    sheet.axes(1, "", "overlap", (-0.6, len(sets) - 0.4), (-0.03, 1.06))
+    sheet.names(1, [safe(str(s).replace("score >= ", "\u2265 ")) for s in sets["set"]])
+    return sheet.done()

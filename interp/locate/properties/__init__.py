@@ -12,7 +12,9 @@ Example:
 
 from interp.locate.properties.activity import dynamic
 from interp.locate.properties.base import Property
+from interp.locate.properties.inheritance import intrinsic
 from interp.locate.properties.necessity import causal
 from interp.locate.properties.sparsity import sparse
+from interp.locate.properties.universality import universal
 
-__all__ = ["Property", "causal", "dynamic", "sparse"]
+__all__ = ["Property", "causal", "dynamic", "intrinsic", "sparse", "universal"]

@@ -13,8 +13,8 @@ from scipy import stats
 
 from interp.errors import UsageError
 from interp.locate.properties.base import Property, frame_of, ranged, row
-from interp.locate.properties.steps import Steps, copying_steps
 from interp.locate.retrieval_heads import THRESHOLD, RetrievalHeads
+from interp.locate.scores import dynamic_sets
 from interp.measure.stats import bootstrap_ci, proportion_ci
 from interp.models.sites import Component, Head
 from interp.models.subject import CausalLM
@@ -65,12 +65,16 @@ def dynamic(
             raise UsageError(f"dynamic is about attention heads, and {part} is none")
         subject.check(part)
         static[part.layer, part.head] = True
-    found = copying_steps(subject, task)
-    active = np.stack([s.copies.any(0) for s in found])
-    clusters = np.array([s.example.cluster or s.example.key() for s in found])
+    fit = RetrievalHeads(scores=()).fit(subject, task)
+    accepted = np.flatnonzero(fit.instances_["accepted"])
+    examples = task.examples(subject)
+    found: list[np.ndarray] = fit.copied_
+    active = np.stack([copies.any(0) for copies in found])
+    clusters = np.array(fit.clusters_)
     activity = _activity(subject, found, active, static, clusters)
-    contexts = _Contexts.of([str(s.example.meta.get(by, "")) for s in found], active[:, static])
-    steps = _steps(found, static)
+    contexts = _Contexts.of([str(examples[i].meta.get(by, "")) for i in accepted], active[:, static])
+    steps = _steps(found, chosen, static)
+    steps.insert(0, "example", accepted[steps["at"]])
     labels: dict[str, Any] = {"subject": subject.name, "n": len(found), "n_clusters": len(set(clusters))}
 
     def averaged(column: str) -> tuple[float, tuple[float, float]]:
@@ -103,12 +107,12 @@ def dynamic(
 
 def _activity(
     subject: CausalLM,
-    found: Sequence[Steps],
+    found: Sequence[np.ndarray],
     active: Bool[np.ndarray, "n l h"],
     static: Bool[np.ndarray, "l h"],
     clusters: np.ndarray,
 ) -> pd.DataFrame:
-    over_steps = np.mean([s.copies.mean(0) for s in found], axis=0)
+    over_steps = np.mean([copies.mean(0) for copies in found], axis=0)
     rows = []
     for head in subject.heads():
         mine = active[:, head.layer, head.head].astype(float)
@@ -121,20 +125,21 @@ def _activity(
     return pd.DataFrame(rows)
 
 
-def _steps(found: Sequence[Steps], static: Bool[np.ndarray, "l h"]) -> pd.DataFrame:
+def _steps(
+    found: Sequence[np.ndarray], chosen: Sequence[Component], static: Bool[np.ndarray, "l h"]
+) -> pd.DataFrame:
+    """A row a step: what `dynamic_sets` says of it, what chance gives, the next step, and the static heads in it."""
+    _, told = dynamic_sets(found, chosen)
     rows = []
-    for at, one in enumerate(found):
-        sets = one.copies.reshape(len(one.copies), -1)
-        for step, here in enumerate(sets):
-            later = sets[step + 1] if step + 1 < len(sets) else None
-            rows.append({
-                "at": at, "example": one.index, "step": step, "steps": len(sets), "size": int(here.sum()),
-                "jaccard": jaccard(here, static.reshape(-1)),
-                "expected": expected_jaccard(int(here.sum()), int(static.sum()), static.size),
-                "next": np.nan if later is None else jaccard(here, later),
-                "static": int((here & static.reshape(-1)).sum()),
-                "silent": float(not (here & static.reshape(-1)).any()),
-            })  # fmt: skip
+    for step in told.itertuples():
+        here, copies = found[step.example][step.step], found[step.example]
+        last = step.step + 1 == len(copies)
+        rows.append({
+            "at": step.example, "step": step.step, "steps": len(copies), "size": step.n, "jaccard": step.jaccard,
+            "expected": expected_jaccard(step.n, int(static.sum()), static.size),
+            "next": np.nan if last else jaccard(here.ravel(), copies[step.step + 1].ravel()),
+            "static": int((here & static).sum()), "silent": float(not (here & static).any()),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

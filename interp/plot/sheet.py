@@ -1,0 +1,112 @@
+"""A figure of a few panels that stand abreast where the width allows it, and one below the other where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from interp.plot import theme
+from interp.plot.text import safe
+from interp.plot.theme import Width
+
+
+@dataclass
+class Sheet:
+    """A figure of panels, abreast where the width allows it, else one below the other."""
+
+    fig: go.Figure
+    font: float
+    columns: int
+    room: float
+    """Width of a panel in pixels."""
+
+    @classmethod
+    def of(
+        cls, title: str, note: str, captions: Sequence[str], width: Width, *, alt: str, tall: float = 15
+    ) -> Sheet:
+        """Empty panels with their captions; `tall` is a panel's height in characters."""
+        font, total = theme.font_px(width), theme.pixels(width)
+        columns = len(captions) if total >= 28 * font * len(captions) else 1
+        lines = -(-len(captions) // columns)
+        left, gap_x, gap_y = 4.6 * font, 5.2 * font, 8.2 * font
+        across = total - left - 1.2 * font
+        room = (across - (columns - 1) * gap_x) / columns
+        high = tall * font * lines + gap_y * (lines - 1)
+        fig = theme.figure(
+            title, note, width=width, plot_height=high, left=left, right=1.2 * font, bottom=7.4 * font,
+            top=1.6 * font, alt=alt,
+        )  # fmt: skip
+        sheet = cls(fig, font, columns, room)
+        for i, caption in enumerate(captions):
+            column, line = i % columns, i // columns
+            x0, y1 = column * (room + gap_x) / across, 1 - line * (tall * font + gap_y) / high
+            axis = sheet.axis(i)
+            fig.update_layout({
+                f"xaxis{axis}": {"domain": [x0, min(1.0, x0 + room / across)], "anchor": f"y{axis}"},
+                f"yaxis{axis}": {"domain": [max(0.0, y1 - tall * font / high), y1], "anchor": f"x{axis}"},
+            })  # fmt: skip
+            fig.add_annotation(
+                text=safe(caption), x=0, xref=f"x{axis} domain", xanchor="left", xshift=-1, y=1,
+                yref=f"y{axis} domain", yanchor="bottom", font={"color": theme.INK, "weight": 600},
+            )  # fmt: skip
+        return sheet
+
+    @staticmethod
+    def axis(panel: int) -> str:
+        """Suffix of a panel's axes."""
+        return "" if panel == 0 else str(panel + 1)
+
+    def at(self, panel: int) -> dict[str, str]:
+        """The axes of a panel, for a trace."""
+        return {"xaxis": f"x{self.axis(panel)}", "yaxis": f"y{self.axis(panel)}"}
+
+    def axes(
+        self, panel: int, x: str, y: str, x_range: tuple[float, float], y_range: tuple[float, float]
+    ) -> None:
+        """Titles and ranges of a panel's axes."""
+        axis = self.axis(panel)
+        self.fig.update_layout({
+            f"xaxis{axis}": {"title": {"text": x}, "range": list(x_range)},
+            f"yaxis{axis}": {"title": {"text": y}, "range": list(y_range), "showgrid": True, "nticks": 7},
+        })  # fmt: skip
+
+    def names(self, panel: int, names: Sequence[str]) -> None:
+        """Names along the x axis, upright."""
+        self.fig.update_layout({
+            f"xaxis{self.axis(panel)}": {
+                "tickvals": list(range(len(names))), "ticktext": list(names), "tickangle": -90,
+            }
+        })  # fmt: skip
+
+    def level(self, panel: int, y: float, name: str, x_range: tuple[float, float]) -> None:
+        """A dashed line across a panel, named in the legend."""
+        self.fig.add_scatter(
+            x=list(x_range), y=[y, y], mode="lines", name=name, hoverinfo="skip", showlegend=True,
+            line={"color": theme.MUTED, "dash": "dot", "width": 1}, **self.at(panel),
+        )  # fmt: skip
+
+    def band(self, panel: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+        """A grey band."""
+        self.fig.add_scatter(
+            x=[*x, *list(x)[::-1]], y=[*low, *list(high)[::-1]], fill="toself", mode="none", showlegend=False,
+            fillcolor=theme.CONTROL_BAND, hoverinfo="skip", **self.at(panel),
+        )  # fmt: skip
+
+    def done(self) -> go.Figure:
+        """The figure, with its legend below: in one line, or a line for each name where they do not fit abreast."""
+        names = [str(trace.name) for trace in self.fig.data if trace.name and trace.showlegend is not False]
+        long = sum(0.47 * len(name) + 4 for name in names) * self.font > self.fig.layout.width
+        more = 1.5 * self.font * ((len(names) if long else 1) - 1)
+        self.fig.update_layout(
+            height=round(self.fig.layout.height + more), margin_b=self.fig.layout.margin.b + more
+        )
+        self.fig.update_layout(
+            legend={
+                "orientation": "h", "x": 0.5, "xanchor": "center", "xref": "container", "y": 0,
+                "yref": "container", "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False,
+                "traceorder": "normal",
+            }
+        )  # fmt: skip
+        return self.fig
