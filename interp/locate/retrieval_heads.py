@@ -10,9 +10,10 @@ instances, whatever the score, and by `copy` it is a retrieval head from 0.1 on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,17 @@ from interp.locate.base import Locator
 from interp.locate.capture import Capture, Decoded, Watch
 from interp.locate.greedy import Begun, begin, finish, new_cache
 from interp.locate.options import Options
+from interp.locate.parts import Part, Parts
 from interp.locate.scores import chosen
 from interp.locate.scores.copying import copied, copy_position_score, copy_score
 from interp.measure.stats import cluster_se
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
+from interp.trace.shared import Walk
+
+if TYPE_CHECKING:
+    from interp.measure.sequential import Stop
 
 __all__ = ["THRESHOLD", "TOKENS", "RetrievalHeads", "copy_position_score", "copy_score", "recall"]
 
@@ -36,6 +42,9 @@ THRESHOLD = 0.1
 
 TOKENS = 2048
 """Padded tokens of a batch."""
+
+UNIT = 16
+"""Examples that are scored before the next look, where they share no prefills."""
 
 
 class RetrievalHeads(Locator):
@@ -56,12 +65,14 @@ class RetrievalHeads(Locator):
         scores_: component, method, layer, head, kv_head, score, se (robust to clusters), n.
         groups_: mean and max of the heads of each KV group, which share keys and values.
         instances_: one row an instance: example, accepted, exact, output, answer, recall, depth, depth_asked, length,
-            length_asked, needle, haystack, passes, cluster.
+            length_asked, needle, haystack, passes, tokens, cluster.
         per_instance_: method -> array (accepted instances, layers, heads).
         clusters_: name of the cluster of each accepted instance.
         copied_: for each accepted instance, whether each head copies at each step: steps x layers x heads.
         acceptance_: accepted over all instances.
         prefill_tokens_: tokens run up to the end of the outputs, without the passes of single scores.
+        naive_tokens_: tokens of all prompts and answers, each run for itself.
+        stop_: what `stop` decided, where it was given.
 
     Example:
         heads = RetrievalHeads(scores=("copy", "locos")).fit(model, interp.task("niah", length=512, n=64))
@@ -95,9 +106,19 @@ class RetrievalHeads(Locator):
         data: Task | None = None,
         *,
         reference: Any = None,
+        folder: str | Path | None = None,
+        stop: Stop | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Self:
         """Score all heads on a task; copying is scored where answers stand in the prompt as `value` spans of item 0.
+
+        Prompts that begin alike (`niah_grid`) share their prefills, cluster by cluster.
+
+        Args:
+            folder: keep what is scored here, unit by unit, and go on from what is there: a killed fit ends with the
+                same tables. A unit is a cluster where prefills are shared, else 16 examples.
+            stop: when enough instances are scored; it looks after each unit. Fewer instances than the task has are
+                then scored, and `stop_` says why.
 
         Raises:
             UsageError: no task, no such score, or examples that lack what a score needs.
@@ -110,30 +131,99 @@ class RetrievalHeads(Locator):
         options = self.options or Options()
         options = replace(options, count=self.count or options.count)
         watch = Watch(subject, examples, names, options)
-        self._score(watch, examples, self._captures(watch, examples, progress))
+        parts = Parts(folder, subject, {"methods": names, "options": options, **self._accepting()})
+        shared = self._shares(watch, examples)
+        done: list[Part] = []
+        for unit in _units(examples, shared, whole=folder is None and stop is None):
+            before = sum(len(p.instances) for p in done)
+
+            def report(n: int, total: int, what: str, before: int = before) -> None:
+                if progress:
+                    progress(before + n, len(examples), what)
+
+            def make(unit: list[int] = unit, report: Callable[[int, int, str], None] = report) -> Part:
+                return self._part(watch, examples, unit, shared, report)
+
+            done.append(parts.get([examples[i] for i in unit], make))
+            report(len(unit), len(examples), "attention rows")
+            if stop is not None and self._resolved(stop, Part.join(done)):
+                break
+        self._learn(subject, examples, Part.join(done))
         return self
+
+    def _accepting(self) -> dict[str, Any]:
+        """What decides which instances count."""
+        return {"mode": self.mode, "accept": self.accept, "max_new_tokens": self.max_new_tokens}
+
+    @staticmethod
+    def _shares(watch: Watch, examples: Sequence[Example]) -> bool:
+        """Whether examples are scored one by one on one KV cache: their prompts begin alike."""
+        subject = watch.subject
+        if subject.edited or "cache" not in subject.engine.capabilities:
+            return False  # what is applied may edit one prompt and not another that begins alike
+        return Walk.of([e.ids for e in examples], watch.first).pays
+
+    def _resolved(self, stop: Stop, part: Part) -> bool:
+        accepted = part.instances[part.instances["accepted"]]
+        if not len(accepted):
+            return False
+        values = part.scores[self.method].reshape(len(accepted), -1)
+        self.stop_ = stop.check(values, list(accepted["cluster"]))
+        return self.stop_.resolved
 
     def _names(self) -> list[str]:
         """Methods, the one that ranks first."""
         first = [score.name for score in chosen(self.method)]
         return list(dict.fromkeys([*first, *(score.name for score in chosen(self.scores))]))
 
-    def _captures(
-        self, watch: Watch, examples: Sequence[Example], progress: Callable[[int, int, str], None] | None
-    ) -> list[Capture]:
+    def _part(
+        self,
+        watch: Watch,
+        examples: Sequence[Example],
+        unit: Sequence[int],
+        shared: bool,
+        progress: Callable[[int, int, str], None],
+    ) -> Part:
+        """Score some of the examples."""
         stops = _stops(watch.subject)
         out: dict[int, Capture] = {}
+        for group, begun in self._begun(watch, examples, unit, shared, out):
+            done = self._finish(watch, begun, stops)
+            out.update(zip(group, done, strict=True))
+            progress(len(out), len(examples), "attention rows")
+        captures = [out[i] for i in unit]
+        kept = [c for c in captures if self._accepted(c)]
+        empty = np.zeros((0, watch.subject.n_layers, watch.subject.n_heads))
+        scores = {s.name: np.stack([s(c) for c in kept]) if kept else empty for s in watch.scores}
+        copying = [copied(c.emitted.output, c.emitted.argmax[..., None], c.example).numpy() for c in kept]
+        recalls = [_recall(c) for c in captures]
+        accepted = [self._accepted(c) for c in captures]
+        chosen_examples = [examples[i] for i in unit]
+        decoded = [c.emitted for c in captures]
+        table = _instances(watch.subject, chosen_examples, decoded, recalls, accepted)
+        return Part(table.assign(example=list(unit)), scores, copying)
+
+    def _begun(
+        self,
+        watch: Watch,
+        examples: Sequence[Example],
+        unit: Sequence[int],
+        shared: bool,
+        out: Mapping[int, Capture],
+    ) -> Iterator[tuple[list[int], Begun]]:
+        """First passes over the examples of a unit: on one KV cache, or in batches of similar length."""
+        if shared:
+            walk = Walk.of([examples[i].ids for i in unit], [watch.first[i] for i in unit])
+            for i, past, cache in walk.caches(watch.subject):
+                yield [unit[i]], begin(watch, [examples[unit[i]]], cache=cache, past=past)
+            return
         likely = True
-        for group in plan([len(e.full_ids) for e in examples], TOKENS):
+        for at in plan([len(examples[i].full_ids) for i in unit], TOKENS):
+            group = [unit[i] for i in at]
             unsure = len(group) == 1 and self.mode == "greedy" and not likely
             cache = new_cache() if unsure or watch.cached else None
-            begun = begin(watch, [examples[i] for i in group], cache=cache)
-            done = self._finish(watch, begun, stops)
-            likely = done[-1].emitted.exact  # a model that words its answers otherwise goes on doing so
-            out.update(zip(group, done, strict=True))
-            if progress:
-                progress(len(out), len(examples), "attention rows")
-        return [out[i] for i in range(len(examples))]
+            yield group, begin(watch, [examples[i] for i in group], cache=cache)
+            likely = out[group[-1]].emitted.exact  # a model that words its answers otherwise goes on doing so
 
     def _finish(self, watch: Watch, begun: Begun, stops: frozenset[int]) -> list[Capture]:
         """Outputs, and for accepted instances what scores need beside the one pass."""
@@ -146,27 +236,23 @@ class RetrievalHeads(Locator):
     def _accepted(self, capture: Capture) -> bool:
         return self.mode == "forced" or _recall(capture) > self.accept
 
-    def _score(self, watch: Watch, examples: Sequence[Example], captures: Sequence[Capture]) -> None:
-        subject = watch.subject
-        recalls = [_recall(c) for c in captures]
-        accepted = [self._accepted(c) for c in captures]
-        decoded = [c.emitted for c in captures]
-        self.instances_ = _instances(subject, examples, decoded, recalls, accepted)
-        self.acceptance_ = float(np.mean(accepted))
-        self.prefill_tokens_ = sum(d.tokens for d in decoded)
-        if not any(accepted):
-            example, said = examples[0], decoded[0].output
+    def _learn(self, subject: CausalLM, examples: Sequence[Example], part: Part) -> None:
+        self.instances_ = part.instances
+        accepted = part.instances["accepted"].to_numpy()
+        self.acceptance_ = float(accepted.mean())
+        self.prefill_tokens_ = int(part.instances["tokens"].sum())
+        self.naive_tokens_ = sum(len(examples[i].full_ids) - 1 for i in part.instances["example"])
+        if not accepted.any():
+            first = part.instances.iloc[0]
             raise NoAcceptedExample(
-                f"{subject.name} recalls none of {len(examples)} needles of '{example.task}' (best recall "
-                f"{max(recalls):.2f}, needed above {self.accept}); asked for {_text(subject, example.answer_ids)!r} it "
-                f"said {_text(subject, said)!r}. Take shorter contexts or easier needles, or mode='forced'"
+                f"{subject.name} recalls none of {len(accepted)} needles of '{examples[0].task}' (best recall "
+                f"{part.instances['recall'].max():.2f}, needed above {self.accept}); asked for {first['answer']!r} it "
+                f"said {first['output']!r}. Take shorter contexts or easier needles, or mode='forced'"
             )
-        kept = [c for c, ok in zip(captures, accepted, strict=True) if ok]
-        self.per_instance_ = {score.name: np.stack([score(c) for c in kept]) for score in watch.scores}
-        self.copied_ = [
-            copied(c.emitted.output, c.emitted.argmax[..., None], c.example).numpy() for c in kept
-        ]
-        self.clusters_ = [c.example.cluster or c.example.key() for c in kept]
+        self.per_instance_ = part.scores
+        self.copied_ = part.copied
+        kept = [examples[i] for i in part.instances["example"][accepted]]
+        self.clusters_ = [e.cluster or e.key() for e in kept]
         self.scores_ = pd.concat(
             [_frame(subject, name, values, self.clusters_) for name, values in self.per_instance_.items()],
             ignore_index=True,
@@ -175,6 +261,17 @@ class RetrievalHeads(Locator):
         self.groups_ = by_group.agg(["mean", "max"]).reset_index()[
             ["layer", "kv_head", "method", "mean", "max"]
         ]
+
+
+def _units(examples: Sequence[Example], shared: bool, *, whole: bool) -> list[list[int]]:
+    """Numbers of the examples that are scored together: of a cluster, of a stretch, or all."""
+    if shared:
+        by_cluster: dict[str, list[int]] = {}
+        for i, example in enumerate(examples):
+            by_cluster.setdefault(example.cluster, []).append(i)
+        return list(by_cluster.values())
+    every = list(range(len(examples)))
+    return [every] if whole else [every[i : i + UNIT] for i in range(0, len(every), UNIT)]
 
 
 def recall(output: list[int], answer: tuple[int, ...]) -> float:
@@ -225,6 +322,7 @@ def _instances(
             "needle": [e.meta.get("needle", np.nan) for e in examples],
             "haystack": [_joined(e.meta.get("haystack", "")) for e in examples],
             "passes": [d.passes for d in decoded],
+            "tokens": [d.tokens for d in decoded],
             "cluster": [e.cluster for e in examples],
         }
     )

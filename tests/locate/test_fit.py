@@ -1,0 +1,195 @@
+"""Fits go unit by unit: on shared prefixes, from a folder after a kill, and no longer than needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import interp
+from interp.errors import MissingResource
+from interp.locate.parts import SUFFIX, Part
+from interp.models.subject import CausalLM
+from interp.runs import PARTIAL
+from interp.tasks.base import Example, FixedTask, Span
+from tests.planted.retrieval import plant, planted_task
+from tests.subjects import subject
+
+ONE_PASS = ("copy", "copy_position", "copy_topk", "needle_mass", "r2", "anchor", "spatial", "dla", "locos")
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> CausalLM:
+    return interp.load(plant(request.param, seed=1).module, tokenizer=None)
+
+
+def asked(model: CausalLM, kind: str, n: int = 4) -> FixedTask:
+    """Every context asked for each of its needles: what differs is the last token."""
+    out: list[Example] = []
+    for e in planted_task(plant(kind, seed=1), n, 0, 60).examples(None):
+        keys = {s.item: s for s in (*e.spans_of("key"), *e.spans_of("distractor_key"))}
+        values = {s.item: s for s in (*e.spans_of("value"), *e.spans_of("distractor_value"))}
+        for item in sorted(keys):
+            key, value = keys[item], values[item]
+            end = len(e.ids) - 1
+            spans = (
+                Span(key.start, key.end, "key", 0),
+                Span(value.start, value.end, "value", 0),
+                Span(key.start, value.end, "evidence", 0),
+                Span(end, end + 1, "query", 0),
+                Span(end, end + 1, "question", 0),
+            )
+            out.append(
+                replace(
+                    e,
+                    ids=(*e.ids[:-1], e.ids[key.start]),
+                    answer_ids=e.ids[value.start : value.end],
+                    spans=tuple(sorted(spans)),
+                    foil_ids=(),
+                    candidates=(),
+                    corrupt={},
+                    meta={"needle": item},
+                )
+            )
+    return FixedTask(out, name="asked", copies=True)
+
+
+def kind_of(model: CausalLM) -> str:
+    return model.family.name
+
+
+def test_shared_prefixes_give_the_scores_of_one_run_each(
+    model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = asked(model, kind_of(model))
+    shared = interp.RetrievalHeads(scores=ONE_PASS).fit(model, task)
+    monkeypatch.setattr(interp.RetrievalHeads, "_shares", staticmethod(lambda *args: False))
+    alone = interp.RetrievalHeads(scores=ONE_PASS).fit(model, task)
+    assert shared.naive_tokens_ == alone.naive_tokens_
+    assert shared.prefill_tokens_ < 0.45 * alone.prefill_tokens_
+    assert list(shared.instances_["example"]) == list(range(16)) == list(alone.instances_["example"])
+    same = ["accepted", "exact", "output", "answer", "recall", "needle", "cluster"]
+    pd.testing.assert_frame_equal(shared.instances_[same], alone.instances_[same])
+    assert shared.acceptance_ == 1.0
+    assert set(shared.per_instance_) == set(ONE_PASS)
+    for name, values in alone.per_instance_.items():
+        np.testing.assert_allclose(shared.per_instance_[name], values, atol=1e-4, err_msg=name)
+    assert shared.clusters_ == alone.clusters_
+
+
+def test_a_fit_goes_on_from_its_folder(model: CausalLM, tmp_path: Path) -> None:
+    task = asked(model, kind_of(model))
+    whole = interp.RetrievalHeads().fit(model, task)
+    first = interp.RetrievalHeads().fit(model, task, folder=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4 and all(f.name.endswith(SUFFIX) for f in files)
+    files[1].unlink()
+    files[2].rename(tmp_path / (files[2].name + PARTIAL))  # killed while it was written
+    times = {f: f.stat().st_mtime_ns for f in (files[0], files[3])}
+    again = interp.RetrievalHeads().fit(model, task, folder=tmp_path)
+    assert sorted(tmp_path.iterdir()) == files
+    assert {f: f.stat().st_mtime_ns for f in times} == times
+    for found in (first, again):
+        pd.testing.assert_frame_equal(found.scores_, whole.scores_)
+        pd.testing.assert_frame_equal(found.instances_, whole.instances_)
+        assert all(np.array_equal(a, b) for a, b in zip(found.copied_, whole.copied_, strict=True))
+    # Other scores, other numbers: nothing of the first fit is taken for them.
+    interp.RetrievalHeads(scores=("copy", "r2")).fit(model, task, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_a_folder_that_cannot_be_written_is_named(model: CausalLM, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MissingResource, match=r"cannot write to .*file"):
+        interp.RetrievalHeads().fit(model, asked(model, kind_of(model)), folder=tmp_path / "file" / "in")
+
+
+def test_a_part_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"example": [0, 1], "accepted": [True, False], "recall": [1 / 3, np.nan], "output": ["a", "é"]}
+    )
+    part = Part(table, {"copy": np.random.default_rng(0).random((1, 2, 3))}, [np.ones((4, 2, 3), bool)])
+    part.save(tmp_path / "x")
+    back = Part.load(tmp_path / "x")
+    pd.testing.assert_frame_equal(back.instances, table)
+    assert np.array_equal(back.scores["copy"], part.scores["copy"]) and back.copied[0].dtype == bool
+
+
+def test_parts_join_in_the_order_of_examples() -> None:
+    def part(examples: list[int], accepted: list[bool]) -> Part:
+        kept = [e for e, ok in zip(examples, accepted, strict=True) if ok]
+        scores = {"copy": np.array(kept, float).reshape(-1, 1, 1)}
+        table = pd.DataFrame({"example": examples, "accepted": accepted})
+        return Part(table, scores, [np.full((1, 1, 1), e) for e in kept])
+
+    whole = Part.join([part([4, 1, 3], [True, False, True]), part([0, 2], [True, True])])
+    assert whole.instances["example"].tolist() == [0, 1, 2, 3, 4]
+    assert whole.scores["copy"].ravel().tolist() == [0, 2, 3, 4]
+    assert [c.item() for c in whole.copied] == [0, 2, 3, 4]
+
+
+SCRIPT = """
+    import os, signal, sys
+    import interp
+    from interp.locate import parts
+    from tests.locate.test_fit import asked
+    from tests.planted.retrieval import plant
+
+    kill_at, folder = int(sys.argv[1]), sys.argv[2]
+    made = 0
+    write = parts.write_bytes
+
+    def counted(path, data):
+        global made
+        made += 1
+        if made == kill_at:  # the temporary file is there, the rename is not
+            path.with_name(path.name + ".partial").write_bytes(data[:100])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, data)
+
+    parts.write_bytes = counted
+    model = interp.load(plant("gpt2", seed=1).module, tokenizer=None)
+    interp.RetrievalHeads().fit(model, asked(model, "gpt2"), folder=folder).scores_.to_parquet(sys.argv[3])
+"""
+
+
+def test_a_killed_fit_ends_with_the_same_table(tmp_path: Path) -> None:
+    def fit(kill_at: int, folder: str, out: str) -> int:
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(SCRIPT),
+            str(kill_at),
+            str(tmp_path / folder),
+            str(tmp_path / out),
+        ]
+        return subprocess.run(
+            command, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}
+        ).returncode
+
+    assert fit(0, "whole", "whole.parquet") == 0
+    assert fit(3, "killed", "killed.parquet") == -signal.SIGKILL
+    left = list((tmp_path / "killed").iterdir())
+    assert len(left) == 3 and sum(f.name.endswith(PARTIAL) for f in left) == 1
+    assert fit(0, "killed", "killed.parquet") == 0
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{n}.parquet") for n in ("whole", "killed")))
+
+
+def test_nothing_is_shared_under_an_applied_intervention() -> None:
+    """What is applied may edit the prompt of one example and not of another that begins alike."""
+    s = subject("llama")
+    task = asked(s, "llama", 2)
+    with s.apply(interp.ablate("L0H1", "zero", "value")):
+        found = interp.RetrievalHeads(mode="forced").fit(s, task)
+        for i, e in enumerate(task.examples(s)):
+            one = interp.RetrievalHeads(mode="forced").fit(s, FixedTask([e], copies=True))
+            np.testing.assert_array_equal(found.per_instance_["copy"][i], one.per_instance_["copy"][0])
+    assert found.prefill_tokens_ == found.naive_tokens_
