@@ -12,7 +12,7 @@ from interp.errors import BrokenData
 from interp.tasks import needles as pools
 from interp.tasks.base import Ids, Redraw, stable_seed
 from interp.tasks.haystack import Ruler, Sentence
-from interp.tasks.layout import Layout, Needle, pose, value_swap
+from interp.tasks.layout import Layout, Needle, follows, pose, value_swap
 from interp.tasks.needles import Drawer
 from interp.tasks.niah import CANDIDATES
 
@@ -136,4 +136,6 @@ def _check(needle: Needle, candidates: Mapping[str, Ids], values: set[str], rule
     """
     layout = Layout((needle,), (Sentence("So it was.", "filler"), 0))
     own = {v: ids for v, ids in candidates.items() if v == needle.value or v not in values}
-    value_swap(ruler.tokens, layout, pose("needle", layout, ruler, own, ""), own)
+    prompt = ruler.tokens.encode(layout.text())
+    follows(ruler.tokens, prompt, layout, own[needle.value])
+    value_swap(ruler.tokens, layout, pose("needle", layout, ruler, own, "", prompt), own)

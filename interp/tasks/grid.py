@@ -44,6 +44,15 @@ class Cell:
     needle: int
 
 
+@dataclass(frozen=True)
+class _Context:
+    """A layout, the needles in it by the grid's numbers, and those of its prompts that are tokenised already."""
+
+    layout: Layout
+    needles: tuple[int, ...]
+    prompts: dict[int, Encoded]
+
+
 @dataclass
 class _Plan:
     """All that cells have in common, for one tokenizer."""
@@ -52,7 +61,16 @@ class _Plan:
     streams: list[Stream]
     needles: list[Needle]
     candidates: list[dict[str, Ids]]
-    layouts: dict[tuple[int, ...], dict[int, tuple[Layout, tuple[int, ...]]]] = field(default_factory=dict)
+    contexts: dict[tuple[int, ...], dict[int, _Context]] = field(default_factory=dict)
+    overlaps: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def overlap(self, haystack: int, tokens: int) -> float:
+        """Largest share of a stream's first tokens that another one holds too."""
+        if (haystack, tokens) not in self.overlaps:
+            own = self.streams[haystack]
+            shares = [own.share(other, tokens) for other in self.streams if other is not own]
+            self.overlaps[haystack, tokens] = max(shares, default=0.0)
+        return self.overlaps[haystack, tokens]
 
 
 class NiahGrid(Task):
@@ -173,20 +191,20 @@ class NiahGrid(Task):
     def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
         cell, plan = self._cells[index], self._plan(tokens)
         stream, ruler = plan.streams[cell.haystack], plan.ruler
-        context, present = self._context(cell, plan)
-        layout = context.asking(present.index(cell.needle))
-        candidates = self._candidates(cell.needle, present, plan)
-        example = pose(self.name, layout, ruler, candidates, stream.name)
+        context = self._context(cell, plan)
+        item = context.needles.index(cell.needle)
+        layout = context.layout.asking(item)
+        candidates = self._candidates(cell.needle, context.needles, plan)
+        example = pose(self.name, layout, ruler, candidates, stream.name, context.prompts.get(item))
         depth = self.depths[cell.slot]
         (place,) = places(layout, Encoded(example.ids, example.offsets or ()), ruler.n_special, [depth])
-        others = (stream.share(other, cell.length) for other in plan.streams if other is not stream)
         meta = {
             **example.meta,
             "needle": cell.needle,
             "rotation": cell.rotation,
             "haystack": stream.name,
             "pieces": example.meta["haystack"],
-            "overlap": max(others, default=0.0),
+            "overlap": plan.overlap(cell.haystack, cell.length),
             "length_asked": cell.length,
             "depth_asked": depth,
             "half_sentence": [place.off, place.half_sentence],
@@ -232,24 +250,22 @@ class NiahGrid(Task):
             self._plans[tokens.fingerprint] = _Plan(ruler, streams, *needles)
         return self._plans[tokens.fingerprint]
 
-    def _context(self, cell: Cell, plan: _Plan) -> tuple[Layout, tuple[int, ...]]:
-        """The context of a cell, and the needles in it by their numbers in the layout; made once for all of them."""
+    def _context(self, cell: Cell, plan: _Plan) -> _Context:
+        """The context of a cell: made once for all needles in it."""
         mates = [(cell.slot, cell.needle)]
         if self.mode == "several":
             mates = [(c.slot, c.needle) for c in self._cells if _mates(c, cell)]
         key = (cell.haystack, cell.rotation, cell.length, *(number for mate in mates for number in mate))
-        if key not in plan.layouts:
-            plan.layouts[key] = self._arranged(cell, mates, plan)
-        return plan.layouts[key][cell.needle]
+        if key not in plan.contexts:
+            plan.contexts[key] = self._arranged(cell, mates, plan)
+        return plan.contexts[key][cell.needle]
 
-    def _arranged(
-        self, cell: Cell, mates: list[tuple[int, int]], plan: _Plan
-    ) -> dict[int, tuple[Layout, tuple[int, ...]]]:
+    def _arranged(self, cell: Cell, mates: list[tuple[int, int]], plan: _Plan) -> dict[int, _Context]:
         """Contexts for pairs of depth and needle, as few as have no more needles than prose, all at their depths."""
         mates = sorted(mates, key=lambda mate: self.depths[mate[0]])
         stream = plan.streams[cell.haystack]
         for parts in range(1, len(mates) + 1):
-            out: dict[int, tuple[Layout, tuple[int, ...]]] = {}
+            out: dict[int, _Context] = {}
             for part in range(parts):
                 slots, numbers = zip(*mates[part::parts], strict=True)
                 needles = [plan.needles[i] for i in numbers]
@@ -261,14 +277,14 @@ class NiahGrid(Task):
                     stable_seed(self.name, "context", self.seed, self.mode, cell.length, numbers, slots)
                 )
                 try:
-                    layout = arrange(
+                    layout, prompts = arrange(
                         plan.ruler, stream, needles, [self.depths[s] for s in slots], cell.length, rng
                     )
                 except Redraw:
                     if parts == len(mates):
                         raise
                     break
-                out |= {number: (layout, numbers) for number in numbers}
+                out |= dict.fromkeys(numbers, _Context(layout, numbers, prompts))
             else:
                 return out
         raise AssertionError("a needle alone is laid out or refused")

@@ -121,22 +121,41 @@ def encode(tokens: Tokens, layout: Layout) -> tuple[Encoded, tuple[Span, ...], s
     return prompt, token_spans(prompt, pieces), text
 
 
-def pose(name: str, layout: Layout, ruler: Ruler, candidates: Mapping[str, Ids], cluster: str) -> Example:
-    """The example of a layout; its twins are for the caller to add.
+def follows(tokens: Tokens, prompt: Encoded, layout: Layout, answer: Ids) -> None:
+    """Make sure that the value asked for tokenises behind the prompt as the answer does.
+
+    Raises:
+        Redraw: it does not.
+    """
+    if answer_after(tokens, prompt, layout.text(), " " + layout.needles[0].value) != answer:
+        raise Redraw("the value tokenises differently after the stem and after the prompt")
+
+
+def pose(
+    name: str,
+    layout: Layout,
+    ruler: Ruler,
+    candidates: Mapping[str, Ids],
+    cluster: str,
+    prompt: Encoded | None = None,
+) -> Example:
+    """The example of a layout; its twins, and whether the answer follows, are for the caller to see to.
 
     Args:
         name: of the task.
         candidates: texts and ids of the closed set of answers.
         cluster: unit of resampling.
+        prompt: its tokens, where they are known.
 
     Raises:
-        Redraw: the value tokenises differently after the stem, in the context, or as a candidate.
+        Redraw: the value tokenises differently in the context and as a candidate.
     """
-    prompt, spans, text = encode(ruler.tokens, layout)
+    pieces = layout.pieces()
+    text = "".join(p.text for p in pieces)
+    prompt = prompt or ruler.tokens.encode(text)
+    spans = token_spans(prompt, pieces)
     asked = layout.needles[0]
     answer = candidates[asked.value]
-    if answer_after(ruler.tokens, prompt, text, " " + asked.value) != answer:
-        raise Redraw("the value tokenises differently after the stem and after the prompt")
     body = text[: text.rindex(QUESTION)]
     context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - ruler.n_special
     used = [s.source for s in layout.slots if isinstance(s, Sentence) and s.source != "filler"]

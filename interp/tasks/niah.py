@@ -16,11 +16,22 @@ from typing import ClassVar
 import numpy as np
 
 from interp.errors import UsageError
-from interp.models.tokens import Tokens
+from interp.models.tokens import Encoded, Tokens
 from interp.tasks import needles as pools
 from interp.tasks.base import Example, Ids, Redraw, Task, listed, stable_seed, whole_number
 from interp.tasks.haystack import Ruler, Sentence, context, select
-from interp.tasks.layout import SLACK, Layout, Needle, Slot, encode, needle_drop, pose, twin, value_swap
+from interp.tasks.layout import (
+    SLACK,
+    Layout,
+    Needle,
+    Slot,
+    encode,
+    follows,
+    needle_drop,
+    pose,
+    twin,
+    value_swap,
+)
 from interp.tasks.needles import KINDS, Drawer
 
 CANDIDATES = 10
@@ -79,8 +90,9 @@ class Niah(Task):
         ruler, drawer = self._tools[tokens.fingerprint]
         kind, depth = self._plan(index)
         layout, candidates = self._needles(kind, rng, drawer)
-        layout, piece = self._place(layout, depth, rng, ruler)
-        example = pose(self.name, layout, ruler, candidates, piece)
+        layout, prompt, piece = self._place(layout, depth, rng, ruler)
+        example = pose(self.name, layout, ruler, candidates, piece, prompt)
+        follows(tokens, prompt, layout, example.answer_ids)
         corrupt = {
             "value_swap": value_swap(tokens, layout, example, candidates),
             "needle_drop": needle_drop(layout, example, ruler, rng),
@@ -118,8 +130,8 @@ class Niah(Task):
 
     def _place(
         self, layout: Layout, depth: float, rng: np.random.Generator, ruler: Ruler
-    ) -> tuple[Layout, str]:
-        """Lay out the context so that the prompt is as long as asked for; also the name of its first piece."""
+    ) -> tuple[Layout, Encoded, str]:
+        """Lay out the context so that the prompt is as long as asked for; also its tokens and its first piece."""
         costs = [ruler.cost(needle.sentence) for needle in layout.needles]
         tail = ruler.cost(layout.needles[0].tail.lstrip("\n"), "\n\n")
         budget = self.length - ruler.n_special - sum(costs) - tail
@@ -131,9 +143,10 @@ class Niah(Task):
             same = np.random.default_rng(seed)
             sentences, piece = context(ruler, same, budget, self.pieces)
             placed = replace(layout, slots=_insert(sentences, costs, depth, same, ruler))
-            short = self.length - len(ruler.tokens.encode(placed.text()))
+            prompt = ruler.tokens.encode(placed.text())
+            short = self.length - len(prompt)
             if 0 <= short <= SLACK:
-                return placed, piece
+                return placed, prompt, piece
             budget += short
         raise Redraw(f"no context makes the prompt {self.length} tokens long")
 

@@ -6,7 +6,7 @@ token by token, and behind a needle that stands at the same place it goes on as 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Stream:
     ends: tuple[int, ...]
 
     def cut(self, budget: int, ruler: Ruler, rng: np.random.Generator) -> tuple[list[Sentence], list[int]]:
-        """The first sentences, and fillers behind them, of `budget` tokens (at most two fewer).
+        """The first sentences, and fillers behind them, of `budget` tokens.
 
         Returns:
             the sentences, and the tokens at which they start and the last one ends.
@@ -53,13 +53,11 @@ class Stream:
             )
         for count in range(fit, -1, -1):
             end = self.ends[count - 1] if count else 0
-            for short in range(min(SLACK, budget - end) + 1):
-                rest = budget - end - short
-                extra = ruler.fill(rest, rng) if rest else []
-                if extra is not None:
-                    ends = np.cumsum([end, *(ruler.cost(text) for text in extra)]).tolist()
-                    fillers = [Sentence(text, "filler") for text in extra]
-                    return [*self.sentences[:count], *fillers], [*self.starts[:count], *ends]
+            extra = ruler.fill(budget - end, rng) if budget > end else []
+            if extra is not None:
+                ends = np.cumsum([end, *(ruler.cost(text) for text in extra)]).tolist()
+                fillers = [Sentence(text, "filler") for text in extra]
+                return [*self.sentences[:count], *fillers], [*self.starts[:count], *ends]
         raise Redraw(f"no fillers are {budget} tokens long")
 
     def share(self, other: Stream, tokens: int) -> float:
@@ -157,12 +155,14 @@ class Place:
 
     Attributes:
         at: tokens before the needle.
+        width: tokens of the needle.
         asked: depth asked for times `total`.
         total: tokens of the context without the needle.
         bounds: tokens before each sentence, and all of them: wherever a needle can stand.
     """
 
     at: int
+    width: int
     asked: float
     total: int
     bounds: tuple[int, ...]
@@ -188,7 +188,7 @@ def places(layout: Layout, prompt: Encoded, n_special: int, depths: Sequence[flo
     """Where each needle of a layout stands; `depths` are those asked for, by the needles' numbers."""
     text, ranges = layout.context()
     found = [(a - n_special, b - n_special) for a, b in overlapping(prompt, ranges)]
-    end = sum(1 for a, _ in prompt.offsets if a < len(text)) - n_special
+    end = bisect_left(prompt.offsets, (len(text),)) - n_special
     out = []
     for number, depth in enumerate(depths):
         own = layout.slots.index(number)
@@ -196,7 +196,7 @@ def places(layout: Layout, prompt: Encoded, n_special: int, depths: Sequence[flo
         width = stop - start
         starts = [a if i < own else a - width for i, (a, _) in enumerate(found) if i != own]
         total = end - width
-        out.append(Place(start, depth * total, total, tuple(sorted({*starts, total}))))
+        out.append(Place(start, width, depth * total, total, tuple(sorted({*starts, total}))))
     return out
 
 
@@ -207,13 +207,16 @@ def arrange(
     depths: Sequence[float],
     length: int,
     rng: np.random.Generator,
-) -> Layout:
+) -> tuple[Layout, dict[int, Encoded]]:
     """A context with every needle at the boundary of sentences nearest to its depth.
 
     Args:
         needles: in the order of their depths.
         length: tokens of the prompt that asks the longest of the questions; it is missed by two tokens at most, for
             the shorter ones too if they differ by no more than that, and never exceeded.
+
+    Returns:
+        the layout, and the tokens of those of its prompts that were measured, by the number of the needle asked for.
 
     Raises:
         Redraw: they do not fit.
@@ -224,8 +227,8 @@ def arrange(
     longest = int(np.argmax(tails))
     allowed = max(0, SLACK - (max(tails) - min(tails)))
     size = length - ruler.n_special - tails[longest]
+    budget = size - sum(costs)
     for seed in rng.integers(2**62, size=_TRIES).tolist():
-        budget = size - sum(costs)
         for _ in range(_TRIES):
             if budget < _LEAST_HAYSTACK:
                 raise Redraw(f"{length} tokens leave no room for a haystack around {len(needles)} needles")
@@ -237,7 +240,9 @@ def arrange(
             # The question does not matter here: the context comes first.
             found = places(layout, prompt, ruler.n_special, depths)
             if 0 <= short <= allowed and all(place.nearest for place in found):
-                return layout
+                return layout, {longest: prompt}
+            # Seams between sentences cost a token or save one: what was measured is right the next time.
+            costs = [place.width for place in found]
             size = found[0].total + costs[0]
             if not 0 <= short <= allowed:
                 budget += short
