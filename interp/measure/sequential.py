@@ -20,9 +20,9 @@ unit is the cluster, because instances of one haystack move together: it counts 
 
 What this costs: a head that never copies is known to score below 0.1 after `log(heads / alpha) / 0.105` units at the
 very least, by any method (that is how long a coin of 0.1 can be silent): about 80 for 270 heads, 95 for 1024. On the
-scores published for llama-2-7b-80k (1024 heads, 580 distinct instances, shuffled) the top 10 is known after 181, with a
-margin of 0.1 after 79; who scores 0.1 or more is open after 580, with a margin of 0.05 known after 213. Ranks with equal
-scores never resolve; `margin` says which differences do not matter.
+scores published for llama-2-7b-80k (1024 heads, 580 distinct instances, shuffled) the top 10 is known after 181, with
+a margin of 0.1 after 79; who scores 0.1 or more is open after 580, with a margin of 0.05 known after 213. Ranks with
+equal scores never resolve; `margin` says which differences do not matter.
 
 `stability` is the less strict rule: the sets of two halves of the instances overlap by `level` or more at two looks in
 a row, at fixed looks (0.9 for that top 10: after 16). It says that the list is settled, not that it is right, and has
