@@ -69,16 +69,16 @@ def dose_curves(
         areas: `locator condition control draw value ci_lo ci_hi`: the mean of each curve over log k, with interval.
             None computes them from the curves, without intervals.
         metric: which metric to draw.
-        kept: k heads were kept and all others cut, in place of k heads cut.
+        kept: rows in which the first k heads were kept and all others cut (conditions `keep` and `keep_control`).
         width: `single`, `double`, `page` or pixels.
 
     Raises:
         UsageError: missing columns, an unknown metric, more than one task or way of cutting, or more than 16 lines.
     """
-    found = _curves(rows_of(effects, metric, "dose_curves"))
-    if areas is None:
-        areas = _areas_of(found)
-    need(areas, AREAS, "dose_curves areas", numeric=("value", "ci_lo", "ci_hi"))
+    found = _curves(_told(rows_of(effects, metric, "dose_curves"), kept))
+    if areas is not None:
+        areas = _told(need(areas, AREAS, "dose_curves areas", numeric=("value", "ci_lo", "ci_hi")), kept)
+    areas = _areas_of(found) if areas is None else areas
     font, total = theme.font_px(width), theme.pixels(width)
     stacked = total < 400
     did = "kept" if kept else "cut"
@@ -127,6 +127,13 @@ def dose_curves(
     return fig
 
 
+def _told(rows: pd.DataFrame, kept: bool) -> pd.DataFrame:
+    """Without the rows of the other question, with one name for cuts and controls."""
+    names = {"keep": "cut", "keep_control": "control"} if kept else {"cut": "cut", "control": "control"}
+    names |= {"clean": "clean"}
+    return rows[rows["condition"].isin(list(names))].assign(condition=lambda f: f["condition"].map(names))
+
+
 def _curves(rows: pd.DataFrame) -> _Curves:
     rows = rows.assign(control=rows["control"].fillna("").astype(str) if "control" in rows else "")
     tasks = list(dict.fromkeys(rows["task"]))
@@ -136,7 +143,9 @@ def _curves(rows: pd.DataFrame) -> _Curves:
         )
     clean, cut = rows[rows["condition"] == "clean"], rows[rows["condition"] == "cut"]
     if cut.empty:
-        raise UsageError("dose_curves: the table has no row with condition 'cut'")
+        raise UsageError(
+            "dose_curves: the table has no row of a cut (with kept=True: of heads that are kept)"
+        )
     if clean.empty:
         raise UsageError("dose_curves: the table has no row with condition 'clean' to compare with")
     for column in HOW:

@@ -17,7 +17,7 @@ from interp.plot.matrix import hatch, order_of_role, role_heads
 from interp.plot.text import count, joined, listed, number, safe
 from interp.plot.theme import Width
 
-METRICS = ("accuracy", "f1", "exact", "nll")
+METRICS = ("accuracy", "f1", "number", "exact", "nll")
 """A task is shown in the first of these that it has."""
 
 LEVEL = 0.05
@@ -55,7 +55,7 @@ def specificity(effects: pd.DataFrame, k: int | None = None, *, width: Width = "
 
     Args:
         effects: one row per condition, task and metric; `locator` is the score type, `control` (optional) the kind of
-            control. Each task is shown in its first metric of accuracy, f1, exact and nll.
+            control. Each task is shown in its first metric of accuracy, f1, number, exact and nll.
         k: number of heads cut; None takes 10 where it was measured, else the largest.
         width: `single`, `double`, `page` or pixels.
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from interp.measure.plans import Condition, dose, sufficient, with_controls
-from interp.studies.tables import adjusted, areas, map_effects, rows_of
+from interp.studies.spec import MECHANISM
+from interp.studies.tables import adjusted, areas, by_locator, joined, map_effects, rows_of
 
 if TYPE_CHECKING:
     from interp.measure.effects import Role
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 OTHERS = ("norm", "entropy")
 """Kinds of control beside those matched by layer that a dose curve has, and `bottom`."""
+
+GENERATED = {"reading": ("f1", "exact"), "arithmetic": ("number",), "arithmetic_cot": ("number",)}
+"""Tasks whose answers are generated, and their metrics."""
 
 HAYSTACK = ("paraphrase", "multi_key", "multi_value", "multi_hop")
 """Tasks in a haystack that take a length and a half of the prose."""
@@ -144,8 +148,24 @@ def _on(study: _Study, name: str) -> pd.DataFrame:
         )
         for method in dict.fromkeys((spec.method, *spec.task_scores))
     }
-    rows, _ = study.measured(task, plan, f"cut everywhere: {name}", role=role)
-    return rows.assign(task=name)
+    if name not in GENERATED:
+        return study.measured(task, plan, f"cut everywhere: {name}", role=role)[0].assign(task=name)
+    from interp.measure.generation import measure_generated
+
+    with study.stage(f"cut everywhere: {name}") as report:
+        told = measure_generated(
+            subject,
+            task,
+            joined(plan),
+            metrics=GENERATED[name],
+            role=role,
+            mechanism=MECHANISM,
+            locator=spec.method,
+            seed=spec.seed,
+            floor="mark",
+            progress=report,
+        )
+    return by_locator(told.effects, plan, ("cut",)).assign(task=name)
 
 
 def _task(study: _Study, name: str) -> tuple[Task, Role]:

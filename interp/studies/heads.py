@@ -18,7 +18,7 @@ import pandas as pd
 
 from interp.errors import BrokenData, NoAcceptedExample
 from interp.runs import Run, write_frame
-from interp.studies.spec import HeadsSpec
+from interp.studies.spec import MECHANISM, HeadsSpec
 
 if TYPE_CHECKING:
     from interp.intervene.ablate import Ablate
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Report = Callable[[int, int, str], None]
 Stage = Callable[[str], AbstractContextManager[Report | None]]
 
-MECHANISM = "retrieval heads"
 REFERENCE = 16
 """Examples that means of heads are taken over."""
 

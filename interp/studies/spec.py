@@ -17,6 +17,8 @@ Part = Literal["scores", "map", "dose", "sufficient", "specificity", "agreement"
 PARTS: tuple[Part, ...] = ("scores", "map", "dose", "sufficient", "specificity", "agreement")
 """The parts of a study, in the order in which they run; `scores` is always run, as the others need it."""
 
+MECHANISM = "retrieval heads"
+
 ONE_PASS = (
     "copy", "copy_position", "copy_topk", "needle_mass", "r2", "anchor", "qr", "temporal", "spatial", "dla", "locos",
 )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from interp.intervene.ablate import Ablate
+from interp.measure.curves import weights
 from interp.measure.effects import Measured
 from interp.measure.outcomes import Outcomes
 from interp.measure.plans import Condition
@@ -22,6 +23,9 @@ ABOUT = ("length_asked", "depth_asked", "length", "depth", "needle", "haystack",
 
 METRICS = ("accuracy", "logprob", "logit_diff")
 """Metrics that tables tell of answers."""
+
+JUDGED = ("accuracy", "f1", "number", "nll")
+"""Metrics that a task is judged by, the first that it has."""
 
 
 def rows_of(outcomes: Outcomes, plan: Sequence[Condition]) -> pd.DataFrame:
@@ -97,27 +101,12 @@ def areas(
                 curve[c.k] = measured.outcomes.values[c.name][metric]
         for key, curve in curves.items():
             ks = sorted(curve)
-            area = np.stack([curve[k] for k in ks], axis=1) @ log_weights(ks)
+            values = np.stack([curve[k] for k in ks], axis=1)
+            area = values @ weights(ks) if len(ks) > 1 else values[:, 0]
             low, high = bootstrap_ci(area, clusters, seed=seed)
             said = dict(zip(AREAS, (locator, *key), strict=True))
             rows.append({**said, "metric": metric, "value": float(area.mean()), "ci_lo": low, "ci_hi": high})
     return pd.DataFrame(rows, columns=[*AREAS, "metric", "value", "ci_lo", "ci_hi"])
-
-
-def log_weights(ks: Sequence[int]) -> np.ndarray:
-    """Weights of the values at `ks` in their mean over log k by the trapezoid rule; they sum to one.
-
-    >>> log_weights([1, 10, 100]).tolist()
-    [0.25, 0.5, 0.25]
-    """
-    if len(ks) == 1:
-        return np.ones(1)
-    steps = np.diff(np.log(np.array(ks, float)))
-    weights = np.zeros(len(ks))
-    weights[:-1] += steps / 2
-    weights[1:] += steps / 2
-    out: np.ndarray = weights / steps.sum()
-    return out
 
 
 def map_effects(cells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -165,9 +154,9 @@ def adjusted(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_metric(effects: pd.DataFrame) -> dict[str, str]:
-    """The metric that each task is judged by: the first of accuracy, f1 and nll that it has."""
+    """The metric that each task is judged by: the first of `JUDGED` that it has."""
     out = {}
     for task, own in effects.groupby("task", sort=False)["metric"]:
         has = set(own)
-        out[str(task)] = next((m for m in ("accuracy", "f1", "nll") if m in has), str(own.iloc[0]))
+        out[str(task)] = next((m for m in JUDGED if m in has), str(own.iloc[0]))
     return out

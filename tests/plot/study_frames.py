@@ -85,18 +85,19 @@ def doses_frame(methods: Sequence[str] = METHODS, *, kept: bool = False, seed: i
         ends = {"delta": value - clean, "ci_lo": value - clean - 0.05, "ci_hi": value - clean + 0.05}
         rows.append(_base(task="niah", value=value, **ends, **more))
 
+    cut, control = ("keep", "keep_control") if kept else ("cut", "control")
     if kept:
-        add(floor, condition="cut", locator=methods[0], k=0)
+        add(floor, condition=cut, locator=methods[0], k=0)
     for i, method in enumerate(methods):
         for k in KS:
             gone = max(floor, clean * float(np.exp(-k / (2.5 + 1.7 * i))))
-            add(clean + floor - gone if kept else gone, condition="cut", locator=method, k=k)
+            add(clean + floor - gone if kept else gone, condition=cut, locator=method, k=k)
     for kind, draws in KINDS:
         for k in KS:
             for draw in range(draws):
                 middle = floor + 0.004 * k if kept else clean - 0.004 * k
                 value = float(np.clip(middle + rng.normal(0, 0.02), 0, 1))
-                add(value, condition="control", control=kind, locator=methods[0], k=k, draw=draw)
+                add(value, condition=control, control=kind, locator=methods[0], k=k, draw=draw)
     return pd.DataFrame(rows)
 
 
