@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,8 @@ def compare_methods(
         spearman, ceiling and of_ceiling (of the overlap, where there are per-instance scores).
     """
     heads = as_heads(source)
+    # Pairs are compared by head alone.
+    heads = replace(heads, scores_=heads.scores_.drop(columns="kv_head", errors="ignore"))
     name = f"top {top}" if threshold is None else f"score >= {threshold:g}"
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for i, one in enumerate(heads.methods):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from interp.measure.reliability import pearson, spearman
+from interp.measure.reliability import pearson, ranks, spearman
 from interp.tasks.base import stable_seed
 
 DRAWS = 1000
@@ -56,7 +56,7 @@ def correlations(
     rows = []
     kinds: list[tuple[str, Callable[..., float], np.ndarray, np.ndarray]] = [
         ("pearson", pearson, a, b),
-        ("spearman", spearman, _ranks(a), _ranks(b)),
+        ("spearman", spearman, ranks(a), ranks(b)),
     ]
     for measure, correlate, x, y in kinds:
         value = correlate(a.reshape(-1), b.reshape(-1))
@@ -72,10 +72,6 @@ def correlations(
                 row["p" + suffix] = (1 + reached) / (1 + draws)
         rows.append(row)
     return rows
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    return stats.rankdata(scores).reshape(scores.shape)
 
 
 def _interval(

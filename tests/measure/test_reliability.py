@@ -14,6 +14,7 @@ from interp.measure.reliability import (
     by_group,
     ceiling,
     halves,
+    ranks,
     retest,
     shared,
     spearman,
@@ -55,6 +56,8 @@ def test_measures_of_agreement():
     assert found["pearson", "all"] == pytest.approx(stats.pearsonr(a, b)[0])
     assert found["spearman", "all"] == pytest.approx(stats.spearmanr(a, b)[0])
     assert math.isnan(spearman(a, np.ones(5)))
+    tied = np.random.default_rng(0).integers(0, 5, (6, 7)).astype(float)
+    np.testing.assert_array_equal(ranks(tied), stats.rankdata(tied).reshape(6, 7))
     assert shared(np.array([True, False]), np.array([False, False])) == (
         pytest.approx(math.nan, nan_ok=True),
         0.0,
