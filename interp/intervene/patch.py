@@ -42,14 +42,16 @@ class Source:
     Attributes:
         kind: kind of site.
         values: by layer, one row a token, t *unit shape.
+        first: token that they begin with.
     """
 
     kind: str
     values: Mapping[int, torch.Tensor]
+    first: int = 0
     name: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256(self.kind.encode())
+        digest = hashlib.sha256(f"{self.kind} {self.first}".encode())
         for layer, value in sorted(self.values.items()):
             digest.update(f"{layer} {tuple(value.shape)}".encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().data)
@@ -57,19 +59,32 @@ class Source:
 
     @classmethod
     def of(
-        cls, subject: CausalLM, example: Example, kind: str, layers: Iterable[int] | None = None
+        cls,
+        subject: CausalLM,
+        example: Example,
+        kind: str,
+        layers: Iterable[int] | None = None,
+        *,
+        cache: Any = None,
+        past: int = 0,
     ) -> Source:
-        """Record a prompt and its forced answer."""
-        return cls.with_logits(subject, example, kind, layers)[0]
+        """Record a prompt and its forced answer, on a KV cache of the first `past` tokens where there is one."""
+        return cls.with_logits(subject, example, kind, layers, cache=cache, past=past)[0]
 
     @classmethod
     def with_logits(
-        cls, subject: CausalLM, example: Example, kind: str, layers: Iterable[int] | None = None
+        cls,
+        subject: CausalLM,
+        example: Example,
+        kind: str,
+        layers: Iterable[int] | None = None,
+        **options: Any,
     ) -> tuple[Source, Float[torch.Tensor, "m v"]]:
         """The same, and the logits of that run that predict the answer."""
         chosen = list(range(subject.n_layers) if layers is None else layers)
-        trace = subject.run([example], {Site(kind, i): Record() for i in chosen})
-        return cls(kind, {i: trace[Site(kind, i)][0] for i in chosen}), trace.logits[0]
+        trace = subject.run([example], {Site(kind, i): Record() for i in chosen}, **options)
+        values = {i: trace[Site(kind, i)][0] for i in chosen}
+        return cls(kind, values, options.get("past", 0)), trace.logits[0]
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class Patch(Atom):
     head: int | None = None
 
     def __post_init__(self) -> None:
-        kind, values = self.source.kind, self.source.values
+        kind, values, first = self.source.kind, self.source.values, self.source.first
         for layer in self.layers:
             site = Site(kind, layer, self.head)
             if layer not in values:
@@ -100,9 +115,9 @@ class Patch(Atom):
             tokens, units = values[layer].shape[:2]
             if self.head is not None and not 0 <= self.head < units:
                 raise UsageError(f"a patch of {site}: its source holds indices 0 to {units - 1} there")
-            if outside := [p for p in self.positions if not 0 <= p < tokens]:
+            if outside := [p for p in self.positions if not 0 <= p - first < tokens]:
                 raise UsageError(
-                    f"a patch of {site} at token {outside[0]}: its source holds tokens 0 to {tokens - 1}"
+                    f"a patch of {site} at token {outside[0]}: its source holds tokens {first} to {first + tokens - 1}"
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -136,7 +151,7 @@ class Patch(Atom):
             for layer in atom.layers:
                 by_layer.setdefault(layer, []).append((number, atom))
         return {
-            Site(source.kind, layer): [_Write.of(source.values[layer], batch, members, of)]
+            Site(source.kind, layer): [_Write.of(source, layer, batch, members, of)]
             for layer, members in by_layer.items()
         }
 
@@ -153,7 +168,12 @@ class _Write:
 
     @classmethod
     def of(
-        cls, values: torch.Tensor, batch: Batch, members: Sequence[tuple[int, Patch]], of: torch.Tensor
+        cls,
+        source: Source,
+        layer: int,
+        batch: Batch,
+        members: Sequence[tuple[int, Patch]],
+        of: torch.Tensor,
     ) -> _Write:
         rows, tokens, heads = [], [], []
         for number, patch in members:
@@ -165,7 +185,7 @@ class _Write:
             tokens.append(at.repeat(len(mine)))
             heads.append(torch.full_like(rows[-1], -1 if patch.head is None else patch.head))
         row, token, head = torch.cat(rows), torch.cat(tokens), torch.cat(heads)
-        return cls(values, row, batch.pad[row] + token, token, head)
+        return cls(source.values[layer], row, batch.pad[row] + token, token - source.first, head)
 
     def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
         columns = self.columns - frame.past

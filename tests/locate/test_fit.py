@@ -16,6 +16,7 @@ import pytest
 
 import interp
 from interp.errors import MissingResource
+from interp.locate.options import Options
 from interp.locate.parts import SUFFIX, Part
 from interp.models.subject import CausalLM
 from interp.runs import PARTIAL
@@ -23,7 +24,11 @@ from interp.tasks.base import Example, FixedTask, Span
 from tests.planted.retrieval import plant, planted_task
 from tests.subjects import subject
 
-ONE_PASS = ("copy", "copy_position", "copy_topk", "needle_mass", "r2", "anchor", "spatial", "dla", "locos")
+SCORES = (
+    *("copy", "copy_position", "copy_topk", "needle_mass", "r2", "anchor", "spatial", "dla", "locos"),
+    *("qr", "cri"),
+)
+OPTIONS = Options(null=(5, 6))
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -47,18 +52,19 @@ def asked(model: CausalLM, kind: str, n: int = 4) -> FixedTask:
                 Span(end, end + 1, "query", 0),
                 Span(end, end + 1, "question", 0),
             )
-            out.append(
-                replace(
-                    e,
-                    ids=(*e.ids[:-1], e.ids[key.start]),
-                    answer_ids=e.ids[value.start : value.end],
-                    spans=tuple(sorted(spans)),
-                    foil_ids=(),
-                    candidates=(),
-                    corrupt={},
-                    meta={"needle": item},
-                )
+            clean = replace(
+                e,
+                ids=(*e.ids[:-1], e.ids[key.start]),
+                answer_ids=e.ids[value.start : value.end],
+                spans=tuple(sorted(spans)),
+                foil_ids=(),
+                candidates=(),
+                corrupt={},
+                meta={"needle": item},
             )
+            gone = tuple(1 + (t + 7) % 150 for t in clean.answer_ids)
+            ids = (*clean.ids[: value.start], *gone, *clean.ids[value.end :])
+            out.append(replace(clean, corrupt={"needle_drop": replace(clean, ids=ids)}))
     return FixedTask(out, name="asked", copies=True)
 
 
@@ -70,16 +76,16 @@ def test_shared_prefixes_give_the_scores_of_one_run_each(
     model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = asked(model, kind_of(model))
-    shared = interp.RetrievalHeads(scores=ONE_PASS).fit(model, task)
+    shared = interp.RetrievalHeads(scores=SCORES, options=OPTIONS).fit(model, task)
     monkeypatch.setattr(interp.RetrievalHeads, "_shares", staticmethod(lambda *args: False))
-    alone = interp.RetrievalHeads(scores=ONE_PASS).fit(model, task)
+    alone = interp.RetrievalHeads(scores=SCORES, options=OPTIONS).fit(model, task)
     assert shared.naive_tokens_ == alone.naive_tokens_
     assert shared.prefill_tokens_ < 0.45 * alone.prefill_tokens_
     assert list(shared.instances_["example"]) == list(range(16)) == list(alone.instances_["example"])
     same = ["accepted", "exact", "output", "answer", "recall", "needle", "cluster"]
     pd.testing.assert_frame_equal(shared.instances_[same], alone.instances_[same])
     assert shared.acceptance_ == 1.0
-    assert set(shared.per_instance_) == set(ONE_PASS)
+    assert set(shared.per_instance_) == set(SCORES)
     for name, values in alone.per_instance_.items():
         np.testing.assert_allclose(shared.per_instance_[name], values, atol=1e-4, err_msg=name)
     assert shared.clusters_ == alone.clusters_

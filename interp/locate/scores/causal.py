@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -13,6 +15,7 @@ from interp.locate.scores.base import HeadScore
 from interp.measure.metrics import score_answer
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
+from interp.trace.each import resumes
 
 PREFERRED = ("needle_drop", "value_swap")
 
@@ -45,18 +48,29 @@ def corruption_of(example: Example, options: Options) -> str:
 
 
 def _patched(subject: CausalLM, capture: Capture, prefix: Prefix | None) -> None:
-    """Run the corrupt prompt once, and once for each head with that head's clean output in it."""
+    """Run the corrupt prompt once, and once for each head with that head's clean output in it.
+
+    Off the clean pass's KV cache, where there is one, the clean run costs the positions that are patched and the
+    corrupt one what follows the first token that differs.
+    """
     example, options = capture.example, capture.options
     clean, corrupt = _pair(example, corruption_of(example, options))
-    source = Source.of(subject, clean, "z")
     rows = example.answer_rows
     # Both runs are the same up to the first token that differs.
     same = next(i for i, (a, b) in enumerate(zip(clean.ids, corrupt.ids, strict=True)) if a != b)
     positions = tuple(rows if options.scope == "answer" else range(same, rows.stop))
+
+    def after(n: int) -> dict[str, Any]:
+        # What is applied may edit the clean prompt and not the corrupt one.
+        if prefix is None or not n or subject.edited or not resumes(subject):
+            return {}
+        return {"cache": prefix(n), "past": n}
+
+    source = Source.of(subject, clean, "z", **after(positions[0]))
     heads = subject.heads()
     patches = [Patch(source, (h.layer,), positions, h.head) for h in heads]
     found = np.empty(len(heads) + 1)
-    for i, logits in subject.each([None, *patches], [corrupt]):
+    for i, logits in subject.each([None, *patches], [corrupt], **after(same)):
         found[i] = score_answer(logits[0], clean)["logprob"]
     capture.recovery = (found[1:] - found[0]).reshape(subject.n_layers, subject.n_heads)
 
@@ -65,4 +79,4 @@ def _check(subject: CausalLM, example: Example, options: Options) -> None:
     corruption_of(example, options)
 
 
-CRI = HeadScore("cri", _cri, extra=_patched, check=_check)
+CRI = HeadScore("cri", _cri, extra=_patched, cached=True, check=_check)
