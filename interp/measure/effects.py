@@ -22,7 +22,7 @@ import pandas as pd
 from interp.errors import AtChance, UsageError
 from interp.intervene.ablate import Ablate
 from interp.intervene.reference import Reference
-from interp.measure.metrics import METRICS
+from interp.measure.metrics import BINARY, METRICS
 from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
 from interp.measure.plans import CLEAN, Condition, dose, named_reference, sufficient, with_controls
 from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci, sign_flip
@@ -192,7 +192,7 @@ def _measure_one(
             )
     if into is not None:
         into[task.name] = Measured(outcomes, tuple(plan), status)
-    rows = [row for c in plan for row in _rows(outcomes, c, metrics, status, int(labels["seed"]))]
+    rows = [row for c in plan for row in effect_rows(outcomes, c, metrics, status, int(labels["seed"]))]
     frame = pd.DataFrame(rows)
     for name, value in {**labels, "task": task.name}.items():
         frame[name] = value
@@ -216,9 +216,10 @@ def at_chance(outcomes: Outcomes) -> bool:
     return not low > _chance(outcomes)
 
 
-def _rows(
+def effect_rows(
     outcomes: Outcomes, c: Condition, metrics: Sequence[str], status: str, seed: int
 ) -> list[dict[str, Any]]:
+    """The rows of one condition, one a metric; with a status that is not `ok` they tell no delta."""
     cut = c.intervention
     clusters = outcomes.clusters
     out = []
@@ -231,7 +232,7 @@ def _rows(
         if cut is None:
             low, high = (
                 proportion_ci(value, clusters)
-                if metric == "accuracy"
+                if metric in BINARY
                 else bootstrap_ci(value, clusters, seed=seed)
             )
         else:
@@ -254,7 +255,7 @@ def _rows(
                 "delta": float(np.nanmean(delta)) if told else np.nan,
                 "ci_lo": low if told else np.nan,
                 "ci_hi": high if told else np.nan,
-                "p": mcnemar(clean, value) if cut and told and metric == "accuracy" else np.nan,
+                "p": mcnemar(clean, value) if cut and told and metric in BINARY else np.nan,
                 "p_cluster": sign_flip(delta, clusters, seed=seed) if cut and told else np.nan,
                 "n": int((~np.isnan(value)).sum()),
                 "n_clusters": len(set(clusters)),

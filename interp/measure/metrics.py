@@ -18,6 +18,9 @@ from interp.tasks.base import Example, Ids
 
 METRICS = ("accuracy", "logit_diff", "logprob", "rank", "nll")
 
+BINARY = frozenset({"accuracy", "exact", "number"})
+"""Metrics of 0 and 1, also of generated answers (`interp.measure.answers`): proportions, tested in pairs."""
+
 
 def score_at(example: Example) -> int:
     """Index of the answer token that tells the candidates apart: the length of their longest common prefix.
