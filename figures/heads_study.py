@@ -255,7 +255,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     drawn = {args.out / name: figure for name, figure in figures(args.data).items()}
     formats = tuple(name for name in args.formats.replace(" ", ",").split(",") if name)
-    for path in plot.write_all(drawn, formats, plotlyjs="directory"):  # type: ignore[arg-type]
+    for path in plot.write_all(drawn, formats, plotlyjs="directory"):
         print(path)
 
 

@@ -214,7 +214,7 @@ def _ranked(
     told = areas.assign(control=areas["control"].fillna("").astype(str))
     out: list[tuple[str, str, float, float, float, int]] = []
     cut = told[(told["condition"] == "cut") & told["locator"].isin(list(found.cut))].sort_values(
-        "value", kind="stable"
+        "value", ascending=not kept, kind="stable"
     )
     out += [
         (str(r.locator), "cut", float(r.value), float(r.ci_lo), float(r.ci_hi), 1) for r in cut.itertuples()
