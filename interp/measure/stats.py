@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy import stats
 
 from interp.errors import UsageError
@@ -88,15 +90,19 @@ def sign_flip(
     sums, _ = cluster_sums(delta, clusters)
     if len(sums) < 2:
         return float("nan")
-    sums = sums[sums != 0]
-    if not len(sums):
-        return 1.0
     least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()  # sums in another order differ by rounding
-    if len(sums) <= EXACT:
-        signs = 1 - 2 * (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1)
-        return float((np.abs(signs @ sums) >= least).mean())
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(sums)))
-    return float((1 + (np.abs(signs @ sums) >= least).sum()) / (1 + draws))
+    differ = sums[sums != 0]
+    if len(differ) <= EXACT:
+        signs = 1 - 2 * (np.arange(2 ** len(differ))[:, None] >> np.arange(len(differ)) & 1)
+        return float((np.abs(signs @ differ) >= least).mean())
+    hits = np.abs(_signs(len(sums), draws, seed) @ sums) >= least
+    return float((1 + hits.sum()) / (1 + draws))
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int, draws: int, seed: int) -> Float[np.ndarray, "d n"]:
+    """Random signs; all rows of a table are tested under the same ones."""
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, n))
 
 
 def fdr(frame: pd.DataFrame, p: str = "p", *, within: Sequence[str] = ()) -> pd.DataFrame:
@@ -114,13 +120,11 @@ def fdr(frame: pd.DataFrame, p: str = "p", *, within: Sequence[str] = ()) -> pd.
     if missing := {p, *within} - set(frame.columns):
         raise UsageError(f"fdr: the frame has no column {sorted(missing)[0]!r}")
     out = frame.assign(q=np.nan)
-    families = (
-        frame.groupby(list(within), sort=False, dropna=False).groups.values() if within else [frame.index]
-    )
     if not frame.index.is_unique:
         raise UsageError("fdr: rows of the frame share an index; write fdr(frame.reset_index(drop=True))")
-    for rows in families:
-        told = frame.loc[rows, p].dropna()
+    parts = frame.groupby(list(within), sort=False, dropna=False) if within else [((), frame)]
+    for _, rows in parts:
+        told = rows[p].dropna()
         if not told.between(0, 1).all():
             raise UsageError(f"fdr: column {p!r} holds numbers outside 0 to 1")
         if len(told):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as reference
 
-from interp.measure.stats import bootstrap_ci, cluster_se, mcnemar, proportion_ci
+from interp.errors import UsageError
+from interp.measure.stats import bootstrap_ci, cluster_se, fdr, mcnemar, proportion_ci, sign_flip
 
 
 def test_bootstrap_matches_the_normal_interval_for_independent_values(rng_untouched):
@@ -66,3 +68,55 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs():
     cut = np.array([0.0] * 8 + [1.0] * 4 + [1.0, 0, 0])
     assert mcnemar(clean, cut) == pytest.approx(reference.binomtest(1, 9).pvalue)
     assert mcnemar(clean, clean) == 1.0
+
+
+def test_sign_flips_of_few_clusters_are_all_counted():
+    delta = np.array([-1.0, -1.0, 0.0, -1.0, 1.0, -1.0])
+    clusters = ["a", "a", "b", "b", "c", "d"]  # sums -2, -1, 1, -1
+    flips = [abs(2 * a + b + c + d) for a in (1, -1) for b in (1, -1) for c in (1, -1) for d in (1, -1)]
+    assert sign_flip(delta, clusters, seed=0) == np.mean([f >= 3 for f in flips])
+    # As independent examples, the test is McNemar's: a binomial one, up to the one of the two tails it counts.
+    alone = [str(i) for i in range(6)]
+    assert sign_flip(delta, alone, seed=0) == pytest.approx(reference.binomtest(1, 5).pvalue)
+    assert sign_flip(np.zeros(6), clusters, seed=0) == 1.0
+    assert np.isnan(sign_flip(delta, ["a"] * 6, seed=0))
+
+
+def test_examples_of_one_cluster_are_not_independent_evidence():
+    """Ten examples a cluster that always agree: the p-value is that of the clusters."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(-0.4, 1, size=12)
+    once = sign_flip(base, np.arange(12), seed=0)
+    assert sign_flip(np.repeat(base, 10), np.repeat(np.arange(12), 10), seed=0) == pytest.approx(once)
+    assert sign_flip(np.repeat(base, 10), np.arange(120), seed=0) < once / 10
+
+
+def test_many_clusters_are_flipped_at_random_and_never_give_zero(rng_untouched):
+    rng = np.random.default_rng(1)
+    delta = rng.normal(0.2, 1, size=60)
+    p = sign_flip(delta, np.arange(60), seed=3)
+    z = abs(delta.sum()) / np.sqrt((delta**2).sum())
+    assert p == pytest.approx(2 * reference.norm.sf(z), abs=0.02) and p == sign_flip(
+        delta, np.arange(60), seed=3
+    )
+    assert sign_flip(np.ones(60), np.arange(60), seed=0, draws=999) == 1 / 1000
+    under = [sign_flip(rng.normal(size=20), np.arange(20), seed=0, draws=199) < 0.1 for _ in range(300)]
+    assert np.mean(under) == pytest.approx(0.1, abs=0.05)
+
+
+def test_false_discovery_rate_is_adjusted_within_families_and_skips_rows_without_p():
+    frame = pd.DataFrame(
+        {"p": [0.01, 0.04, np.nan, 0.03, 0.5], "metric": ["a", "a", "a", "b", "b"]}, index=[5, 6, 7, 8, 9]
+    )
+    # By hand: p n / rank, made monotone from the largest down.
+    assert fdr(frame)["q"].to_list() == pytest.approx([0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.5], nan_ok=True)
+    within = fdr(frame, within=["metric"])
+    assert within["q"].to_list() == pytest.approx([0.02, 0.04, np.nan, 0.06, 0.5], nan_ok=True)
+    assert "q" not in frame and fdr(frame.iloc[:0])["q"].empty
+    for bad, told in (
+        (lambda: fdr(frame, "p_cluster"), "no column 'p_cluster'"),
+        (lambda: fdr(frame.assign(p=2.0)), "outside 0 to 1"),
+        (lambda: fdr(pd.concat([frame, frame])), "share an index"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            bad()
