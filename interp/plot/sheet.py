@@ -21,6 +21,8 @@ class Sheet:
     columns: int
     room: float
     """Width of a panel in pixels."""
+    below: float = 0.0
+    """Pixels that long names need below the panels."""
 
     @classmethod
     def of(
@@ -28,7 +30,7 @@ class Sheet:
     ) -> Sheet:
         """Empty panels with their captions; `tall` is a panel's height in characters."""
         font, total = theme.font_px(width), theme.pixels(width)
-        columns = len(captions) if total >= 28 * font * len(captions) else 1
+        columns = max(1, min(len(captions), int(total / (28 * font))))
         lines = -(-len(captions) // columns)
         left, gap_x, gap_y = 4.6 * font, 5.2 * font, 8.2 * font
         across = total - left - 1.2 * font
@@ -73,10 +75,15 @@ class Sheet:
         })  # fmt: skip
 
     def names(self, panel: int, names: Sequence[str]) -> None:
-        """Names along the x axis, upright."""
+        """Names along the x axis, in two lines at `<br>`; upright and in one line where they do not fit abreast."""
+        longest = max(len(part) for name in names for part in name.split("<br>"))
+        upright = (0.56 * longest + 1) * self.font * len(names) > self.room
+        if upright:
+            names = [name.replace("<br>", " ") for name in names]
+            self.below = max(self.below, (0.56 * max(map(len, names)) - 4.4) * self.font)
         self.fig.update_layout({
             f"xaxis{self.axis(panel)}": {
-                "tickvals": list(range(len(names))), "ticktext": list(names), "tickangle": -90,
+                "tickvals": list(range(len(names))), "ticktext": list(names), "tickangle": -90 if upright else 0,
             }
         })  # fmt: skip
 
@@ -98,7 +105,7 @@ class Sheet:
         """The figure, with its legend below: in one line, or a line for each name where they do not fit abreast."""
         names = [str(trace.name) for trace in self.fig.data if trace.name and trace.showlegend is not False]
         long = sum(0.47 * len(name) + 4 for name in names) * self.font > self.fig.layout.width
-        more = 1.5 * self.font * ((len(names) if long else 1) - 1)
+        more = self.below + 1.5 * self.font * ((len(names) if long else 1) - 1)
         self.fig.update_layout(
             height=round(self.fig.layout.height + more), margin_b=self.fig.layout.margin.b + more
         )
