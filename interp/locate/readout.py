@@ -53,7 +53,7 @@ class Norm:
             weight = own.weight.detach().float()
             bias = getattr(own, "bias", None)
             bias = torch.zeros_like(weight) if bias is None else bias.detach().float()
-            probe = torch.sin(1.7 * torch.arange(len(weight), device=weight.device) ** 1.3)
+            probe = 1 + torch.sin(1.7 * torch.arange(len(weight), device=weight.device) ** 1.3)
             wanted = own(probe.to(own.weight.dtype)[None])[0].float() - bias
         for gain in (weight, 1 + weight):
             for centred in (False, True):
@@ -70,6 +70,7 @@ class Norm:
     def scale(self, x: Float[torch.Tensor, "*n d"]) -> Float[torch.Tensor, "*n"]:
         """By how much the norm scales its inputs."""
         with torch.no_grad(), present(self.module):
+            x = x.to(self.gain.device)
             out = self.module(x).float() - self.bias
         plain = self._plain(x.float())
         return (out * plain).sum(-1) / (plain * plain).sum(-1).clamp(min=1e-30)

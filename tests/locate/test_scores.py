@@ -154,6 +154,24 @@ def test_heads_mlps_embeddings_and_biases_sum_to_the_logit(family):
             assert total == pytest.approx(logit, abs=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_form_of_a_norm_is_found_out(dtype):
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    for kind, centred, shift in (
+        (LlamaRMSNorm, False, 0.0),
+        (Gemma2RMSNorm, False, 1.0),
+        (torch.nn.LayerNorm, True, 0.0),
+    ):
+        module = kind(4096).to(dtype)
+        with torch.no_grad():
+            module.weight.copy_(torch.linspace(-0.5, 1.5, 4096))
+        norm = Norm.of(module, "a norm")
+        assert norm.centred == centred
+        torch.testing.assert_close(norm.gain, shift + module.weight.float())
+
+
 def test_a_norm_of_another_kind_is_refused():
     class Cubed(torch.nn.Module):
         def __init__(self):

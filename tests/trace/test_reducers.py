@@ -20,7 +20,7 @@ from interp.models.engines.attention import AttentionCall
 from interp.models.engines.base import Frame, KeyBlock, RowBlock, Rows, RowShape
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
-from interp.trace.reducers import LogSumExp, Many, Mass, TopK, TopKeys, Whole
+from interp.trace.reducers import At, LogSumExp, Many, Mass, Shares, TopK, TopKeys, Whole
 from tests.subjects import ALL, examples, subject
 from tests.tiny import tiny
 
@@ -413,6 +413,8 @@ def test_memory_does_not_grow_with_keys(rows, dtype, monkeypatch):
         "mass": Mass([[(1, 9)]]),
         "lse": LogSumExp(),
         "many": Many(a=TopKeys(), b=LogSumExp()),
+        "at": At(torch.full((1, rows), 3)),
+        "shares": Shares(lambda layer: torch.ones(1, 4, rows, 8), {"all": None, "some": [[(1, 9)]]}),
     }
     for name, reducer in reducers.items():
         most = {}
