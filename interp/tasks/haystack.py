@@ -141,8 +141,16 @@ class Ruler:
         """Tokens of a sentence with the white space before it."""
         return self.cost(sentence.text, sentence.gap(first))
 
-    def fill(self, total: int, rng: np.random.Generator, avoid: Iterable[str] = ()) -> list[str] | None:
-        """At most four different fillers, none of `avoid`, of exactly `total` tokens; None if there are none."""
+    def fill(
+        self, total: int, rng: np.random.Generator, avoid: Iterable[str] = (), gap: str = " "
+    ) -> list[str] | None:
+        """At most four different fillers, none of `avoid`, of exactly `total` tokens; None if there are none.
+
+        Args:
+            gap: white space before the first of them, as in `cost`; its tokens count.
+        """
+        if gap != " ":
+            return self._fill_from(total, rng, set(avoid), gap)
         used = set(avoid)
         for count in range(1, _MOST_FILLERS + 1):
             if total not in self._reach[count]:
@@ -151,6 +159,15 @@ class Ruler:
                 chosen = self._pick(total, count, rng, used)
                 if chosen is not None:
                     return chosen
+        return None
+
+    def _fill_from(self, total: int, rng: np.random.Generator, used: set[str], gap: str) -> list[str] | None:
+        options = [text for text in fillers() if text not in used and self.cost(text, gap) <= total]
+        for i in rng.permutation(len(options)).tolist():
+            first, rest = options[i], total - self.cost(options[i], gap)
+            more = self.fill(rest, rng, {*used, first}) if rest else []
+            if more is not None and len(more) < _MOST_FILLERS:
+                return [first, *more]
         return None
 
     def _pick(self, total: int, count: int, rng: np.random.Generator, used: set[str]) -> list[str] | None:

@@ -53,7 +53,7 @@ class Layout:
     """A prompt: needles (the one asked for comes first), and the slots of its context in order.
 
     Attributes:
-        opens: numbers of the needles that open a paragraph.
+        opens: numbers of the needles that open a paragraph; the text's first one may be named or not.
     """
 
     needles: tuple[Needle, ...]
@@ -228,10 +228,13 @@ def needle_drop(layout: Layout, example: Example, ruler: Ruler, rng: np.random.G
     present = {s.text for s in layout.slots if isinstance(s, Sentence)}
     at = layout.slots.index(0)
     opens = 0 in layout.opens
+    gap = "\n\n" if at else ""
     for attempt in range(8):
-        # Fillers are measured behind a space, which may be a token of its own and is not there in front of a paragraph.
-        spare = attempt % 2 if at == 0 or opens else 0
-        texts = ruler.fill(len(evidence) + spare, rng, present)
+        if opens:
+            texts = ruler.fill(ruler.cost(layout.needles[0].sentence, gap), rng, present, gap)
+        else:
+            # Fillers are measured behind a space, which may be a token of its own and is not there in front of a text.
+            texts = ruler.fill(len(evidence) + (attempt % 2 if at == 0 else 0), rng, present)
         if texts is None:
             continue
         stand_ins = [Sentence(text, _STAND_IN, opens and i == 0) for i, text in enumerate(texts)]

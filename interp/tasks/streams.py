@@ -179,9 +179,9 @@ class Place:
         return (self.bounds[after] - self.bounds[after - 1]) / 2
 
     @property
-    def nearest(self) -> bool:
-        """Whether no other boundary between sentences is nearer to the asked place."""
-        return self.off <= min(abs(b - self.asked) for b in self.bounds)
+    def excess(self) -> float:
+        """Tokens by which another boundary between sentences is nearer to the asked place; 0 where none is."""
+        return self.off - min(abs(b - self.asked) for b in self.bounds)
 
 
 def places(layout: Layout, prompt: Encoded, n_special: int, depths: Sequence[float]) -> list[Place]:
@@ -222,48 +222,51 @@ def arrange(
         Redraw: they do not fit.
         UsageError: the stream is too short.
     """
-    costs = [ruler.cost(needle.sentence) for needle in needles]
+    widths = [ruler.cost(needle.sentence) for needle in needles]
     tails = [ruler.cost(needle.tail.lstrip("\n"), "\n\n") for needle in needles]
     longest = int(np.argmax(tails))
     allowed = max(0, SLACK - (max(tails) - min(tails)))
     size = length - ruler.n_special - tails[longest]
-    budget = size - sum(costs)
+    budget = size - sum(widths)
+    ahead = np.cumsum([0, *widths[:-1]]).tolist()
     for seed in rng.integers(2**62, size=_TRIES).tolist():
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             if budget < _LEAST_HAYSTACK:
                 raise Redraw(f"{length} tokens leave no room for a haystack around {len(needles)} needles")
             # The same fillers, where as many tokens are left for them.
             sentences, bounds = stream.cut(budget, ruler, np.random.default_rng(seed))
-            layout = _insert(needles, sentences, bounds, costs, depths, size)
+            goals = [d * (size - w) - a for d, w, a in zip(depths, widths, ahead, strict=True)]
+            at = _boundaries(bounds, goals)
+            layout = _insert(needles, sentences, at)
             prompt = ruler.tokens.encode(layout.asking(longest).text())
             short = length - len(prompt)
             # The question does not matter here: the context comes first.
             found = places(layout, prompt, ruler.n_special, depths)
-            if 0 <= short <= allowed and all(place.nearest for place in found):
+            # Two boundaries are equally near where a needle, when it moves, takes a token of its seam along.
+            spare = attempt // (_TRIES // 2)
+            if 0 <= short <= allowed and all(place.excess <= spare for place in found):
                 return layout, {longest: prompt}
             # Seams between sentences cost a token or save one: what was measured is right the next time.
-            costs = [place.width for place in found]
-            size = found[0].total + costs[0]
+            widths = [place.width for place in found]
+            ahead = [place.at - bounds[i] for place, i in zip(found, at, strict=True)]
+            size = found[0].total + found[0].width
             if not 0 <= short <= allowed:
                 budget += short
     raise Redraw(f"no context makes the prompt {length} tokens long, with all needles at their depths")
 
 
-def _insert(
-    needles: Sequence[Needle],
-    sentences: Sequence[Sentence],
-    bounds: Sequence[int],
-    costs: Sequence[int],
-    depths: Sequence[float],
-    size: int,
-) -> Layout:
-    """Needles between sentences; one that stands before a paragraph opens it, so that all before it stays as it was."""
-    at: list[int] = []
-    for number, depth in enumerate(depths):
-        goal = depth * (size - costs[number]) - sum(costs[:number])
+def _boundaries(bounds: Sequence[int], goals: Sequence[float]) -> list[int]:
+    """Numbers of the bounds nearest to each goal, none before that of the goal ahead of it."""
+    out: list[int] = []
+    for goal in goals:
         distance = np.abs(np.array(bounds) - goal)
-        distance[: at[-1] if at else 0] = np.inf
-        at.append(int(distance.argmin()))
+        distance[: out[-1] if out else 0] = np.inf
+        out.append(int(distance.argmin()))
+    return out
+
+
+def _insert(needles: Sequence[Needle], sentences: Sequence[Sentence], at: Sequence[int]) -> Layout:
+    """Needles before sentences; one that stands before a paragraph opens it: all ahead of it stays as it was."""
     slots: list[Slot] = []
     opens = set()
     for i in range(len(sentences) + 1):
@@ -271,7 +274,7 @@ def _insert(
         slots += here
         if i == len(sentences):
             break
-        if here and sentences[i].opens and i:
+        if here and sentences[i].opens:
             opens.add(here[0])
         slots.append(replace(sentences[i], opens=False) if here else sentences[i])
     return Layout(tuple(needles), tuple(slots), frozenset(opens))
