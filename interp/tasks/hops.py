@@ -35,6 +35,7 @@ class MultiHop(InProse):
         style: `variables` or `story`.
         ask: `value` asks for the value of the last link; `chain` for all that have the value, in the order of the text.
         haystack: as for niah.
+        shots: solved questions of the same sort in front.
     """
 
     name = "multi_hop"
@@ -48,6 +49,7 @@ class MultiHop(InProse):
         style: Style = "story",
         ask: Ask = "value",
         haystack: str | Sequence[str] = "all",
+        shots: int = 1,
         n: int = 64,
         seed: int = 0,
     ):
@@ -61,6 +63,7 @@ class MultiHop(InProse):
         super().__init__(
             length=length,
             haystack=haystack,
+            shots=shots,
             n=n,
             seed=seed,
             hops=hops,

@@ -88,6 +88,7 @@ class MultiValue(InProse):
         others: statements of the same form about other keys.
         kinds: of `names`, `words`, `numbers`; they take turns.
         haystack: as for niah.
+        shots: solved questions of the same sort in front.
     """
 
     name = "multi_value"
@@ -101,6 +102,7 @@ class MultiValue(InProse):
         others: int = 1,
         kinds: str | Sequence[str] = LISTED,
         haystack: str | Sequence[str] = "all",
+        shots: int = 1,
         n: int = 64,
         seed: int = 0,
     ):
@@ -117,6 +119,7 @@ class MultiValue(InProse):
         super().__init__(
             length=length,
             haystack=haystack,
+            shots=shots,
             n=n,
             seed=seed,
             values=values,

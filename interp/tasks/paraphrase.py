@@ -61,6 +61,7 @@ class Paraphrase(InProse):
         relations: names of relations, which take turns; default all.
         names: persons in the context, each with a statement of the same form.
         haystack: as for niah.
+        shots: solved questions of the same sort in front.
     """
 
     name = "paraphrase"
@@ -74,6 +75,7 @@ class Paraphrase(InProse):
         relations: str | Sequence[str] | None = None,
         names: int = 4,
         haystack: str | Sequence[str] = "all",
+        shots: int = 1,
         n: int = 64,
         seed: int = 0,
     ):
@@ -85,6 +87,7 @@ class Paraphrase(InProse):
         super().__init__(
             length=length,
             haystack=haystack,
+            shots=shots,
             n=n,
             seed=seed,
             depth=depth,

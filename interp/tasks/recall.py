@@ -34,6 +34,7 @@ from interp.tasks.needles import Drawer
 
 SHORTEST = 64
 _LEAST_HAYSTACK = 8
+_TRIES = 40
 _SLACK = 2
 """Tokens that a prompt may fall short of the length asked for."""
 
@@ -90,11 +91,23 @@ class Statement:
 
 @dataclass(frozen=True)
 class Posed:
-    """What stands in the prose and what is asked about it."""
+    """What stands in the prose and what is asked about it; `lead` is the text before it, solved questions."""
 
     statements: tuple[Statement, ...]
     ask: tuple[Piece, ...]
     answer: str
+    lead: str = ""
+
+    def solved(self, depths: Sequence[float]) -> str:
+        """Statements without prose between them, question and answer."""
+        order = sorted(range(len(self.statements)), key=lambda i: depths[i])
+        body = " ".join(self.statements[i].text for i in order)
+        return f"{body}{''.join(p.text for p in self.ask)} {self.answer}\n\n"
+
+    @property
+    def about(self) -> frozenset[str]:
+        """All that the statements put together: keys, values, names."""
+        return frozenset(text for s in self.statements for text, _ in s.words.values())
 
 
 @dataclass(frozen=True)
@@ -125,16 +138,20 @@ class InProse(Task):
     Args:
         length: tokens of the prompt; it is met, or missed by two tokens at most, and never exceeded.
         haystack: `all`, `train` or `test` (two halves without a common piece), a piece, or a list of pieces.
+        shots: solved questions of the same sort in front, without prose, about other things.
     """
 
     drops: ClassVar[bool] = True
     """Whether statement 0 alone holds the answer, so that a twin without it (`needle_drop`) makes sense."""
 
-    def __init__(self, *, length: int, haystack: str | Sequence[str], n: int, seed: int, **params: Any):
+    def __init__(
+        self, *, length: int, haystack: str | Sequence[str], shots: int, n: int, seed: int, **params: Any
+    ):
         self.length = whole_number(self.name, "length", length, SHORTEST)
         self.pieces = select(haystack)
+        self.shots = whole_number(self.name, "shots", shots, 0)
         named = haystack if isinstance(haystack, str) else list(self.pieces)
-        super().__init__(n=n, seed=seed, length=length, haystack=named, **params)
+        super().__init__(n=n, seed=seed, length=length, haystack=named, shots=shots, **params)
         self._tools: dict[str, tuple[Ruler, Drawer]] = {}
 
     @abstractmethod
@@ -149,7 +166,7 @@ class InProse(Task):
         if tokens.fingerprint not in self._tools:
             self._tools[tokens.fingerprint] = Ruler(tokens), Drawer(tokens)
         ruler, drawer = self._tools[tokens.fingerprint]
-        asks = self.pose(index, rng, drawer)
+        asks = self._with_shots(self.pose(index, rng, drawer), index, rng, drawer)
         posed, answer = asks.posed, asks.options[asks.posed.answer]
         slots, piece = self._lay_out(posed, asks.depths, rng, ruler)
         prompt, raw, text = _render(tokens, posed, slots)
@@ -183,6 +200,21 @@ class InProse(Task):
             corrupt["needle_drop"] = self._drop(tokens, example, posed, slots, ruler, rng)
         return replace(example, meta=meta, corrupt=corrupt)
 
+    def _with_shots(self, asks: Question, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
+        taken = set(asks.posed.about).union(*(twin.about for twin, _ in asks.twins.values()))
+        lead = ""
+        for _ in range(self.shots):
+            for _ in range(_TRIES):
+                shown = self.pose(index, rng, drawer)
+                if taken.isdisjoint(shown.posed.about):
+                    break
+            else:
+                raise Redraw("no solved question is about other things")
+            taken |= shown.posed.about
+            lead += shown.posed.solved(shown.depths)
+        twins = {kind: (replace(twin, lead=lead), o) for kind, (twin, o) in asks.twins.items()}
+        return replace(asks, posed=replace(asks.posed, lead=lead), twins=twins)
+
     def _realised(
         self,
         example: Example,
@@ -192,12 +224,13 @@ class InProse(Task):
         ruler: Ruler,
         body: str,
     ) -> dict[str, Any]:
-        context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - ruler.n_special
+        opening = max(ruler.n_special, sum(1 for _, b in prompt.offsets if b <= len(asks.posed.lead)))
+        context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - opening
         first = min(example.spans_of("evidence", 0))
         sources = [s.source for s in slots if isinstance(s, Sentence) and s.source != "filler"]
         return {
             "depth_asked": asks.depths[0],
-            "depth": (first.start - ruler.n_special) / (context_tokens - len(first)),
+            "depth": (first.start - opening) / (context_tokens - len(first)),
             "length_asked": self.length,
             "length": len(prompt),
             "distance": len(prompt) - 1 - min(example.spans_of("value", 0)).start,
@@ -210,7 +243,8 @@ class InProse(Task):
         """Slots of a context that makes the prompt as long as asked for, and the piece that it starts with."""
         costs = [ruler.cost(s.text) for s in posed.statements]
         tail = "".join(p.text for p in posed.ask).lstrip("\n")
-        budget = self.length - ruler.n_special - sum(costs) - ruler.cost(tail, "\n\n")
+        lead = len(ruler.tokens.encode(posed.lead)) - ruler.n_special if posed.lead else 0
+        budget = self.length - ruler.n_special - lead - sum(costs) - ruler.cost(tail, "\n\n")
         seed = int(rng.integers(2**62))
         # Counts of sentences add up to a token or two: at the start of the text, where a paragraph closes.
         for _ in range(5):
@@ -321,6 +355,8 @@ def options_after(tokens: Tokens, stem: str, texts: Sequence[str]) -> dict[str, 
 
 
 def _pieces(posed: Posed, slots: Sequence[Slot]) -> Iterator[Piece]:
+    if posed.lead:
+        yield Piece(posed.lead)
     for i, slot in enumerate(slots):
         if isinstance(slot, int):
             yield from posed.statements[slot].pieces(" " if i else "")

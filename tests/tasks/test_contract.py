@@ -57,6 +57,8 @@ several = {
 }
 depths = st.one_of(st.just("uniform"), st.floats(0, 1))
 multi_key = st.fixed_dictionaries({**several, "needles": st.integers(2, 3), "depth": depths})
+# Room for six statements and a solved question with as many.
+several = {**several, "length": st.integers(700, 800), "shots": st.integers(0, 1)}
 multi_value = st.fixed_dictionaries({**several, "values": st.integers(2, 4), "others": st.integers(0, 2)})
 multi_hop = st.fixed_dictionaries(
     {
