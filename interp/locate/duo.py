@@ -217,9 +217,8 @@ def _near(frame: Frame, sink: int, recent: int) -> Bool[torch.Tensor, "b 1 t t"]
         batch = frame.batch
         at = torch.arange(batch.width, device=batch.ids.device)
         back = at[:, None] - at[None]
-        first = (batch.positions < sink)[:, None] & batch.mask.bool()[:, None]
-        near = (back >= 0) & (first | ((back < recent) & batch.mask.bool()[:, None]))
-        frame.memo[key] = near[:, None]
+        near = (batch.positions < sink)[:, None] | (back < recent)
+        frame.memo[key] = (near & (back >= 0) & batch.mask.bool()[:, None])[:, None]
     found: torch.Tensor = frame.memo[key]
     return found
 
