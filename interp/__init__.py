@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.intervene.trace import trace_map
+    from interp.locate.compare import compare as compare_heads
+    from interp.locate.duo import DuoGates
+    from interp.locate.interop import read_heads, write_heads
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.locate.screen import screen
     from interp.measure.known import known_to
+    from interp.measure.sequential import Stop
     from interp.models.engines.base import Record
     from interp.models.load import load
     from interp.models.sites import MLP, Head, Neuron, Site
@@ -39,6 +43,12 @@ _PUBLIC = {
     "Neuron": "interp.models.sites:Neuron",
     "Record": "interp.models.engines.base:Record",
     "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
+    "DuoGates": "interp.locate.duo:DuoGates",
+    "Stop": "interp.measure.sequential:Stop",
+    "compare_heads": "interp.locate.compare:compare",
+    "read_heads": "interp.locate.interop:read_heads",
+    "write_heads": "interp.locate.interop:write_heads",
+    "properties": "interp.locate.properties",
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
     "trace_map": "interp.intervene.trace:trace_map",
@@ -56,6 +66,7 @@ _PUBLIC = {
 
 __all__ = [
     "MLP",
+    "DuoGates",
     "Example",
     "Head",
     "Neuron",
@@ -63,10 +74,12 @@ __all__ = [
     "RetrievalHeads",
     "Site",
     "Span",
+    "Stop",
     "Task",
     "WeightEdit",
     "ablate",
     "atlas",
+    "compare_heads",
     "errors",
     "known_to",
     "load",
@@ -74,10 +87,13 @@ __all__ = [
     "patch",
     "plot",
     "project_out",
+    "properties",
+    "read_heads",
     "screen",
     "task",
     "to_nnsight",
     "trace_map",
+    "write_heads",
 ]
 
 
