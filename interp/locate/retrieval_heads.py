@@ -72,7 +72,7 @@ class RetrievalHeads(Locator):
         acceptance_: accepted over all instances.
         prefill_tokens_: tokens run up to the end of the outputs, without the passes of single scores.
         naive_tokens_: tokens of all prompts and answers, each run for itself.
-        stop_: what `stop` decided, where it was given.
+        stop_: what was settled when the fit ended, where `stop` was given; see `interp.measure.sequential.StopReport`.
 
     Example:
         heads = RetrievalHeads(scores=("copy", "locos")).fit(model, interp.task("niah", length=512, n=64))
@@ -146,7 +146,7 @@ class RetrievalHeads(Locator):
 
             done.append(parts.get([examples[i] for i in unit], make))
             report(len(unit), len(examples), "attention rows")
-            if stop is not None and self._resolved(stop, Part.join(done)):
+            if stop is not None and self._enough(stop, done):
                 break
         self._learn(subject, examples, Part.join(done))
         return self
@@ -163,13 +163,14 @@ class RetrievalHeads(Locator):
             return False  # what is applied may edit one prompt and not another that begins alike
         return Walk.of([e.ids for e in examples], watch.first).pays
 
-    def _resolved(self, stop: Stop, part: Part) -> bool:
-        accepted = part.instances[part.instances["accepted"]]
+    def _enough(self, stop: Stop, parts: Sequence[Part]) -> bool:
+        """Whether what is scored so far, in the order it came, is enough."""
+        accepted = pd.concat([p.instances[p.instances["accepted"]] for p in parts])
         if not len(accepted):
             return False
-        values = part.scores[self.method].reshape(len(accepted), -1)
-        self.stop_ = stop.check(values, list(accepted["cluster"]))
-        return self.stop_.resolved
+        values = np.concatenate([p.scores[self.method] for p in parts])
+        self.stop_ = stop.check(values, accepted["cluster"].tolist())
+        return self.stop_.stop
 
     def _names(self) -> list[str]:
         """Methods, the one that ranks first."""

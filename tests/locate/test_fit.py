@@ -18,6 +18,8 @@ import interp
 from interp.errors import MissingResource
 from interp.locate.options import Options
 from interp.locate.parts import SUFFIX, Part
+from interp.measure.sequential import Stop
+from interp.models.sites import Head
 from interp.models.subject import CausalLM
 from interp.runs import PARTIAL
 from interp.tasks.base import Example, FixedTask, Span
@@ -187,6 +189,26 @@ def test_a_killed_fit_ends_with_the_same_table(tmp_path: Path) -> None:
     assert len(left) == 3 and sum(f.name.endswith(PARTIAL) for f in left) == 1
     assert fit(0, "killed", "killed.parquet") == 0
     pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{n}.parquet") for n in ("whole", "killed")))
+
+
+def test_a_fit_stops_when_its_ranking_is_settled(model: CausalLM) -> None:
+    planted = plant(kind_of(model), seed=1)
+    k = len(planted.retrieval)
+    task = planted_task(planted, 96, 0, 60)
+    whole = interp.RetrievalHeads().fit(model, task)
+    seen: list[int] = []
+    heads = interp.RetrievalHeads()
+    heads.fit(model, task, stop=Stop(top=k, unit="instance"), progress=lambda done, *_: seen.append(done))
+    n = len(heads.instances_)
+    assert n in (16, 32, 48, 64) and seen[-1] == n  # one look every 16, and none of the rest is run
+    assert heads.stop_.resolved and heads.stop_.n == n
+    assert heads.top(k) == whole.top(k)
+    assert {(h.layer, h.head) for h in heads.top(k) if isinstance(h, Head)} == planted.retrieval
+    np.testing.assert_array_equal(heads.per_instance_["copy"], whole.per_instance_["copy"][:n])
+    # A look before it could be settled: the fit ends where it is told to, and says that it is not.
+    few = Stop(top=k, unit="instance", level=1 - 1e-9, most=16)
+    most = interp.RetrievalHeads().fit(model, task, stop=few)
+    assert len(most.instances_) == 16 and not most.stop_.resolved
 
 
 def test_nothing_is_shared_under_an_applied_intervention() -> None:
