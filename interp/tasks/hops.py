@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -119,13 +119,15 @@ class MultiHop(InProse):
         twins = {kind: (other, {text: every[text], **options}) for kind, (other, text) in kinds.items()}
         # The statements of one chain stand in order, each somewhere in its own stretch of the text.
         depths = (np.tile(np.arange(steps), self.chains) + rng.random(steps * self.chains)) / steps
-        meta = {
+        meta: dict[str, Any] = {
             "style": self.style,
             "ask": self.ask,
             "hops": self.hops,
             "value": values[0],
             "chain": chains[0],
         }
+        if self.ask == "chain":
+            meta["parts"] = chains[0]
         return Question(clean, tuple(map(float, depths)), options, apart(options, answer), twins, meta)
 
     def place(self, span: Span) -> Span:

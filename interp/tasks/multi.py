@@ -162,7 +162,7 @@ class MultiValue(InProse):
             options,
             apart(options, in_words(own)),
             {"value_swap": (posed(other_way), swapped)},
-            {"kind": kind, "key": keys[0], "values": list(own)},
+            {"kind": kind, "key": keys[0], "parts": list(own)},
         )
 
 

@@ -200,8 +200,7 @@ class Reading(Task):
             changed_passage = Passage(passage.name, sentences, others)
             twin = _twin(tokens, example, [*lead, *_posed(changed_passage, now)])
             if twin is not None:
-                rest = tuple(c for c in example.candidates if c != ids)
-                return replace(twin, answer_ids=ids, candidates=(ids, *rest), foil_ids=example.answer_ids)
+                return _answered(twin, ids, example)
         return None
 
     @staticmethod
@@ -215,8 +214,7 @@ class Reading(Task):
                 continue
             twin = _twin(tokens, example, [*lead, *_posed(passage, other)])
             if twin is not None:
-                rest = tuple(c for c in example.candidates if c != ids)
-                return replace(twin, answer_ids=ids, candidates=(ids, *rest), foil_ids=example.answer_ids)
+                return _answered(twin, ids, example)
         return None
 
 
@@ -260,6 +258,14 @@ def _split(sentence: str, answers: Iterable[str]) -> list[str]:
 def _options(tokens: Tokens, answers: Sequence[str]) -> dict[str, Ids]:
     ids = continuations(tokens, "Answer:", [f" {a}" for a in answers])
     return dict(zip(answers, ids, strict=True))
+
+
+def _answered(twin: Example, ids: Ids, clean: Example) -> Example:
+    """A twin with its right answer; the clean one, which stays among the candidates, is its foil."""
+    options = (ids, *(c for c in clean.candidates if c != ids))
+    return replace(
+        twin, answer_ids=ids, candidates=options, foil_ids=clean.answer_ids, chance=1 / len(options)
+    )
 
 
 def _twin(tokens: Tokens, example: Example, pieces: Sequence[Piece]) -> Example | None:

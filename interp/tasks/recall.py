@@ -194,7 +194,11 @@ class InProse(Task):
             twin = self._twin(tokens, example, other, slots)
             right = options[other.answer]
             corrupt[kind] = replace(
-                twin, answer_ids=right, candidates=tuple(options.values()), foil_ids=answer
+                twin,
+                answer_ids=right,
+                candidates=tuple(options.values()),
+                foil_ids=answer,
+                chance=1 / len(options),
             )
         if self.drops:
             corrupt["needle_drop"] = self._drop(tokens, example, posed, slots, ruler, rng)
