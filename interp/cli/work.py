@@ -92,9 +92,18 @@ def ablate(
     n: N = 32,
     seed: Seed = 1,
     set_: Set = None,
-    mode: Annotated[str, typer.Option(help="zero, mean, resample or uniform.")] = "zero",
+    mode: Annotated[
+        str, typer.Option(help="zero, mean, resample, uniform, mean_query or knockout.")
+    ] = "zero",
     scope: Annotated[str, typer.Option(help="all, answer, or span roles joined by +.")] = "all",
-    controls: Annotated[int | None, typer.Option(min=0, help="Matched control draws.")] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(help="For knockout: span roles of the keys that are hidden; default the evidence."),
+    ] = None,
+    controls: Annotated[int | None, typer.Option(min=0, help="Matched control draws of each kind.")] = None,
+    match: Annotated[
+        str, typer.Option(help="Kinds of control: layer, norm, entropy; joined by commas.")
+    ] = "layer",
     save: Save = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -106,11 +115,15 @@ def ablate(
     from interp.measure.effects import contrast
 
     where = scope if scope in ("all", "answer") else tuple(scope.split("+"))
-    cut = describe(components, mode, where)  # type: ignore[arg-type]
+    hidden = None if keys is None else tuple(keys.split("+"))
+    cut = describe(components, mode, where, keys=hidden)  # type: ignore[arg-type]
     asked = build(task, n, seed, set_)
     subject = _load(model, device, dtype)
     with progress("conditions") as report:
-        effects = interp.measure(subject, asked, cut, controls=controls, seed=seed, progress=report)
+        kinds = [kind.strip() for kind in match.split(",")]
+        effects = interp.measure(
+            subject, asked, cut, controls=controls, match=kinds, seed=seed, progress=report
+        )
     _save(effects, save)
     if json:
         emit(effects, json)
@@ -120,7 +133,8 @@ def ablate(
     told["clean"] = [clean[t, m] for t, m in zip(told["task"], told["metric"], strict=True)]
     told["95 %"] = [f"{a:+.3f} … {b:+.3f}" for a, b in zip(told["ci_lo"], told["ci_hi"], strict=True)]
     told = told.rename(columns={"value": "cut", "control_mean": "delta of controls"})
-    emit(told[["task", "metric", "clean", "cut", "delta", "95 %", "p", "delta of controls", "z", "n"]], json)
+    shown = ["task", "metric", "clean", "cut", "delta", "95 %", "p", "control", "delta of controls", "z", "n"]
+    emit(told[shown], json)
 
 
 def patch(
