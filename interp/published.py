@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WU = "nightdessert/Retrieval_Head 3ac171a, head_score"
 PAPER = "Wu et al. 2024, arXiv 2404.15574, abstract"
 NOTEBOOK = "nightdessert/Retrieval_Head 3ac171a, notebook of the masked run"
-COLLAPSED = "needle first or last in most of its cells: the depth sweep collapses for this tokenizer"
+COLLAPSED = "needle first or last in most of its cells"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ MODELS = (
 )  # fmt: skip
 
 MASKED = (
-    ("Llama-2-7b-80k", "recall_top_30", 8.33, "code", NOTEBOOK, "30 of 1024 heads (2.9%); ROUGE-1 recall of its cells"),
+    ("Llama-2-7b-80k", "recall_top_30", 8.33, "code", NOTEBOOK, "30 of 1024 heads, 2.9%"),
 )  # fmt: skip
 
 COLUMNS = ["kind", "subject", "statistic", "value", "ci_lo", "ci_hi", "n", "tag", "source", "note"]
@@ -95,7 +95,7 @@ def table() -> pd.DataFrame:
         rows.append({**row, "source": source, "note": note})
     rows.append({
         "subject": "all models of the paper", "statistic": "share_over_0.1", "value": 0.05, "n": None, "tag": "abs",
-        "source": PAPER, "note": "less than 5 %: an upper bound",
+        "source": PAPER, "note": "an upper bound",
     })  # fmt: skip
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["kind"] = "published"

@@ -245,9 +245,15 @@ def test_the_command_shows_both_and_says_what_differs(
     monkeypatch.setattr(reproduce, "run", on_planted)
     done = command("--model", "planted", "--out", folder)
     assert done.exit_code == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert next(line for line in lines if line[:2] == ["recall_top_2", "LlamaForCausalLM"])[2] == "0"
-    assert any("Llama-2-7b-80k" in line and "data" in line for line in lines)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert (
+        lines["recall_top_2"].split()[:2] == ["recall_top_2", "0"]
+        and "2 of 48 heads" in lines["recall_top_2"]
+    )
+    assert "8.33" in lines["recall_top_30"] and "Llama-2-7b-80k" in lines["recall_top_30"]
+    for part in ("0.04167", "0.000625 … 0.01128", "10 models", "data", "nightdessert/Retrieval_Head 3ac171a"):
+        assert part in lines["share_over_0.5"], part
+    assert "all models of the paper (an" in done.stdout
     assert "interp: deviation: ROUGE-1 recall" in done.stderr
     told = json.loads(command("--model", "planted", "--out", folder, "--json").stdout)
     assert told["skipped"] and not told["done"]

@@ -78,12 +78,28 @@ def retrieval_heads(
 
 
 def beside(comparison: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a figure: ours first, then the published ones with model, tag and source."""
+    """One row a figure and tag: ours, and the range of what was published, for how many models and where."""
     rows = []
-    for r in comparison.sort_values("kind", kind="stable").itertuples():
-        interval = f"{r.ci_lo:.3g} … {r.ci_hi:.3g}" if r.ci_lo == r.ci_lo else ""
-        rows.append({
-            "figure": r.statistic, "model": r.subject, "value": r.value, "95 %": interval,
-            "n": None if r.n != r.n else int(r.n), "tag": r.tag, "source": r.source, "note": r.note,
-        })  # fmt: skip
+    own = comparison[comparison["kind"] == "ours"].set_index("statistic")
+    published = comparison[comparison["kind"] == "published"]
+    for statistic in dict.fromkeys([*own.index, *published["statistic"]]):
+        row: dict[str, Any] = {"figure": statistic, "ours": None, "95 %": "", "n": None, "": ""}
+        if statistic in own.index:
+            r = own.loc[statistic]
+            interval = f"{r['ci_lo']:.3g} … {r['ci_hi']:.3g}" if r["ci_lo"] == r["ci_lo"] else ""
+            row |= {"ours": r["value"], "95 %": interval, "n": int(r["n"]), "": r["note"]}
+        others = published[published["statistic"] == statistic]
+        for tag, part in others.groupby("tag", sort=False):
+            low, high = part["value"].min(), part["value"].max()
+            one = len(part) == 1
+            said = f"{low:.4g}" if one else f"{low:.4g} … {high:.4g}"
+            first = part.iloc[0]
+            alone = f"{first['subject']} ({first['note']})" if first["note"] else first["subject"]
+            models = alone if one else f"{len(part)} models"
+            rows.append({
+                **row, "published": said, "of": models, "tag": tag, "source": "; ".join(dict.fromkeys(part["source"])),
+            })  # fmt: skip
+            row = {"figure": statistic, "ours": None, "95 %": "", "n": None, "": ""}
+        if others.empty:
+            rows.append({**row, "published": "", "of": "", "tag": "", "source": ""})
     return rows

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 
 from interp.plot import theme
 from interp.plot.check import need
-from interp.plot.effects import dose_curve
+from interp.plot.conditions import metric_label, rows_of
 from interp.plot.sheet import Sheet
-from interp.plot.text import count, number, percent, safe
+from interp.plot.text import count, number, percent, safe, signed
 from interp.plot.theme import Width
 
 THRESHOLD = 0.1
@@ -163,15 +163,75 @@ def causal(
     contrast: pd.DataFrame | None = None,
     width: Width = "double",
 ) -> go.Figure:
-    """What is lost with each number of heads cut, beside matched others: `dose_curve` of the effects.
+    """What is lost with each number of heads cut, and what is left with each number kept, beside matched others.
 
     Args:
         frame: statistics of `interp.locate.properties.causal`; their metric is drawn.
         effects: its table of that name; `contrast` goes with it and is not drawn.
         width: `single`, `double`, `page` or pixels.
+
+    Raises:
+        UsageError: missing columns.
     """
+    need(frame, STATISTICS, "causal", numeric=("value",))
     metric = str(effects["metric"].iloc[-1])
-    return dose_curve(effects, metric, width=width)
+    rows = rows_of(effects, metric, "causal")
+    clean = rows[rows["condition"] == "clean"].iloc[0]
+    cuts = rows[rows["condition"] == "cut"]
+    keeps = rows[rows["condition"] == "keep"]
+    drawn = [("cut", "control", "heads cut")]
+    if len(keeps):
+        drawn.append(("keep", "keep_control", "heads kept"))
+    how = {"cut": cuts, "keep": keeps}
+    captions = [f"{title} ({how[name]['mode'].iloc[0]})" for name, _, title in drawn]
+    last = cuts.iloc[-1]
+    note = (
+        f"{clean['task']}: {metric} {number(float(clean['value']))} clean, {number(float(last['value']))} with "
+        f"{int(last['k'])} cut; {int(clean['n'])} instances, scope {last['scope']}"
+    )
+    sheet = Sheet.of(
+        "What the best heads do", note, captions, width, alt=f"Value over heads cut and kept. {note}."
+    )
+    low, high = (-0.03, 1.05) if metric == "accuracy" else _reach(rows)
+    for panel, (name, control, title) in enumerate(drawn):
+        _dose(sheet, panel, clean, how[name], rows[rows["condition"] == control])
+        sheet.axes(
+            panel, title, safe(metric_label(metric)), (-0.5, len(set(how[name]["k"])) - 0.5), (low, high)
+        )
+        sheet.names(panel, [str(int(k)) for k in sorted(set(how[name]["k"]))])
+    return sheet.done()
+
+
+def _reach(rows: pd.DataFrame) -> tuple[float, float]:
+    low, high = float(rows["value"].min()), float(rows["value"].max())
+    pad = 0.08 * ((high - low) or 1.0)
+    return low - pad, high + pad
+
+
+def _dose(sheet: Sheet, panel: int, clean: pd.Series, cuts: pd.DataFrame, controls: pd.DataFrame) -> None:
+    """Values at each k in order, equally spaced: the cut with its interval, every control draw, the clean level."""
+    place = {int(k): i for i, k in enumerate(sorted(set(cuts["k"])))}
+    sheet.level(panel, float(clean["value"]), "clean", (-0.5, len(place) - 0.5))
+    sheet.fig.data[-1].showlegend = panel == 0
+    spread = 0.12 * np.sin(2.4 * np.arange(len(controls)))
+    sheet.fig.add_scatter(
+        x=[place[int(k)] + s for k, s in zip(controls["k"], spread, strict=True)], y=controls["value"], mode="markers",
+        name="matched others", showlegend=panel == 0 and len(controls) > 0,
+        marker={"color": theme.CONTROL, "size": 0.45 * sheet.font, "opacity": 0.6},
+        customdata=[str(int(d)) for d in controls["draw"]],
+        hovertemplate="control draw %{customdata}: %{y:.3f}<extra></extra>", **sheet.at(panel),
+    )  # fmt: skip
+    sheet.fig.add_scatter(
+        x=[place[int(k)] for k in cuts["k"]], y=cuts["value"], mode="lines+markers", name="best heads, 95% CI",
+        showlegend=panel == 0, line={"color": theme.CUT, "width": 1.8},
+        marker={"symbol": "diamond", "size": 0.6 * sheet.font, "color": theme.CUT},
+        error_y={
+            "array": (cuts["ci_hi"] - cuts["delta"]).fillna(0), "arrayminus": (cuts["delta"] - cuts["ci_lo"]).fillna(0),
+            "color": theme.CUT, "thickness": 1.2, "width": 0,
+        },
+        customdata=[signed(float(d), 3) for d in cuts["delta"]],
+        hovertemplate="%{y:.3f}, change %{customdata}<extra></extra>", **sheet.at(panel),
+    )  # fmt: skip
 
 
 def universal(

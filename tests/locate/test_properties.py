@@ -244,7 +244,12 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
     heads = interp.RetrievalHeads().fit(model, task)
     k = len(made.retrieval)
     found = causal(model, planted_task(made, 8, 1, 60), heads, sizes=(*range(1, k + 1), 10_000), controls=3)
-    assert found.frame["statistic"].tolist() == ["clean", *(f"cut_{i}" for i in range(1, k + 1))]
+    names = [*(f"cut_{i}" for i in range(1, k + 1)), *(f"keep_{i}" for i in range(k + 1))]
+    assert found.frame["statistic"].tolist() == ["clean", *names]
+    # The planted heads alone may see the needle, and that is enough; as many others are not.
+    assert (found.value(f"keep_{k}"), found.value("keep_0")) == (0.0, -1.0)
+    assert at(found, f"keep_{k}")["null"] == -1.0
+    assert "with all others cut it changes by 0.00 (0.00 to 0.00) (as many others -1.00)" in found.summary
     assert found.value("clean") == 1.0
     last = at(found, f"cut_{k}")
     assert (last["value"], last["ci_hi"], last["null"], last["n"]) == (-1.0, -1.0, 0.0, 8)
@@ -254,8 +259,14 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
     assert found.tables["contrast"]["n_controls"].tolist() == [3] * 2 * 0 + [3] * len(
         found.tables["contrast"]
     )
-    decoy = causal(model, task, [Head(*made.decoys["sink"])], sizes=(1,), controls=0, mode="uniform")
+    decoy = causal(
+        model, task, [Head(*made.decoys["sink"])], sizes=(1,), controls=0, mode="uniform", enough=None
+    )
     assert decoy.value("cut_1") == 0.0
+    assert "with all others cut" not in decoy.summary and decoy.frame["statistic"].tolist() == [
+        "clean",
+        "cut_1",
+    ]
     assert "matched draws" not in decoy.summary and "(uniform, scope answer)" in decoy.summary
 
 

@@ -1,4 +1,4 @@
-"""Causal: what is lost when the best heads are cut, beside matched others."""
+"""Causal: what is lost when the best heads are cut, and what is left when they alone see the needle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interp.intervene.ablate import Mode, ablate
 from interp.intervene.reference import Reference
 from interp.locate.base import Locator
 from interp.locate.properties.base import Property, frame_of, ranged, row
-from interp.measure.effects import contrast, dose, measure
+from interp.measure.effects import contrast, dose, measure, sufficient
 from interp.measure.outcomes import Progress
 from interp.models.sites import Component
 from interp.models.subject import CausalLM
@@ -32,22 +32,26 @@ def causal(
     sizes: Sequence[int] = SIZES,
     mode: Mode = "zero",
     scope: str = "answer",
+    enough: Mode | None = "knockout",
     reference: Reference | None = None,
     controls: int = 20,
     metric: str = "accuracy",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Property:
-    """Cut the best k heads, for each k, and as many layer-matched others.
+    """Cut the best k heads, for each k, and as many layer-matched others; then cut all heads but these.
 
     The task should hold other needles than those that the heads were ranked on. Statistics: `clean`, the value of the
     intact model, and for each k `cut_k`, the change of the metric (its interval resamples clusters; p is McNemar's, of
-    accuracy) with the mean and the middle 95 % of the changes under the control draws as its null.
+    accuracy) with the mean and the middle 95 % of the changes under the control draws as its null; and `keep_k`, the
+    change where all heads but the first k are cut, its null keeping as many others. `keep_0` cuts every head.
 
     Args:
         heads: a fitted locator, or heads, best first.
         sizes: numbers of heads cut; those beyond half of all heads are left out, for too few controls remain.
         mode: see `ablate`; `uniform` with scope `answer` is what the code of Wu et al. does.
+        enough: mode in which all other heads are cut, at `scope`: with `knockout` the k heads are the only ones that
+            may see the needle, and the others do the rest of their work; None leaves sufficiency out.
         controls: matched draws for each size.
 
     Returns:
@@ -66,6 +70,9 @@ def causal(
         )
     ranked = heads.top(kept[-1]) if isinstance(heads, Locator) else tuple(heads)[: kept[-1]]
     plan = dose(subject, ranked, kept, ablate([], mode, scope, reference, seed), controls=controls, seed=seed)
+    if enough is not None:
+        alone = ablate([], enough, scope, reference, seed)
+        plan += sufficient(subject, ranked, [0, *kept], alone, controls=controls, seed=seed)
     effects = measure(
         subject, task, plan, metrics=dict.fromkeys(("accuracy", metric)), off_target=(),
         mechanism="retrieval heads", seed=seed, progress=progress,
@@ -74,9 +81,10 @@ def causal(
     own = effects[effects["metric"] == metric]
     clean = own[own["condition"] == "clean"].iloc[0]
     rows = [_row("clean", clean, clean["value"])]
-    for _, cut in own[own["condition"] == "cut"].iterrows():
-        drawn = own[(own["condition"] == "control") & (own["k"] == cut["k"])]
-        rows.append(_row(f"cut_{cut['k']}", cut, cut["delta"], drawn["delta"].to_numpy(float)))
+    for condition, control in (("cut", "control"), ("keep", "keep_control")):
+        for _, cut in own[own["condition"] == condition].iterrows():
+            drawn = own[(own["condition"] == control) & (own["k"] == cut["k"])]
+            rows.append(_row(f"{condition}_{cut['k']}", cut, cut["delta"], drawn["delta"].to_numpy(float)))
     cuts = told[told["metric"] == metric].set_index("k")
     headline = cuts.loc[HEADLINE if HEADLINE in cuts.index else kept[-1]]
     frame = frame_of(rows)
@@ -101,8 +109,17 @@ def _summary(clean: pd.Series, cut: pd.Series, frame: pd.DataFrame) -> str:
         else ""
     )
     p = f", McNemar p = {cut['p']:.2g}" if np.isfinite(cut["p"]) else ""
+    at = frame.set_index("statistic")
+    left = ""
+    if f"keep_{cut.name}" in at.index:
+        kept, none = at.loc[f"keep_{cut.name}"], at.loc["keep_0"]
+        others_kept = f" (as many others {kept['null']:+.2f})" if np.isfinite(kept["null"]) else ""
+        left = (
+            f"; with all others cut it changes by {ranged(kept['value'], kept['ci_lo'], kept['ci_hi'])}{others_kept}, "
+            f"with every head cut by {none['value']:+.2f}"
+        )
     return (
         f"{cut['subject']}: cutting the first {cut.name} heads ({cut['mode']}, scope {cut['scope']}) changes "
         f"{cut['metric']} on {cut['task']} from {clean['value']:.2f} by "
-        f"{ranged(cut['delta'], cut['ci_lo'], cut['ci_hi'])}{p}{others} ({int(cut['n'])} instances)."
+        f"{ranged(cut['delta'], cut['ci_lo'], cut['ci_hi'])}{p}{others}{left} ({int(cut['n'])} instances)."
     )
