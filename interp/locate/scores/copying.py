@@ -129,7 +129,7 @@ def dynamic_sets(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Which heads copy at each step, and how far a fixed set of heads covers them.
 
-    The set of a step is {h: h copies at t}; after Lin et al. 2026 (arXiv 2602.11162), who find that it changes from
+    The set of a step is {h: h copies at t}; after the dynamic retrieval heads of arXiv 2602.11162, which change from
     step to step.
 
     Args:
