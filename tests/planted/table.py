@@ -2,9 +2,9 @@
 
     python -m tests.planted.table
 
-writes `figures/data/planted_heads/scores.parquet` (and `provenance.json`), which `figures/planted_heads.py` draws. Every model is scored on
-forced answers, so that a score is told also where the model has begun to fail. Heads with equal scores share the
-places that are left among the top k.
+writes `figures/data/planted_heads/scores.parquet` (and what made it, `provenance.json`), which
+`figures/planted_heads.py` draws. Every model is scored on forced answers, so that a score is told also where the model
+has begun to fail. Heads with equal scores share the places that are left among the top k.
 """
 
 from __future__ import annotations
