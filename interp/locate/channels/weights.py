@@ -91,9 +91,8 @@ class Weights:
         if self.fold:
             before, _ = self.norms(layer)
             if before is not None:
-                if before.bias is not None:
-                    bias = before.bias.to(self.dtype)
-                    b_q, b_k, b_v = (b + bias @ w for b, w in ((b_q, q), (b_k, k), (b_v, v)))
+                bias = before.bias.to(self.dtype)
+                b_q, b_k, b_v = (b + bias @ w for b, w in ((b_q, q), (b_k, k), (b_v, v)))
                 q, k, v = (before.fold(w) for w in (q, k, v))
             behind = self.subject.family.writes[0]
             if behind is not None:
