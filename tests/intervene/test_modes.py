@@ -311,3 +311,20 @@ def test_a_kernel_without_a_mask_of_edges_is_refused(monkeypatch):
     monkeypatch.setattr(s.hf.config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(EngineError, match="kernel 'flash_attention_2' does not take"):
         ablate("L1H2", "knockout").lower(s, s.batch(examples()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_other_engines_do_the_same_or_say_that_they_cannot(family):
+    s, data = subject(family), examples((20, 30))
+    blind = ablate("L1H2", "knockout", (2,), keys=range(3))
+    for cut in (ablate("L1H2 L0H1", "knockout", "answer"), blind, ablate("L1H2", "mean_query", "all", data)):
+        with s.apply(cut):
+            wanted = s.run(data).logits
+        for engine in ("nnsight", "lens"):
+            other = s.with_engine(engine)
+            with other.apply(cut):
+                if engine == "lens" and cut.mode == "knockout":
+                    with pytest.raises(EngineError, match=r"engine 'lens' has no attention\["):
+                        other.run(data)
+                    continue
+                torch.testing.assert_close(other.run(data).logits, wanted, atol=1e-4, rtol=0)
