@@ -250,7 +250,8 @@ class RetrievalHeads(Locator):
                 f"{part.instances['recall'].max():.2f}, needed above {self.accept}); asked for {first['answer']!r} it "
                 f"said {first['output']!r}. Take shorter contexts or easier needles, or mode='forced'"
             )
-        self.per_instance_ = part.scores
+        # Parts that were read have their scores in the order of the file.
+        self.per_instance_ = {name: part.scores[name] for name in self._names()}
         self.copied_ = part.copied
         kept = [examples[i] for i in part.instances["example"][accepted]]
         self.clusters_ = [e.cluster or e.key() for e in kept]

@@ -109,13 +109,13 @@ class HeadsSpec(BaseModel):
             raise ValueError(
                 f"kind '{both}' is in kinds and in held_kinds; heads are measured on other needles"
             )
+        if twice := [s for s in self.own_scores if s in self.scores]:
+            raise ValueError(f"'{twice[0]}' is in scores and in own_scores; name it once")
         every = (*self.scores, *self.own_scores)
         for name, wanted in (("method", (self.method,)), ("keep_scores", self.keep_scores),
                              ("task_scores", self.task_scores)):  # fmt: skip
             if absent := [s for s in wanted if s not in every]:
                 raise ValueError(f"{name} has '{absent[0]}', which is none of the scores {', '.join(every)}")
-        if twice := [s for s in self.own_scores if s in self.scores]:
-            raise ValueError(f"'{twice[0]}' is in scores and in own_scores; name it once")
         return self
 
     @classmethod

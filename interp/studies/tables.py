@@ -125,6 +125,8 @@ def map_effects(cells: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     for key, part in cells.groupby(by, sort=False):
         for metric in METRICS:
             value, before = part[metric].to_numpy(float), clean[metric].to_numpy(float)
+            if np.isnan(value).all():
+                continue  # needles without a foil have no such metric
             row = dict(zip(by, key, strict=True)) | {"metric": metric, "value": float(np.nanmean(value))}
             change = value - before
             if row["condition"] == "clean":
