@@ -65,7 +65,7 @@ class Arithmetic(Task):
 
     def __init__(
         self,
-        terms: int = 3,
+        terms: int = 2,
         largest: int = 20,
         style: Style = "direct",
         form: Form = "digits",

@@ -180,7 +180,7 @@ _BUILT_IN = (
         "sums of several numbers, at once or step by step: no copying solves them",
         "additions generated for this project; steps after Wei et al. (arXiv 2201.11903)",
         {
-            "terms": 3,
+            "terms": 2,
             "largest": 20,
             "style": "direct",
             "form": "digits",

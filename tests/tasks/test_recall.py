@@ -233,8 +233,8 @@ def test_numbers_in_words_and_back() -> None:
 
 @pytest.mark.parametrize("form", ["digits", "words"])
 def test_both_styles_pose_the_same_problems(form: str) -> None:
-    direct = task("arithmetic", n=12, form=form, seed=3).examples(TOKENS)
-    cot = task("arithmetic", n=12, form=form, style="cot", seed=3).examples(TOKENS)
+    direct = task("arithmetic", n=12, terms=3, form=form, seed=3).examples(TOKENS)
+    cot = task("arithmetic", n=12, terms=3, form=form, style="cot", seed=3).examples(TOKENS)
     for one, other in zip(direct, cot, strict=True):
         assert one.meta["terms"] == other.meta["terms"]
         own = one.text[one.text.rindex("Question") :]
