@@ -19,7 +19,7 @@ from interp.tasks.niah import CANDIDATES
 _ROOM = 24
 """Tokens of prose, at the least, beside the longest needle in the shortest prompt."""
 
-_DRAWS = 32
+_DRAWS = 8
 _TRIES = 400
 _SPARE = 6
 """Values drawn for each needle that is to have one: most of them begin like another."""
@@ -57,7 +57,9 @@ def draw(
             return _filled(ruler, drawer, blank, together, rng)
         except Redraw as reason:
             why = str(reason)
-    raise BrokenData(f"{len(kinds)} needles for prompts of {shortest} tokens could not be drawn ({why})")
+    raise BrokenData(
+        f"needles for prompts of {shortest} tokens could not be drawn, {len(kinds)} in all ({why})"
+    )
 
 
 def stems(text: str) -> set[str]:

@@ -332,8 +332,9 @@ def _different(name: str, given: list[Any]) -> tuple[Any, ...]:
 
 
 def _depths(depths: int | float | Sequence[float]) -> tuple[float, ...]:
-    if isinstance(depths, int) and not isinstance(depths, bool) and depths > 0:
-        return tuple(np.linspace(0, 1, depths).tolist()) if depths > 1 else (0.5,)
+    if isinstance(depths, int | np.integer):
+        count = whole_number(NiahGrid.name, "depths", depths, 1)
+        return tuple(np.linspace(0, 1, count).tolist()) if count > 1 else (0.5,)
     given = _list(depths, "depths")
     for d in given:
         if isinstance(d, bool | str) or not 0 <= d <= 1:

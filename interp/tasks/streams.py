@@ -101,11 +101,13 @@ def deal(
     tokens: int,
     rng: np.random.Generator,
 ) -> list[Stream]:
-    """One stream for each start, of `tokens` tokens or all there are; pieces go to those that need them in turn.
+    """One stream for each start, of `tokens` tokens or more, or of all there are; pieces are dealt in rounds.
 
     Behind its own piece a stream goes on with those that the fewest streams before it hold, in random order, so that
     streams have as little text in common as the amount of prose allows.
     """
+    # Sentences are measured one by one, and seams between them save a token now and then.
+    tokens += tokens // 32
     used = Counter(piece for piece, _ in starts)
     taken = [list(pieces()[first][_paragraphs(first)[at] :]) for first, at in starts]
     held = [[first] for first, _ in starts]
