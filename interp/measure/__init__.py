@@ -14,6 +14,7 @@ _NAMES = {
     "known_to": "interp.measure.known",
     "census": "interp.measure.known",
     "evaluate": "interp.measure.outcomes",
+    "measure_generated": "interp.measure.generation",
     "contrast": "interp.measure.effects",
     "dose": "interp.measure.plans",
     "sufficient": "interp.measure.plans",
