@@ -134,6 +134,12 @@ def test_a_silent_head_takes_as_long_as_a_coin_can_be_silent():
     least = math.log(270 / ALPHA) / -math.log(0.9)
     report = Stop(top=None, threshold=0.1).first(values, every=4)
     assert report.resolved and least < report.n < 1.35 * least
+    # The margin counts on either side: 0 is farther from .15, and .12 from .05.
+    for score in (0.0, 0.12):
+        near, far = (
+            Stop(top=None, threshold=0.1, margin=m).first(values[:, :9] + score, every=4) for m in (0.05, 0.0)
+        )
+        assert near.resolved and near.n < 0.8 * far.n
     assert not Stop(top=10).check(values).resolved  # all are tied
 
 
