@@ -254,7 +254,9 @@ class _Reproduction:
         rows: list[dict[str, Any]] = []
         for c in conditions:
             heads = " ".join(map(repr, c.intervention.components)) if c.intervention else ""
+            how = c.intervention.describe() if c.intervention else {"mode": "", "scope": ""}
             label = {"condition": c.condition, "k": c.k, "draw": c.draw, "components": heads}
+            label |= {name: how[name] for name in ("mode", "scope")}
             for i, (e, output) in enumerate(zip(examples, said[c.name], strict=True)):
                 answer = s.tokens.decode(e.answer_ids) if s.has_tokens else " ".join(map(str, e.answer_ids))
                 where = {name: e.meta.get(name, np.nan) for name in ("length_asked", "depth_asked")}

@@ -93,6 +93,7 @@ def test_masking_is_uniform_attention_at_the_answer_and_spares_the_selection(mad
     }
     control = masking[(masking["condition"] == "control") & (masking["k"] == 2)]
     assert control["draw"].nunique() == 3 and len(control) == 18
+    assert set(cut["mode"]) == set(control["mode"]) == {"uniform"} and set(masking["scope"]) == {"", "answer"}
     taken = set(cut["components"].iloc[-1].split())
     assert not any(taken & set(c.split()) for c in control["components"])
     example = tasks(planted)[1].examples(model)[0]

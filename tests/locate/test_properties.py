@@ -249,6 +249,9 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
     # The planted heads alone may see the needle, and that is enough; as many others are not.
     assert (found.value(f"keep_{k}"), found.value("keep_0")) == (0.0, -1.0)
     assert at(found, f"keep_{k}")["null"] == -1.0
+    effects = found.tables["effects"]
+    assert set(effects[effects["condition"].str.startswith("keep")]["mode"]) == {"knockout"}
+    assert set(effects[effects["condition"].isin(["cut", "control"])]["mode"]) == {"zero"}
     assert "with all others cut it changes by 0.00 (0.00 to 0.00) (as many others -1.00)" in found.summary
     assert found.value("clean") == 1.0
     last = at(found, f"cut_{k}")
