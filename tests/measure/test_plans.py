@@ -86,10 +86,10 @@ def test_knockout_is_named_in_rows_and_prose_is_not_asked_for_evidence():
 
 def test_a_sufficient_set_keeps_the_top_and_cuts_all_others():
     s = subject("llama")
-    ranked = components("L1H0 L2H1 L0H3")
+    ranked = components("L1H0 L1H2 L0H3")
     plan = sufficient(s, ranked, (0, 1, 2), ablate([], "zero", "answer"), controls=3, seed=0)
     assert [(c.condition, c.k) for c in plan if c.draw < 0] == [("keep", k) for k in (0, 1, 2)]
-    assert sum(c.condition == "keep_control" for c in plan) == 6  # none for nothing kept
+    assert sum(c.condition == "keep_control" for c in plan) == 3  # of L1H1 and L1H3: two, and one
     for c in plan:
         assert len(c.kept) == c.k and not set(c.kept) & set(c.intervention.components)
         assert len(c.kept) + len(c.intervention.components) == 12
