@@ -57,9 +57,19 @@ def locate(
     n: N = 32,
     seed: Seed = 0,
     set_: Set = None,
-    method: Annotated[str, typer.Option(help="Score that ranks: copy or copy_position.")] = "copy",
+    method: Annotated[str, typer.Option(help="Score that ranks: copy, locos, qr, ...")] = "copy",
+    scores: Annotated[
+        str, typer.Option(help="Scores beside it, joined by commas, or all.")
+    ] = "copy,copy_position",
     mode: Annotated[str, typer.Option(help="greedy (the model's own output) or forced.")] = "greedy",
     top: Annotated[int, typer.Option(min=1, help="Heads shown.")] = 20,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop when the shown heads are settled: confidence or stability; default score all."
+        ),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keep what is scored here, and go on from it.")] = None,
     save: Save = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -67,22 +77,35 @@ def locate(
 ) -> None:
     """Find the retrieval heads: which attention heads copy from the context?"""
     from interp.locate.retrieval_heads import THRESHOLD, RetrievalHeads
+    from interp.locate.scores import chosen
+    from interp.measure.sequential import Stop
 
-    locator = RetrievalHeads(method, mode=mode)  # type: ignore[arg-type]
+    names = [s.name for s in chosen("all" if scores == "all" else [s.strip() for s in scores.split(",")])]
+    locator = RetrievalHeads(chosen(method)[0].name, mode=mode, scores=names)  # type: ignore[arg-type]
+    stop = None if until is None else Stop(top=top, rule=until, unit="instance")  # type: ignore[arg-type]
     asked = build(task, n, seed, set_)
     subject = _load(model, device, dtype)
     with progress("attention rows") as report:
-        locator.fit(subject, asked, progress=report)
+        locator.fit(subject, asked, folder=folder, stop=stop, progress=report)
     _save(locator.scores_, save)
     ranked = locator.ranking()
     columns = ["component", "layer", "head", "kv_head", "score", "se", "n"]
-    emit(ranked[columns].head(top), json)
+    others = locator.scores_[locator.scores_["method"] != method].pivot(
+        index="component", columns="method", values="score"
+    )
+    shown = ranked[columns].head(top)
+    emit(shown.merge(others[[m for m in names if m != method]], left_on="component", right_index=True), json)
     over = int((ranked["score"] >= THRESHOLD).sum())
+    told = f"{over} of {len(ranked)} heads score {THRESHOLD} or more ({over / len(ranked):.1%}); "
+    if method not in ("copy", "copy_position", "copy_topk"):
+        told = ""  # the threshold is one of copy scores
     say(
         "found",
-        f"{over} of {len(ranked)} heads score {THRESHOLD} or more ({over / len(ranked):.1%}); "
-        f"{locator.acceptance_:.0%} of {len(locator.instances_)} instances accepted",
+        f"{told}{locator.acceptance_:.0%} of {len(locator.instances_)} instances accepted; "
+        f"{locator.prefill_tokens_:,} of {locator.naive_tokens_:,} tokens run",
     )
+    if stop is not None:
+        say("settled" if locator.stop_.resolved else "open", locator.stop_.summary)
 
 
 def ablate(
