@@ -77,11 +77,18 @@ def test_tables_without_the_newer_columns_are_contrasted_alike():
         pd.testing.assert_series_equal(contrast(old)[column], contrast(frame)[column])
 
 
-def test_knockout_is_named_in_rows_and_prose_is_not_asked_for_evidence():
+def test_knockout_is_named_in_rows_and_prose_is_not_asked_for_evidence(monkeypatch):
+    from interp.measure.effects import _off_target
+
     s = subject("llama")
     frame = measure(s, solvable(s, 4), ablate("L2H0", "knockout", "answer"), controls=1)
-    cut = frame[frame.condition == "cut"]
-    assert (cut["keys"] == "evidence, else value").all() and set(frame["role"]) == {"target"}
+    assert (frame[frame.condition == "cut"]["keys"] == "evidence, else value").all()
+    monkeypatch.setattr(type(s), "has_tokens", True)
+    names = [
+        [t.name for t in _off_target(s, [Condition(ablate("L2H0", mode, "answer"), "cut")], None)]
+        for mode in ("zero", "uniform", "knockout")
+    ]
+    assert names == [["prose"], ["prose"], []]
 
 
 def test_a_sufficient_set_keeps_the_top_and_cuts_all_others():
