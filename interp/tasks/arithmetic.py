@@ -118,10 +118,12 @@ class Arithmetic(Task):
         end = self._write(sums[-1] if final is None else final)
         if self.style == "direct":
             return end
+        plus, equals = ("+", "=") if self.form == "digits" else ("plus", "is")
         steps = [
-            f"Add {self._write(b)}: {self._write(c)}." for b, c in zip(numbers[1:], sums[1:], strict=True)
+            f"{self._write(a)} {plus} {self._write(b)} {equals} {self._write(c)}."
+            for a, b, c in zip(sums, numbers[1:], sums[1:], strict=False)
         ]
-        return " ".join([f"Start with {self._write(numbers[0])}.", *steps, f"{_FINAL} {end}."])
+        return " ".join([*steps, f"{_FINAL} {end}."])
 
     def _write(self, number: int) -> str:
         return str(number) if self.form == "digits" else in_words(number)

@@ -67,7 +67,8 @@ def test_no_question_shares_a_content_word_with_its_needle() -> None:
             for fact in relation.facts:
                 needle = content(fact.format(name="", key=key))
                 for question, stem in relation.questions:
-                    shared = needle & content(f"{question} {stem}".format(asked=asked))
+                    other = content(f"{question} {stem}".format(asked=asked))
+                    shared = {a for a in needle for b in other if a.startswith(b) or b.startswith(a)}
                     assert not shared, (relation.name, key, shared)
     assert links >= 60 and len(relations()) >= 5
 
@@ -242,7 +243,7 @@ def test_both_styles_pose_the_same_problems(form: str) -> None:
         assert to_number(answer_of(one)) == to_number(answer_of(other)) == sum(one.meta["terms"])
         # The steps keep a running total.
         steps = [to_number(s) for s in answer_of(other).split(". ")]
-        assert steps == [*np.cumsum(one.meta["terms"]), sum(one.meta["terms"])]
+        assert steps == [*np.cumsum(one.meta["terms"])[1:], sum(one.meta["terms"])]
         for example in (one, other):
             twin = example.corrupt["value_swap"]
             terms = [to_number(text_of(twin, s)) for s in twin.spans_of("term")]
