@@ -70,7 +70,13 @@ def locate(
         ),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Keep what is scored here, and go on from it.")] = None,
-    save: Save = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            help="Write all scores here, as .parquet or .csv, or as .json in the reference's format.",
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -87,7 +93,13 @@ def locate(
     subject = _load(model, device, dtype)
     with progress("attention rows") as report:
         locator.fit(subject, asked, folder=folder, stop=stop, progress=report)
-    _save(locator.scores_, save)
+    if save is not None and save.suffix == ".json":
+        from interp.locate.interop import write_heads
+
+        write_heads(locator, save, "reference", method=locator.method)
+        say("wrote", str(save))
+    else:
+        _save(locator.scores_, save)
     ranked = locator.ranking()
     columns = ["component", "layer", "head", "kv_head", "score", "se", "n"]
     others = locator.scores_[locator.scores_["method"] != method].pivot(

@@ -325,7 +325,7 @@ def _instances(
             "haystack": [_joined(e.meta.get("haystack", "")) for e in examples],
             "passes": [d.passes for d in decoded],
             "tokens": [d.tokens for d in decoded],
-            "cluster": [e.cluster for e in examples],
+            "cluster": [e.cluster or e.key() for e in examples],
         }
     )
 
