@@ -83,8 +83,12 @@ def show(
         _print(task, example, tokens, full)
 
 
-def build(name: str, n: int, seed: int, set_: list[str] | None) -> Task:
-    """The task that the options name; a .jsonl file has all its examples and no seed unless `--set` asks."""
+def build(name: str, n: int | None, seed: int, set_: list[str] | None) -> Task:
+    """The task that the options name; a .jsonl file has all its examples and no seed unless `--set` asks.
+
+    Args:
+        n: number of examples; None for as many as the task has by itself.
+    """
     import interp
 
     given = parameters(set_)

@@ -54,7 +54,9 @@ def _save(frame: pd.DataFrame, path: Path | None) -> None:
 def locate(
     model: Model,
     task: TaskName = "niah",
-    n: N = 32,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="Number of examples; default 32, of a grid all.")
+    ] = None,
     seed: Seed = 0,
     set_: Set = None,
     method: Annotated[str, typer.Option(help="Score that ranks: copy, locos, qr, ...")] = "copy",
@@ -89,7 +91,7 @@ def locate(
     names = [s.name for s in chosen("all" if scores == "all" else [s.strip() for s in scores.split(",")])]
     locator = RetrievalHeads(chosen(method)[0].name, mode=mode, scores=names)  # type: ignore[arg-type]
     stop = None if until is None else Stop(top=top, rule=until, unit="instance")  # type: ignore[arg-type]
-    asked = build(task, n, seed, set_)
+    asked = build(task, n or (None if task == "niah_grid" else 32), seed, set_)
     subject = _load(model, device, dtype)
     with progress("attention rows") as report:
         locator.fit(subject, asked, folder=folder, stop=stop, progress=report)
