@@ -81,7 +81,9 @@ CUTS = {
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma3"])
 def test_batched_generation_equals_one_by_one(family):
     s = subject(family)
-    data = examples((24, 17, 40, 9))
+    first, *others = examples((24, 17, 40, 9))
+    # Outputs are as long as their own answer allows, whatever the batch.
+    data = [replace(first, answer_ids=first.answer_ids[:1]), *others]
     together = generate_each(s, data, CUTS, extra=3)
     apart = generate_each(s, data, CUTS, extra=3, share=False)
     for name, cut in CUTS.items():
