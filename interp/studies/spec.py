@@ -85,8 +85,8 @@ class HeadsSpec(BaseModel):
     task_scores: tuple[str, ...] = ("copy", "needle_mass", "qr", "locos", "induction")
     task_mode: Mode = "mean"
     task_length: int = Field(256, description="prompt tokens of the tasks in a haystack")
-    task_n: int = Field(32, ge=2)
-    task_controls: int = Field(5, ge=0)
+    task_n: int = Field(24, ge=2)
+    task_controls: int = Field(3, ge=0)
 
     @field_validator("kinds", "held_kinds")
     @classmethod
