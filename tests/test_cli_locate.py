@@ -62,5 +62,8 @@ def test_it_stops_and_goes_on(model: Path, tmp_path: Path) -> None:
     again = locate(model, "-n", 40, "--until", "stability", "--top", 3, "--folder", tmp_path / "parts")
     assert again.stdout == first.stdout
     assert [f.stat().st_mtime_ns for f in files] == times
+    # Scores without bounds have a rule of their own.
+    free = locate(model, "-n", 20, "--until", "confidence", "--top", 3, "--method", "locos")
+    assert free.exit_code == 0 and "confidence 95%" in free.stderr, free.output
     wrong = locate(model, "-n", 4, "--until", "soon")
     assert wrong.exit_code == 2 and "confidence or stability" in wrong.stderr

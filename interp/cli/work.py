@@ -85,12 +85,13 @@ def locate(
 ) -> None:
     """Find the retrieval heads: which attention heads copy from the context?"""
     from interp.locate.retrieval_heads import THRESHOLD, RetrievalHeads
-    from interp.locate.scores import chosen
+    from interp.locate.scores import SCORES, chosen
     from interp.measure.sequential import Stop
 
     names = [s.name for s in chosen("all" if scores == "all" else [s.strip() for s in scores.split(",")])]
     locator = RetrievalHeads(chosen(method)[0].name, mode=mode, scores=names)  # type: ignore[arg-type]
-    stop = None if until is None else Stop(top=top, rule=until, unit="instance")  # type: ignore[arg-type]
+    bounds = SCORES[locator.method].bounds
+    stop = None if until is None else Stop(top=top, rule=until, bounds=bounds, unit="instance")  # type: ignore[arg-type]
     asked = build(task, n or (None if task == "niah_grid" else 32), seed, set_)
     subject = _load(model, device, dtype)
     with progress("attention rows") as report:

@@ -85,6 +85,7 @@ class Parts:
     Args:
         folder: made if it is not there; what a killed run left half-written is cleared.
         about: what all parts depend on beside their examples.
+        twins: parts depend on the corrupt twins of their examples too.
 
     Attributes:
         found: units that were read and not computed.
@@ -93,8 +94,11 @@ class Parts:
         MissingResource: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path | None, subject: CausalLM, about: dict[str, Any]):
+    def __init__(
+        self, folder: str | Path | None, subject: CausalLM, about: dict[str, Any], *, twins: bool = False
+    ):
         self.folder = None if folder is None else Path(folder)
+        self.twins = twins
         self.found = 0
         if self.folder is None:
             return
@@ -114,7 +118,10 @@ class Parts:
         """The part of these examples, read if it is there, else made and kept."""
         if self.folder is None:
             return make()
-        state = json.dumps([self._about, [e.key() for e in examples]], sort_keys=True, default=repr)
+        keys: list[Any] = [e.key() for e in examples]
+        if self.twins:
+            keys.append([{name: twin.key() for name, twin in e.corrupt.items()} for e in examples])
+        state = json.dumps([self._about, keys], sort_keys=True, default=repr)
         path = self.folder / (hashlib.sha256(state.encode()).hexdigest()[:20] + SUFFIX)
         if path.exists():
             self.found += 1

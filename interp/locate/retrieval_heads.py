@@ -29,7 +29,7 @@ from interp.locate.scores.copying import copied, copy_position_score, copy_score
 from interp.measure.stats import cluster_se
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
-from interp.tasks.base import Example, Task
+from interp.tasks.base import Example, Task, stable_seed
 from interp.trace.shared import Walk
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class RetrievalHeads(Locator):
             folder: keep what is scored here, unit by unit, and go on from what is there: a killed fit ends with the
                 same tables. A unit is a cluster where prefills are shared, else 16 examples.
             stop: when enough instances are scored; it looks after each unit. Fewer instances than the task has are
-                then scored, and `stop_` says why.
+                then scored, and `stop_` says why. With `unit="instance"` instances are taken in a seeded random order.
 
         Raises:
             UsageError: no task, no such score, or examples that lack what a score needs.
@@ -131,10 +131,13 @@ class RetrievalHeads(Locator):
         options = self.options or Options()
         options = replace(options, count=self.count or options.count)
         watch = Watch(subject, examples, names, options)
-        parts = Parts(folder, subject, {"methods": names, "options": options, **self._accepting()})
+        about = {"methods": names, "options": options, **self._accepting()}
+        parts = Parts(folder, subject, about, twins=any(score.twins for score in watch.scores))
         shared = self._shares(watch, examples)
+        self.__dict__.pop("stop_", None)  # of an earlier fit
         done: list[Part] = []
-        for unit in _units(examples, shared, whole=folder is None and stop is None):
+        shuffled = stop is not None and stop.unit == "instance"
+        for unit in _units(examples, shared, whole=folder is None and stop is None, shuffled=shuffled):
             before = sum(len(p.instances) for p in done)
 
             def report(n: int, total: int, what: str, before: int = before) -> None:
@@ -144,7 +147,10 @@ class RetrievalHeads(Locator):
             def make(unit: list[int] = unit, report: Callable[[int, int, str], None] = report) -> Part:
                 return self._part(watch, examples, unit, shared, report)
 
-            done.append(parts.get([examples[i] for i in unit], make))
+            part = parts.get([examples[i] for i in unit], make)
+            # One that another fit left has that fit's numbers.
+            part.instances = part.instances.assign(example=list(unit))
+            done.append(part)
             report(len(unit), len(examples), "attention rows")
             if stop is not None and self._enough(stop, done):
                 break
@@ -202,7 +208,7 @@ class RetrievalHeads(Locator):
         chosen_examples = [examples[i] for i in unit]
         decoded = [c.emitted for c in captures]
         table = _instances(watch.subject, chosen_examples, decoded, recalls, accepted)
-        return Part(table.assign(example=list(unit)), scores, copying)
+        return Part(table, scores, copying)
 
     def _begun(
         self,
@@ -265,14 +271,22 @@ class RetrievalHeads(Locator):
         ]
 
 
-def _units(examples: Sequence[Example], shared: bool, *, whole: bool) -> list[list[int]]:
-    """Numbers of the examples that are scored together: of a cluster, of a stretch, or all."""
+def _units(
+    examples: Sequence[Example], shared: bool, *, whole: bool, shuffled: bool = False
+) -> list[list[int]]:
+    """Numbers of the examples that are scored together: of a cluster, of a stretch, or all.
+
+    Args:
+        shuffled: in an order that says nothing of their score (a grid goes by length), for a stop that counts each.
+    """
+    every = list(range(len(examples)))
+    if shuffled:
+        every = np.random.default_rng(stable_seed("units", len(every))).permutation(every).tolist()
     if shared:
         by_cluster: dict[str, list[int]] = {}
-        for i, example in enumerate(examples):
-            by_cluster.setdefault(example.cluster, []).append(i)
+        for i in every:
+            by_cluster.setdefault(examples[i].cluster, []).append(i)
         return list(by_cluster.values())
-    every = list(range(len(examples)))
     return [every] if whole else [every[i : i + UNIT] for i in range(0, len(every), UNIT)]
 
 

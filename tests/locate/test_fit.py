@@ -204,11 +204,60 @@ def test_a_fit_stops_when_its_ranking_is_settled(model: CausalLM) -> None:
     assert heads.stop_.resolved and heads.stop_.n == n
     assert heads.top(k) == whole.top(k)
     assert {(h.layer, h.head) for h in heads.top(k) if isinstance(h, Head)} == planted.retrieval
-    np.testing.assert_array_equal(heads.per_instance_["copy"], whole.per_instance_["copy"][:n])
+    taken = heads.instances_["example"].to_numpy()
+    np.testing.assert_array_equal(heads.per_instance_["copy"], whole.per_instance_["copy"][taken])
     # A look before it could be settled: the fit ends where it is told to, and says that it is not.
     few = Stop(top=k, unit="instance", level=1 - 1e-9, most=16)
     most = interp.RetrievalHeads().fit(model, task, stop=few)
     assert len(most.instances_) == 16 and not most.stop_.resolved
+
+
+def test_a_stop_that_counts_instances_takes_them_in_an_order_that_says_nothing(model: CausalLM) -> None:
+    """A grid comes by length: its short contexts say nothing of the long ones."""
+    kind = kind_of(model)
+    inside = planted_task(plant(kind, seed=1), 48, 0, 60).examples(None)
+    # The answer of the second half stands elsewhere than where it is marked: no head copies it from there.
+    aside = [
+        replace(e, spans=tuple(s if s.role != "value" else Span(0, len(s), "value", 0) for s in e.spans))
+        for e in inside
+    ]
+    task = FixedTask([*inside[:24], *aside[24:]], name="halves", copies=True)
+    stop = Stop(top=None, threshold=0.75, unit="instance")
+    found = interp.RetrievalHeads(mode="forced").fit(model, task, stop=stop)
+    assert max(found.scores_["score"]) < 0.75 and not found.stop_.over.any()
+    taken = found.instances_["example"]
+    assert (taken >= 24).mean() > 0.25 and taken.is_monotonic_increasing
+    # Clusters come whole, in the order of the task.
+    assert interp.RetrievalHeads(mode="forced").fit(model, task, stop=Stop(top=2, most=16)).instances_[
+        "example"
+    ].tolist() == list(range(16))
+    found.fit(model, task)
+    assert not hasattr(found, "stop_") and len(found.instances_) == 48
+
+
+def test_a_part_of_another_fit_gets_the_numbers_of_this_one(model: CausalLM, tmp_path: Path) -> None:
+    examples = asked(model, kind_of(model)).examples(None)
+    interp.RetrievalHeads().fit(model, FixedTask(examples, copies=True), folder=tmp_path)
+    clusters = list(dict.fromkeys(e.cluster for e in examples))
+    last = FixedTask([e for e in examples if e.cluster in clusters[2:]], copies=True)
+    before = sorted(tmp_path.iterdir())
+    found = interp.RetrievalHeads().fit(model, last, folder=tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    pd.testing.assert_frame_equal(found.instances_, interp.RetrievalHeads().fit(model, last).instances_)
+
+
+def test_a_part_of_other_corrupt_twins_is_not_taken(model: CausalLM, tmp_path: Path) -> None:
+    def fit(shift: int, **options: Path) -> np.ndarray:
+        examples = [
+            replace(e, corrupt={"needle_drop": replace(e, corrupt={}, ids=tuple(
+                1 + (t + shift) % 150 if s.start <= i < s.end else t for i, t in enumerate(e.ids)))})
+            for e in asked(model, kind_of(model), 1).examples(None) for s in e.spans_of("value", 0)
+        ]  # fmt: skip
+        task = FixedTask(examples, copies=True)
+        return interp.RetrievalHeads(scores=("copy", "cri")).fit(model, task, **options).per_instance_["cri"]
+
+    fit(7, folder=tmp_path)
+    np.testing.assert_array_equal(fit(11, folder=tmp_path), fit(11))
 
 
 def test_nothing_is_shared_under_an_applied_intervention() -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from interp.errors import UsageError
 from interp.locate.capture import Capture
 from interp.locate.options import Options, needle_tokens
-from interp.locate.scores.base import HeadScore
+from interp.locate.scores.base import UNIT, HeadScore
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
 
@@ -81,8 +81,8 @@ def contrast(
 
 
 _NEEDLE = frozenset({"needle"})
-NEEDLE_MASS = HeadScore("needle_mass", _needle_mass, _NEEDLE, check=check_needle)
+NEEDLE_MASS = HeadScore("needle_mass", _needle_mass, _NEEDLE, bounds=UNIT, check=check_needle)
 R2 = HeadScore("r2", _r2, frozenset({"tops"}), check=check_needle)
-ANCHOR = HeadScore("anchor", _anchor, _NEEDLE | {"window"}, check=check_needle)
-TEMPORAL = HeadScore("temporal", _temporal, _NEEDLE | {"window"}, check=_check_window)
+ANCHOR = HeadScore("anchor", _anchor, _NEEDLE | {"window"}, bounds=UNIT, check=check_needle)
+TEMPORAL = HeadScore("temporal", _temporal, _NEEDLE | {"window"}, bounds=(-1.0, 1.0), check=_check_window)
 SPATIAL = HeadScore("spatial", _spatial, _NEEDLE, check=check_needle)

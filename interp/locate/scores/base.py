@@ -14,6 +14,9 @@ from interp.locate.options import Options
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
 
+UNIT = (0.0, 1.0)
+"""Bounds of a share."""
+
 Of = Callable[[Capture], Float[np.ndarray, "l h"]]
 Extra = Callable[[CausalLM, Capture, "Prefix | None"], None]
 Check = Callable[[CausalLM, Example, Options], None]
@@ -30,6 +33,8 @@ class HeadScore:
         rows: whether it is of the `emitted` output, of the forced `answer`'s run, or of `other` sequences.
         extra: runs what one pass does not tell, and adds it to the capture.
         cached: whether that goes on from the pass's KV cache.
+        twins: whether it reads the example's corrupt twin.
+        bounds: least and largest value, where there are such (of copies as they count by default).
         check: raises `UsageError` for an example that it cannot score.
     """
 
@@ -39,6 +44,8 @@ class HeadScore:
     rows: Literal["emitted", "answer", "other"] = "answer"
     extra: Extra | None = None
     cached: bool = False
+    twins: bool = False
+    bounds: tuple[float, float] | None = None
     check: Check | None = None
 
     def __call__(self, capture: Capture) -> Float[np.ndarray, "l h"]:

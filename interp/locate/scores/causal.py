@@ -79,4 +79,4 @@ def _check(subject: CausalLM, example: Example, options: Options) -> None:
     corruption_of(example, options)
 
 
-CRI = HeadScore("cri", _cri, extra=_patched, cached=True, check=_check)
+CRI = HeadScore("cri", _cri, extra=_patched, cached=True, twins=True, check=_check)

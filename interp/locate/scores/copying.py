@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from interp.errors import UsageError
 from interp.locate.capture import Capture, Decoded
 from interp.locate.options import Options
-from interp.locate.scores.base import HeadScore
+from interp.locate.scores.base import UNIT, HeadScore
 from interp.models.sites import Component, Head, components
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
@@ -119,9 +119,13 @@ def _copy_topk(capture: Capture) -> Float[np.ndarray, "l h"]:
     return copy_topk_score(capture.emitted, capture.example, count=capture.options.count)
 
 
-COPY = HeadScore("copy", _copy, frozenset({"top"}), "emitted", check=_check)
-COPY_POSITION = HeadScore("copy_position", _copy_position, frozenset({"top"}), "emitted", check=_check)
-COPY_TOPK = HeadScore("copy_topk", _copy_topk, frozenset({"top", "topk"}), "emitted", check=_check)
+COPY = HeadScore("copy", _copy, frozenset({"top"}), "emitted", bounds=UNIT, check=_check)
+COPY_POSITION = HeadScore(
+    "copy_position", _copy_position, frozenset({"top"}), "emitted", bounds=UNIT, check=_check
+)
+COPY_TOPK = HeadScore(
+    "copy_topk", _copy_topk, frozenset({"top", "topk"}), "emitted", bounds=UNIT, check=_check
+)
 
 
 def dynamic_sets(

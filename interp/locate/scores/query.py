@@ -67,4 +67,6 @@ def _check(subject: CausalLM, example: Example, options: Options) -> None:
         raise UsageError("score 'qr': the null question is empty; write Options(null='N/A')")
 
 
-QR = HeadScore("qr", _qr, frozenset({"gold", "question"}), extra=_null, cached=True, check=_check)
+QR = HeadScore(
+    "qr", _qr, frozenset({"gold", "question"}), extra=_null, cached=True, bounds=(-1.0, 1.0), check=_check
+)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from interp.errors import UsageError
 from interp.locate.capture import Capture, Prefix
 from interp.locate.options import Options
-from interp.locate.scores.base import HeadScore
+from interp.locate.scores.base import UNIT, HeadScore
 from interp.models.batch import Batch
 from interp.models.engines.base import Rows
 from interp.models.subject import CausalLM
@@ -73,5 +73,5 @@ def _repeat(subject: CausalLM, capture: Capture, prefix: Prefix | None) -> None:
         capture.repeats[name] = torch.stack(found).numpy()
 
 
-INDUCTION = HeadScore("induction", _induction, rows="other", extra=_repeat)
-ECHO = HeadScore("echo", _echo, rows="other", extra=_repeat)
+INDUCTION = HeadScore("induction", _induction, rows="other", extra=_repeat, bounds=UNIT)
+ECHO = HeadScore("echo", _echo, rows="other", extra=_repeat, bounds=UNIT)
