@@ -89,7 +89,7 @@ def matched(
             are taken as they are.
         data: for `norm` and `entropy`: the examples they are measured on, in one pass of the intact model.
         ranking: for `bottom`: all heads, best first, or a frame with `component` and `score` (ties are broken by the
-            seed).
+            seed); of a frame with several methods the first counts, as in a locator's `scores_`.
         given: for `given`: heads, best first, or several such lists; of each the first that are not chosen are taken.
 
     Raises:
@@ -169,6 +169,8 @@ def _bottom(
     if ranking is None:
         raise UsageError("controls of kind 'bottom' need a ranking of all heads: ranking=heads.scores_")
     if isinstance(ranking, pd.DataFrame):
+        if "method" in ranking:
+            ranking = ranking[ranking["method"] == ranking["method"].iloc[0]]
         named = _heads(list(ranking["component"]))
         score: Mapping[Head, float] = dict(zip(named, ranking["score"].astype(float), strict=True))
         tie = np.random.default_rng(stable_seed("controls", "bottom", seed)).permutation(len(named))

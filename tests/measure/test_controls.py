@@ -122,6 +122,17 @@ def test_bottom_is_the_last_of_a_ranking_and_ties_go_by_the_seed():
     assert found.gaps == [pytest.approx((5 + 4 + 1) / 2)]
 
 
+def test_bottom_of_several_scores_is_of_the_first():
+    """A locator's `scores_` holds every score; a head that stands in it twice is one head."""
+    s = subject("llama")
+    order = s.heads()
+    names = [repr(h) for h in order]
+    both = pd.DataFrame({"component": 2 * names, "method": ["copy"] * 12 + ["r2"] * 12,
+                         "score": [*range(12, 0, -1), *range(12)]})  # fmt: skip
+    (last,) = matched(s, order[:3], 1, "bottom", ranking=both)
+    assert last == tuple(order[-3:])
+
+
 def test_given_takes_the_first_of_each_list_that_are_not_chosen():
     s = subject("llama")
     one = matched(s, components("L0H1 L0H2"), 20, "given", given=["L0H1", "L2H3", "L1H1", "L0H0"])
