@@ -87,6 +87,7 @@ def areas(
     """The mean of each dose curve over log k (trapezoids), with the interval over clusters.
 
     The area of the mean curve is the mean of the examples' areas, which is what is resampled. One dose gives its value.
+    A control draw that lacks a dose (one head has few others in its layer) has no area: it would be of other doses.
 
     Returns:
         one row a curve: locator, condition, control, draw, metric, value, ci_lo, ci_hi.
@@ -99,8 +100,10 @@ def areas(
             if c.k > 0:
                 curve = curves.setdefault((c.condition, c.control, c.draw), {})
                 curve[c.k] = measured.outcomes.values[c.name][metric]
+        ks = sorted(set().union(*curves.values()))
         for key, curve in curves.items():
-            ks = sorted(curve)
+            if len(curve) < len(ks):
+                continue
             values = np.stack([curve[k] for k in ks], axis=1)
             area = values @ weights(ks) if len(ks) > 1 else values[:, 0]
             low, high = bootstrap_ci(area, clusters, seed=seed)
