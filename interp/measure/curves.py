@@ -89,7 +89,8 @@ def smallest(effects: pd.DataFrame, *, share: float = 0.9, metric: str = "accura
         too), and over the controls that keep as many others `control_mean`, `control_best`, `n_controls`.
 
     Raises:
-        UsageError: no row of the metric keeps heads, or `share` is not within 0 to 1.
+        UsageError: no row of the metric keeps heads, `share` is not within 0 to 1, or the clean value is negative and
+            has no shares.
     """
     if not 0 < share <= 1:
         raise UsageError(f"share={share}: a share of the clean value lies above 0 and up to 1")
@@ -106,6 +107,11 @@ def smallest(effects: pd.DataFrame, *, share: float = 0.9, metric: str = "accura
         about = dict(zip(by, key, strict=True))
         same = np.logical_and.reduce([rows[c] == about[c] for c in ("subject", "task", "seed")])
         clean = rows[same & (rows["condition"] == "clean")].iloc[0]
+        if clean["value"] < 0:
+            raise UsageError(
+                f"smallest: {metric} of the intact model is {clean['value']:.3g} on {about['task']}, and a share of a "
+                "negative number is no bar; take accuracy or nll"
+            )
         wanted = float(clean["value"] / share if down else clean["value"] * share)
         group = group.sort_values("k")
         reached = (group["value"] <= wanted) if down else (group["value"] >= wanted)

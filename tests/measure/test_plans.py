@@ -164,6 +164,9 @@ def test_the_smallest_sufficient_set_is_the_first_that_keeps_the_share():
         smallest(frame[frame.condition != "keep"])
     with pytest.raises(UsageError, match="share=0"):
         smallest(frame, share=0)
+    # 0.9 of a negative number lies above it.
+    with pytest.raises(UsageError, match="negative"):
+        smallest(keeping([(1, -2.0, [])], clean=-2.0, metric="logprob"), metric="logprob")
 
 
 def test_the_area_of_a_dose_curve_is_the_trapezoid_over_log_k():
