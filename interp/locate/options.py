@@ -17,8 +17,8 @@ class Options:
     Attributes:
         count: `copy` and `copy_topk` count copying steps in place of distinct tokens, as the authors' code does.
         k: keys of `copy_topk`.
-        needle: what is retrieved: the `value` spans of item 0, or its whole `evidence` (the needle's sentence). `qr`
-            always takes the evidence where there is one.
+        needle: what is retrieved: the `value` spans of item 0, or its whole `evidence` (the needle's sentence). Copies
+            are always of the value, and `qr` always takes the evidence where there is one.
         window: last prompt tokens that `anchor` and `temporal` read (8 in HeadKV, 32 to 64 in SnapKV).
         anchor: the largest needle mass in the window, or the mean.
         unembed: logits are read with the final norm's gain and scale (`folded`, exact), or by bare rows of the

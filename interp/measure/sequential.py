@@ -52,6 +52,9 @@ BETS = (0.99, 0.8, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 SPLITS = 20
 """Splits in halves at each look of `stability`."""
 
+_ROUNDING = 1e-4
+"""How far a score may be beyond its bounds: sums of attention in single precision are."""
+
 _PEAK = 64
 """Units at which the asymptotic sequence is tightest."""
 
@@ -160,7 +163,7 @@ class Stop:
         if self.bounds is None:
             return
         low, high = self.bounds
-        if flat.size and (flat.min() < low - 1e-9 or flat.max() > high + 1e-9):
+        if flat.size and (flat.min() < low - _ROUNDING or flat.max() > high + _ROUNDING):
             raise UsageError(
                 f"scores run from {flat.min():.3g} to {flat.max():.3g}, outside the bounds {low:g} to {high:g}; give "
                 "the score's own bounds, or bounds=None for a score that has none"

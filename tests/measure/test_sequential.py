@@ -14,6 +14,12 @@ from interp.measure.sequential import Stop, StopReport, asymptotic, capital
 ALPHA = 0.05
 
 
+def test_a_sum_of_attention_may_be_beyond_its_bounds_by_rounding():
+    Stop(top=1).check(np.float32([[1, 0], [1 + 1e-6, -1e-6]]))
+    with pytest.raises(UsageError, match="outside the bounds"):
+        Stop(top=1).check(np.float32([[1, 0], [1.01, 0]]))
+
+
 def streams(kind: str, n: int, many: int, seed: int = 0) -> tuple[np.ndarray, float]:
     """Independent columns of n scores in [0, 1], and their mean."""
     rng = np.random.default_rng(seed)
