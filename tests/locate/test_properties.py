@@ -13,6 +13,7 @@ import pytest
 
 import interp
 from interp.errors import AtChance, NoAcceptedExample, UsageError
+from interp.intervene.reference import Reference
 from interp.locate.properties import causal, dynamic, sparse
 from interp.locate.properties.activity import expected_jaccard, jaccard
 from interp.locate.properties.sparsity import gini
@@ -257,6 +258,7 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
     last = at(found, f"cut_{k}")
     assert (last["value"], last["ci_hi"], last["null"], last["n"]) == (-1.0, -1.0, 0.0, 8)
     assert last["p"] == pytest.approx(2 / 2**8)
+    assert f"p = {2 / 2**8:.2g} by cluster" in found.summary
     assert "from 1.00 by -1.00 (-1.00 to -1.00)" in found.summary
     assert "3 matched draws change it by +0.00 (+0.00 to +0.00), rank 1 of 4" in found.summary
     assert found.tables["contrast"]["n_controls"].tolist() == [3] * 2 * 0 + [3] * len(
@@ -271,6 +273,17 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
         "cut_1",
     ]
     assert "matched draws" not in decoy.summary and "(uniform, scope answer)" in decoy.summary
+
+
+def test_causal_tests_clusters_and_takes_a_reference(planted: Any) -> None:
+    """Instances of one haystack are no further evidence; a mean's reference is none of the knockout's."""
+    made, model, _ = planted
+    told = [replace(e, cluster=f"c{i // 2}") for i, e in enumerate(planted_task(made, 8, 1, 60).examples(None))]
+    task, heads = FixedTask(told, copies=True), [Head(*place) for place in sorted(made.retrieval)]
+    k = len(heads)
+    found = causal(model, task, heads, sizes=(k,), controls=0, mode="mean", reference=Reference(task))
+    assert (found.value(f"cut_{k}"), at(found, f"cut_{k}")["p"]) == (-1.0, pytest.approx(2 / 2**4))
+    assert found.value(f"keep_{k}") == 0.0
 
 
 def test_causal_keeps_the_floor_rule_and_its_sizes(planted: Any) -> None:

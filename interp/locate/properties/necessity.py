@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
-from interp.intervene.ablate import Mode, ablate
+from interp.intervene.ablate import NEEDS_REFERENCE, Mode, ablate
 from interp.intervene.reference import Reference
 from interp.locate.base import Locator
 from interp.locate.properties.base import Property, frame_of, ranged, row
@@ -42,8 +42,8 @@ def causal(
     """Cut the best k heads, for each k, and as many layer-matched others; then cut all heads but these.
 
     The task should hold other needles than those that the heads were ranked on. Statistics: `clean`, the value of the
-    intact model, and for each k `cut_k`, the change of the metric (its interval resamples clusters; p is McNemar's, of
-    accuracy) with the mean and the middle 95 % of the changes under the control draws as its null; and `keep_k`, the
+    intact model, and for each k `cut_k`, the change of the metric (its interval resamples clusters; p flips signs by
+    cluster) with the mean and the middle 95 % of the changes under the control draws as its null; and `keep_k`, the
     change where all heads but the first k are cut, its null keeping as many others. `keep_0` cuts every head.
 
     Args:
@@ -71,7 +71,7 @@ def causal(
     ranked = heads.top(kept[-1]) if isinstance(heads, Locator) else tuple(heads)[: kept[-1]]
     plan = dose(subject, ranked, kept, ablate([], mode, scope, reference, seed), controls=controls, seed=seed)
     if enough is not None:
-        alone = ablate([], enough, scope, reference, seed)
+        alone = ablate([], enough, scope, reference if enough in NEEDS_REFERENCE else None, seed)
         plan += sufficient(subject, ranked, [0, *kept], alone, controls=controls, seed=seed)
     effects = measure(
         subject, task, plan, metrics=dict.fromkeys(("accuracy", metric)), off_target=(),
@@ -97,7 +97,7 @@ def _row(name: str, effect: pd.Series, value: float, null: np.ndarray | None = N
         name, value, (effect["ci_lo"], effect["ci_hi"]), null,
         subject=effect["subject"], n=effect["n"], n_clusters=effect["n_clusters"],
     )  # fmt: skip
-    return made | {"p": effect["p"]}
+    return made | {"p": effect["p_cluster"]}
 
 
 def _summary(clean: pd.Series, cut: pd.Series, frame: pd.DataFrame) -> str:
@@ -108,7 +108,7 @@ def _summary(clean: pd.Series, cut: pd.Series, frame: pd.DataFrame) -> str:
         if cut["n_controls"]
         else ""
     )
-    p = f", McNemar p = {cut['p']:.2g}" if np.isfinite(cut["p"]) else ""
+    p = f", p = {cut['p_cluster']:.2g} by cluster" if np.isfinite(cut["p_cluster"]) else ""
     at = frame.set_index("statistic")
     left = ""
     if f"keep_{cut.name}" in at.index:
