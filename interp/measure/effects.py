@@ -267,6 +267,9 @@ def effect_rows(
     return out
 
 
+_TEXTS = ("mechanism", "locator", "control", "mode", "scope", "keys", "reference")
+
+
 def contrast(effects: pd.DataFrame) -> pd.DataFrame:
     """Each cut against its own controls, kind by kind: z of its delta among the control deltas, and its rank.
 
@@ -280,7 +283,8 @@ def contrast(effects: pd.DataFrame) -> pd.DataFrame:
     by += ["seed", "metric"]
     # Tables that were stored before there were several kinds of control, or keys, have no such columns.
     effects = effects.assign(**{c: "" for c in ("control", "keys") if c not in effects})
-    effects = effects.fillna({"control": "", "keys": ""})
+    # In tables that were read from text files what is empty is missing.
+    effects = effects.assign(**{c: effects[c].astype(object).fillna("") for c in _TEXTS})
     drawn_rows = effects[effects["condition"] == "control"]
     groups = drawn_rows.groupby([*by, "control"], sort=False)["delta"]
     kinds = drawn_rows.groupby(by, sort=False)["control"].unique()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -211,6 +213,15 @@ def test_contrast_gives_z_and_rank_and_no_p_value():
     assert len(drawn) == 3
     assert row.z == pytest.approx((row.delta - drawn.mean()) / drawn.std(ddof=1))
     assert row["rank"] == 1 + (drawn <= row.delta).sum()
+
+
+def test_contrast_finds_controls_in_a_table_that_was_read_from_text():
+    """Empty names come back as missing values."""
+    s = subject("gpt2")
+    frame = measure(s, solvable(s), ablate("L0H1", "mean"), controls=2, metrics=["logprob"], off_target=())
+    back = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
+    assert contrast(back)["n_controls"].tolist() == contrast(frame)["n_controls"].tolist() == [2]
+    np.testing.assert_allclose(contrast(back)["z"], contrast(frame)["z"])
 
 
 def test_contrast_refuses_cuts_whose_controls_cannot_be_told_apart_and_ranks_nothing_at_chance():
