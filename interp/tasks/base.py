@@ -30,7 +30,9 @@ class Span:
     """Half-open token range `[start, end)` of a prompt, with the role it plays.
 
     Roles: `key value query question evidence distractor_key distractor_value stale_value subject relation instruction
-    filler`; a `question` holds a `query`, as `evidence` holds `key` and `value`.
+    filler`; a `question` holds a `query`, as `evidence` holds `key` and `value`. In sentences about several names or
+    things: `io s1 s2` (the indirect object, the subject's two mentions), `again` (a thing mentioned again) and `end`
+    (the last token).
     `item` tells needles or pairs apart (0 is the one asked for), `hop` the copies or steps of a chain.
     """
 

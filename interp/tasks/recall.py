@@ -187,7 +187,7 @@ class InProse(Task):
             group=hashlib.sha256(body.encode()).hexdigest()[:16],
         )
         if self.copies:
-            _stands_once(example)
+            stands_once(example)
         meta = {**asks.meta, **self._realised(example, asks, prompt, slots, ruler, body)}
         corrupt = {}
         for kind, (other, options) in asks.twins.items():
@@ -377,7 +377,7 @@ def _render(tokens: Tokens, posed: Posed, slots: Sequence[Slot]) -> tuple[Encode
     return prompt, token_spans(prompt, pieces), text
 
 
-def _stands_once(example: Example) -> None:
+def stands_once(example: Example) -> None:
     """Raise `Redraw` unless the answer is the value of item 0 and stands nowhere outside declared spans."""
     answer, n = example.answer_ids, len(example.answer_ids)
     (value,) = example.spans_of("value", 0)
@@ -386,4 +386,4 @@ def _stands_once(example: Example) -> None:
     declared = {i for s in example.spans for i in range(s.start, s.end)}
     for i in range(len(example.ids) - n + 1):
         if example.ids[i : i + n] == answer and not declared.issuperset(range(i, i + n)):
-            raise Redraw("the answer stands in the prose too")
+            raise Redraw("the answer also stands outside the declared spans")

@@ -189,6 +189,27 @@ _BUILT_IN = (
             "seed": 0,
         },
     ),
+    TaskInfo(
+        "ioi",
+        "interp.tasks.ioi:IOI",
+        "two names, one of them again; the answer is the other one",
+        "sentences and names written for this project; after Wang et al. (arXiv 2211.00593)",
+        {"families": None, "order": "both", "n": 64, "seed": 0},
+    ),
+    TaskInfo(
+        "laundry",
+        "interp.tasks.laundry:Laundry",
+        "a list, and all but one of its things again; the answer is the one left over",
+        "lists and wordings written for this project; no replication of Merullo et al. (arXiv 2406.09519)",
+        {"items": (2, 3, 4, 5, 6), "families": ("A", "B"), "n": 64, "seed": 0},
+    ),
+    TaskInfo(
+        "colored_objects",
+        "interp.tasks.colored_objects:ColoredObjects",
+        "several objects, each with a color, and the question for the color of one",
+        "scenes written for this project; after Merullo et al. (arXiv 2310.08744)",
+        {"shots": 1, "objects": 3, "n": 64, "seed": 0},
+    ),
 )
 
 NAMES: dict[str, TaskInfo] = {info.name: info for info in _BUILT_IN}
