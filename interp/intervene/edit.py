@@ -1,16 +1,17 @@
 """Low-rank edits of the weights that write to the residual stream, undone bit for bit, and their exact equivalent.
 
-In row-vector convention (x @ W) an edit turns W into W + a @ b. `with edit.applied(subject)` changes the weights
-themselves, so that everything that reads them sees the edit. `subject.apply(edit)` leaves them alone and adds
-(x @ a) @ b to what the projection gives, which is the same and can differ from row to row: many edits run as one batch.
+In row-vector convention (x @ W) an edit turns W into W + a @ b, and may shift the bias behind it.
+`with edit.applied(subject)` changes the weights themselves, so that everything that reads them sees the edit.
+`subject.apply(edit)` leaves them alone and adds (x @ a) @ b to what the projection gives, which is the same and can
+differ from row to row: many edits run as one batch.
 Output projections belong to query heads, so an edit of one head touches no other, with grouped KV heads either.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -40,6 +41,7 @@ class WeightEdit(Atom):
         module: `o`, the output projection of attention, or `down`, the down projection of the MLP.
         a: directions that are read, d_in r: of all heads of z one after the other, or of the neurons.
         b: directions that are written, r d_out.
+        shift: added to what the projection gives; as weights, to its bias.
 
     Raises:
         UsageError: no such module, or factors that do not fit each other or are not finite.
@@ -49,6 +51,7 @@ class WeightEdit(Atom):
     module: Module
     a: Float[torch.Tensor, "d_in r"]
     b: Float[torch.Tensor, "_ d_out"]
+    shift: Float[torch.Tensor, " d_out"] | None = None
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,14 +62,11 @@ class WeightEdit(Atom):
                 f"factors of an edit are (d_in, r) and (r, d_out), not {tuple(self.a.shape)} and {tuple(self.b.shape)}"
             )
         digest = hashlib.sha256(f"{self.site}".encode())
-        for name in ("a", "b"):
-            # A copy of our own: an edit of the tensor handed over must not change what this describes.
-            factor = getattr(self, name).detach().cpu()
-            factor = factor.to(torch.promote_types(factor.dtype, torch.float32)).contiguous().clone()
-            if not bool(factor.isfinite().all()):
-                raise UsageError(f"factor {name} of an edit at {self.site} is not finite")
-            digest.update(f"{tuple(factor.shape)} {factor.dtype}".encode() + factor.numpy().tobytes())
-            object.__setattr__(self, name, factor)
+        for name in ("a", "b", "shift"):
+            if getattr(self, name) is not None:
+                factor = own(getattr(self, name), f"{name} of an edit at {self.site}")
+                digest.update(f"{tuple(factor.shape)} {factor.dtype}".encode() + factor.numpy().tobytes())
+                object.__setattr__(self, name, factor)
         object.__setattr__(self, "digest", digest.hexdigest()[:16])
 
     @classmethod
@@ -76,12 +76,13 @@ class WeightEdit(Atom):
         head: Head,
         a: Float[torch.Tensor, "d_head r"],
         b: Float[torch.Tensor, "r d_out"],
+        shift: Float[torch.Tensor, " d_out"] | None = None,
     ) -> WeightEdit:
         """An edit of one query head's part of the output projection; all other heads keep theirs."""
         subject.check(head)
         rows = a.new_zeros(subject.n_heads, subject.d_head, a.shape[1])
         rows[head.head] = a
-        return cls(head.layer, "o", rows.flatten(0, 1), b)
+        return cls(head.layer, "o", rows.flatten(0, 1), b, shift)
 
     @property
     def site(self) -> Site:
@@ -122,26 +123,20 @@ class WeightEdit(Atom):
 
         Raises:
             UsageError: the factors do not fit the weight.
-            EngineError: the weight is quantised or not in memory, so that it cannot be edited.
+            EngineError: the weight is quantised or not in memory, so that it cannot be edited, or there is no bias that
+                could be shifted.
         """
-        weight, transposed = self._weight(subject)
-        _on(weight, transposed, self)
-        try:
-            yield subject
-        finally:
-            _off(weight, self)
-
-    def _weight(self, subject: CausalLM) -> tuple[torch.Tensor, bool]:
-        """The weight, and whether it is kept (out, in)."""
         self._check(subject)
-        projection = _projection(subject, self)
-        weight: torch.Tensor = projection.weight
-        if not weight.is_floating_point() or weight.is_meta:
-            why = "is not in memory" if weight.is_meta else "is quantised"
-            raise EngineError(
-                f"{self.site}: the weight {why} and cannot be edited in place; subject.apply(edit) does the same"
-            )
-        return weight, type(projection).__name__ != "Conv1D"
+        weight, bias, transposed = editable(_projection(subject, self), self.site, self.shift is not None)
+        a, b = _factors(self, weight)
+        change = (a @ b).T if transposed else a @ b
+        changes: list[tuple[torch.Tensor, Change]] = [(weight, lambda w: w.to(change.dtype) + change)]
+        if self.shift is not None:
+            assert bias is not None
+            shift = self.shift.to(bias.device)
+            changes.append((bias, lambda v: v.to(shift.dtype) + shift))
+        with edited(self, changes):
+            yield subject
 
     def _check(self, subject: CausalLM) -> None:
         subject.check(Site("z" if self.module == "o" else "neurons", self.layer))
@@ -184,7 +179,10 @@ class _Add:
 
         def add(ends: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             x, out = ends.to(a.dtype).split([len(a), b.shape[1]], dim=-1)
-            return torch.cat([x, out + (x @ a) @ b], dim=-1)
+            out = out + (x @ a) @ b
+            if self.edit_.shift is not None:
+                out = out + self.edit_.shift.to(out.device, out.dtype)
+            return torch.cat([x, out], dim=-1)
 
         return self.where.change(value, frame, add)
 
@@ -200,41 +198,81 @@ def _projection(subject: CausalLM, edit: WeightEdit) -> Any:
     return subject.module(edit.layer, path)
 
 
+def own(factor: torch.Tensor, what: str) -> torch.Tensor:
+    """A copy in fp32 or better: an edit of the tensor handed over must not change what an edit describes."""
+    found = factor.detach().cpu()
+    found = found.to(torch.promote_types(found.dtype, torch.float32)).contiguous().clone()
+    if not bool(found.isfinite().all()):
+        raise UsageError(f"factor {what} is not finite")
+    return found
+
+
+def editable(projection: Any, site: Site, shifts: bool) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
+    """Weight and bias of a projection, and whether the weight is kept (out, in).
+
+    Raises:
+        EngineError: the weight cannot be edited in place, or the bias is to be shifted and there is none.
+    """
+    weight: torch.Tensor = projection.weight
+    bias: torch.Tensor | None = projection.bias
+    why = "is not in memory" if weight.is_meta else "is quantised" if not weight.is_floating_point() else ""
+    if why:
+        raise EngineError(
+            f"{site}: the weight {why} and cannot be edited in place; subject.apply(edit) does the same"
+        )
+    if shifts and bias is None:
+        raise EngineError(
+            f"{site}: the projection has no bias that could keep a constant; subject.apply(edit) does the same"
+        )
+    return weight, bias, type(projection).__name__ != "Conv1D"
+
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""What a weight becomes, in fp32 or better."""
+
+
 @dataclass
 class _Edited:
     """A weight that is edited now: it is kept alive here, so its id stays its own."""
 
     weight: torch.Tensor
-    transposed: bool
     original: torch.Tensor
-    edits: list[WeightEdit]
+    edits: list[tuple[Atom, Change]]
 
 
 _edited: dict[int, _Edited] = {}
 
 
-def _on(weight: torch.Tensor, transposed: bool, edit: WeightEdit) -> None:
-    state = _edited.get(id(weight)) or _Edited(weight, transposed, weight.detach().clone(), [])
-    _add(state, edit)
-    state.edits.append(edit)
+@contextmanager
+def edited(edit: Atom, changes: Sequence[tuple[torch.Tensor, Change]]) -> Iterator[None]:
+    """Weights are changed inside the block, one change on top of another; leaving it takes those of `edit` back."""
+    with ExitStack() as stack:
+        for weight, change in changes:
+            _on(weight, edit, change)
+            stack.callback(_off, weight, edit)
+        yield
+
+
+def _on(weight: torch.Tensor, edit: Atom, change: Change) -> None:
+    state = _edited.get(id(weight)) or _Edited(weight, weight.detach().clone(), [])
+    _add(state, change)
+    state.edits.append((edit, change))
     _edited[id(weight)] = state
 
 
-def _off(weight: torch.Tensor, edit: WeightEdit) -> None:
+def _off(weight: torch.Tensor, edit: Atom) -> None:
     state = _edited[id(weight)]
-    last = max(i for i, other in enumerate(state.edits) if other is edit)
+    last = max(i for i, (other, _) in enumerate(state.edits) if other is edit)
     del state.edits[last]
     with torch.no_grad():
         weight.copy_(state.original)
-    for other in state.edits:
-        _add(state, other)
+    for _, change in state.edits:
+        _add(state, change)
     if not state.edits:
         del _edited[id(weight)]
 
 
-def _add(state: _Edited, edit: WeightEdit) -> None:
-    weight = state.weight.detach()
-    a, b = _factors(edit, weight)
-    change = a @ b
+def _add(state: _Edited, change: Change) -> None:
     # The sum is made in fp32 and rounded once, also where the weight is in half precision.
-    weight.copy_(weight.to(change.dtype) + (change.T if state.transposed else change))
+    weight = state.weight.detach()
+    weight.copy_(change(weight))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -87,29 +87,36 @@ class Weights:
             for name, weight in zip("QKV", (q, k, v), strict=True)
         )
         flags = []
-        inner = self.subject.module(layer, self.subject.family.attention)
         if self.fold:
             before, _ = self.norms(layer)
             if before is not None:
                 bias = before.bias.to(self.dtype)
                 b_q, b_k, b_v = (b + bias @ w for b, w in ((b_q, q), (b_k, k), (b_v, v)))
                 q, k, v = (before.fold(w) for w in (q, k, v))
-            behind = self.subject.family.writes[0]
-            if behind is not None:
-                o = o * Norm.of(self.subject.module(layer, behind)).gain.to(self.dtype)
+            if (gain := self.gain_behind(layer)) is not None:
+                o = o * gain
                 flags.append("post-norm")
-            for name in ("q_norm", "k_norm"):
-                if (norm := getattr(inner, name, None)) is not None:
-                    gain = Norm.of(norm).gain.to(self.dtype)
-                    whole = gain.view(-1, q.shape[-1]) if gain.numel() > q.shape[-1] else gain[None]
-                    if name == "q_norm":
-                        q, b_q = q * whole[:, None], b_q * whole
-                    else:
-                        k, b_k = k * whole[:, None], b_k * whole
-                    flags.append(name)
+            if (gain := self.gain_of_heads(layer, "q_norm")) is not None:
+                q, b_q = q * gain[:, None], b_q * gain
+                flags.append("q_norm")
+            if (gain := self.gain_of_heads(layer, "k_norm")) is not None:
+                k, b_k = k * gain[:, None], b_k * gain
+                flags.append("k_norm")
         if getattr(self.subject.config, "attn_logit_softcapping", None):
             flags.append("softcap")
         return LayerHeads(layer, q, k, v, o, b_q, b_k, b_v, tuple(flags))
+
+    def gain_behind(self, layer: int) -> Float[torch.Tensor, " d"] | None:
+        """Gain of the norm behind the attention of a layer; None where there is none."""
+        behind = self.subject.family.writes[0]
+        return None if behind is None else Norm.of(self.subject.module(layer, behind)).gain.to(self.dtype)
+
+    def gain_of_heads(
+        self, layer: int, name: Literal["q_norm", "k_norm"]
+    ) -> Float[torch.Tensor, "n d_head"] | None:
+        """Gain of the norm of queries or keys; n is 1 where all heads share it. None where there is none."""
+        norm = getattr(self.subject.module(layer, self.subject.family.attention), name, None)
+        return None if norm is None else Norm.of(norm).gain.to(self.dtype).view(-1, self.subject.d_head)
 
     def norms(self, layer: int) -> tuple[Norm | None, Norm | None]:
         """The norms through which attention and MLP of a layer read the stream; None where they read it as it is."""
