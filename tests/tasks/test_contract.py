@@ -82,6 +82,25 @@ arithmetic = st.fixed_dictionaries(
         "seed": seeds,
     }
 )
+ioi = st.fixed_dictionaries(
+    {
+        "families": st.sampled_from([None, "telling", ["giving", "trading"]]),
+        "order": st.sampled_from(["both", "ABBA", "BABA"]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+laundry = st.fixed_dictionaries(
+    {
+        "items": st.one_of(st.integers(2, 20), st.lists(st.integers(2, 8), min_size=1, max_size=4)),
+        "families": st.sampled_from(["A", "B", ["A", "B"]]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+colored_objects = st.fixed_dictionaries(
+    {"shots": st.integers(0, 6), "objects": st.integers(2, 4), "n": st.just(4), "seed": seeds}
+)
 asked = st.one_of(
     st.tuples(st.just("niah"), needles),
     st.tuples(st.just("induction"), induction),
@@ -93,6 +112,9 @@ asked = st.one_of(
     st.tuples(st.just("paraphrase"), paraphrase),
     st.tuples(st.just("reading"), reading),
     st.tuples(st.just("arithmetic"), arithmetic),
+    st.tuples(st.just("ioi"), ioi),
+    st.tuples(st.just("laundry"), laundry),
+    st.tuples(st.just("colored_objects"), colored_objects),
 )
 
 
@@ -156,7 +178,8 @@ import hashlib, sys
 import tests.tokenizers
 from interp.tasks import NAMES, task
 tokens = tests.tokenizers.tokens("llama")
-for name in ("facts", "induction", "niah", "prose", "multi_key", "multi_value", "multi_hop", "paraphrase", "reading"):
+names = "facts induction niah prose multi_key multi_value multi_hop paraphrase reading ioi laundry colored_objects"
+for name in names.split():
     examples = task(name, n=6, seed=3).examples(tokens)
     twins = [t for e in examples for t in e.corrupt.values()]
     state = [(e.key(), e.text, e.chance, e.cluster, e.group, sorted(e.meta.items(), key=str)) for e in examples + twins]
@@ -176,7 +199,7 @@ def test_same_bytes_in_every_process() -> None:
         for seed in ("0", "1", "4711")
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == 9
+    assert outputs.pop().count("\n") == 12
 
 
 @pytest.mark.parametrize(
@@ -192,6 +215,8 @@ def test_same_bytes_in_every_process() -> None:
         ("paraphrase", {"n": 30}),
         ("reading", {"n": 60}),
         ("arithmetic", {"n": 60}),
+        ("laundry", {"n": 60, "items": [4, 5, 6]}),
+        ("colored_objects", {"n": 60, "objects": 4}),
     ],
 )
 def test_a_uniform_guesser_scores_chance(name: str, params: dict[str, Any]) -> None:
