@@ -4,7 +4,9 @@
 
 It lies in [0, 1] and is 1 only between matrices of rank one that meet head on. `full` is this score. `side` takes only
 the reader's own side (W_Q, W_K or W_V), which rotary positions leave as it is, so it is the default where a model
-rotates; for V the two differ by what the reader makes of what it read.
+rotates; for V the two differ by what the reader makes of what it read. `offset` is the full score with the rotation in
+its place, ||W_OV W_Q R_D W_K^T|| / (||W_OV|| ||W_Q R_D W_K^T||), at one offset D of query and key or as the ratio of
+root mean squares over several.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from interp.errors import UsageError
 from interp.locate.channels.factors import MODES, Factors, Mode, grouped_squares, spectrum, squares, triangle
 from interp.locate.channels.null import haar
+from interp.locate.channels.rotary import Offsets, Rotation
 from interp.locate.channels.weights import Weights
 from interp.models.subject import CausalLM
 
-Score = Literal["full", "side"]
+Score = Literal["full", "side", "offset"]
 Progress = Callable[[int, int, str], None]
 
 
@@ -31,6 +35,7 @@ def composition(
     modes: Sequence[Mode] = MODES,
     score: Score | None = None,
     *,
+    offsets: Offsets | None = None,
     fold: bool = True,
     dtype: torch.dtype = torch.float32,
     anticausal: bool = True,
@@ -40,12 +45,16 @@ def composition(
 
     Args:
         modes: through the reader's query, key or value.
-        score: `full` or `side`; default `side` where the model rotates queries and keys, else `full`.
+        score: `full`, `side` or `offset`; default `side` where the model rotates queries and keys, else `full`.
+        offsets: query position less key position, for `offset`: some, or each with its weight.
         fold: fold norms into readers; False takes the weights as they are.
         dtype: fp32 or better.
         anticausal: also pairs whose reader stands before or beside the writer. Nothing can flow there, so they are what
             the same weights score by chance.
         progress: told about layer pairs done.
+
+    Raises:
+        UsageError: offsets without score `offset`, or the other way around.
 
     Returns:
         writer, reader, writer_layer, reader_layer, mode, score (its name), value, expected and sd (of a random rotation
@@ -53,9 +62,11 @@ def composition(
         spectra allow), causal (the writer lies in an earlier layer).
     """
     chosen: Score = score or ("side" if rotates(subject) else "full")
+    if (offsets is not None) != (chosen == "offset"):
+        raise UsageError("score 'offset' takes offsets, and no other score does; write offsets=[0, 1, 2, 3]")
     parts = [
         _frame(subject, *found, chosen)
-        for found in blocks(subject, modes, chosen, fold, dtype, anticausal, progress)
+        for found in blocks(subject, modes, chosen, fold, dtype, anticausal, progress, offsets)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -76,6 +87,7 @@ def blocks(
     dtype: torch.dtype = torch.float32,
     anticausal: bool = False,
     progress: Progress | None = None,
+    offsets: Offsets | None = None,
 ) -> Iterator[Block]:
     """Scores of layer pairs, one block of writer heads x reader heads after another.
 
@@ -90,7 +102,8 @@ def blocks(
     done = 0
     for reader_layer in range(n):
         readers = Factors(weights.layer(reader_layer))
-        sides = {mode: _Reader(readers, mode, score) for mode in modes}
+        turn = None if offsets is None else (Rotation.of(subject, reader_layer), offsets)
+        sides = {mode: _Reader(readers, mode, score, turn) for mode in modes}
         for writer_layer in range(n if anticausal else reader_layer):
             writers = Factors(weights.layer(writer_layer)).writer
             written = spectrum(writers.mT)
@@ -114,8 +127,24 @@ def blocks(
 class _Reader:
     """The readers of a layer in one mode, and their spectra."""
 
-    def __init__(self, factors: Factors, mode: Mode, score: Score):
+    def __init__(
+        self, factors: Factors, mode: Mode, score: Score, turn: tuple[Rotation, Offsets] | None = None
+    ):
         heads = factors.heads
+        self._product: torch.Tensor | None
+        self._shared: torch.Tensor | None
+        if turn is not None and mode != "V":
+            # What the head reads with, times the mean second moment of the other side, rotated.
+            rotation, offsets = turn
+            other = heads.of_query_heads(heads.k) if mode == "Q" else heads.q
+            self._own = rotation.mean(other.mT @ other, offsets, back=mode == "K")
+            self._product = None
+            self._shared = side = factors.side(mode)
+            values, vectors = torch.linalg.eigh(self._own)
+            root = vectors * values.clamp(min=0).sqrt()[:, None]
+            own = side if mode == "Q" else heads.of_query_heads(side)
+            self.spectrum = spectrum(own @ root)
+            return
         if score == "side":
             own = factors.side(mode)
             self._product = own if mode == "Q" else None
