@@ -46,6 +46,61 @@ def cosine_p(cosine: np.ndarray, d: int) -> np.ndarray:
     return out
 
 
+def reading_p(
+    square: Float[np.ndarray, " n"], spectrum: Float[np.ndarray, "n k"], d: int
+) -> Float[np.ndarray, " n"]:
+    """P-value of the squared share of a reader's length that lies along one random direction.
+
+    The share exceeds x where sum_j (t_j - x) z_j^2 > 0, with z standard normal and t the reader's normalised spectrum,
+    zeros included. The tail is Lugannani and Rice's saddle-point approximation (1980): within about a tenth however
+    far out, where moments matched to a Beta are off by orders of magnitude.
+
+    Args:
+        square: x of each test.
+        spectrum: squared singular values of its reader.
+        d: width of the residual stream.
+    """
+    t = spectrum / spectrum.sum(-1, keepdims=True)
+    a = np.concatenate([t, np.zeros_like(t[:, :1])], 1) - square[:, None]
+    times = np.concatenate([np.ones_like(t), np.full_like(t[:, :1], d - t.shape[1])], 1)
+    top, bottom = t.max(-1) - square, -square
+    out = np.where(top <= 0, 0.0, 1.0)
+    inside = (top > 0) & (square > 0) & ((times * (a != 0)).sum(-1) > 0)
+    a, times = a[inside], times[inside]
+    low, high = 1 / (2 * bottom[inside]), 1 / (2 * top[inside])
+    for _ in range(80):  # the derivative of the cumulant function rises from -inf to inf in between
+        s = (low + high) / 2
+        above = (times * a / (1 - 2 * s[:, None] * a)).sum(-1) > 0
+        low, high = np.where(above, low, s), np.where(above, s, high)
+    share = 1 - 2 * s[:, None] * a
+    cumulant = -0.5 * (times * np.log(share)).sum(-1)
+    w = np.sign(s) * np.sqrt(np.maximum(-2 * cumulant, 0))
+    u = s * np.sqrt((times * 2 * (a / share) ** 2).sum(-1))
+    skew = (times * 8 * a**3).sum(-1) / (times * 2 * a**2).sum(-1) ** 1.5
+    middle = np.abs(w) < 1e-3  # the two terms below cancel there; this is their limit
+    safe_w, safe_u = np.where(middle, 1.0, w), np.where(middle, 1.0, u)
+    tail = stats.norm.sf(w) + stats.norm.pdf(w) * (1 / safe_u - 1 / safe_w)
+    out[inside] = np.clip(np.where(middle, 0.5 - skew / (6 * np.sqrt(2 * np.pi)), tail), 0, 1)
+    return out
+
+
+def benjamini_hochberg(p: Float[np.ndarray, " n"], tests: int) -> Float[np.ndarray, " n"]:
+    """q-values of some p-values out of more tests.
+
+    Tests left out could only make them smaller, so they are never too small.
+
+    Raises:
+        ValueError: fewer tests than p-values.
+    """
+    if tests < len(p):
+        raise ValueError(f"{len(p)} p-values cannot come out of {tests} tests")
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * tests / np.arange(1, len(p) + 1)
+    q = np.empty(len(p))
+    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
+    return q
+
+
 def empirical(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     """Causal pairs with a p-value from the anti-causal pairs of the same mode and distance in layers, and its q-value.
 
