@@ -74,8 +74,14 @@ def test_an_unknown_architecture_lists_what_it_could_not_resolve():
 
 
 def test_a_row_whose_paths_exist_but_lie_is_caught_by_the_residual_identity():
-    """OLMo 2 has every path of the Llama row, and adds something else to the stream."""
+    """OLMo 2 has every site of the Llama row, and adds something else to the stream."""
+    row = replace(FAMILIES["llama"], reads=(None, None))
     with pytest.raises(UnknownArchitecture, match="misses resid_post"):
+        interp.load(tiny("olmo2"), family=row)
+
+
+def test_a_row_with_a_norm_that_is_not_there_is_refused():
+    with pytest.raises(UnknownArchitecture, match=r"no norm \(model.layers.N.input_layernorm\)"):
         interp.load(tiny("olmo2"), family="llama")
 
 
