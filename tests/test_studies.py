@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+import interp
 from interp.cli import app
 from interp.errors import UsageError
-from interp.runs import Run
+from interp.measure.metrics import score_answer
+from interp.runs import Run, read_spec
 from interp.studies import heads
 from interp.studies.spec import HeadsSpec
 from interp.studies.tables import adjusted, by_locator, map_effects
@@ -336,6 +340,36 @@ def test_figures_come_from_any_run_folder(study, tmp_path):
         n: f.to_json() for n, f in drawn.items()
     }
     assert script.readme(tmp_path) == "" and script.figures(tmp_path) == {}
+
+
+def test_the_readme_of_the_study_says_what_its_tables_say():
+    script = loaded("heads_study")
+    page = script.README.read_text()
+    assert script.written(page, script.readme()) == page
+    figures = Path(script.__file__).parent
+    for name in script.figures():
+        assert (figures / f"{name}.png").stat().st_size > 10_000
+
+
+def test_rows_of_the_study_can_be_computed_again(smollm2):
+    """A sample of the map's rows, another one every day, each by a run of its own."""
+    script = loaded("heads_study")
+    spec = HeadsSpec(**read_spec(script.DATA / "spec.yaml"))
+    made = json.loads((script.DATA / "provenance.json").read_text())
+    assert made["fingerprint"] == smollm2.fingerprint
+    cells = pd.read_parquet(script.DATA / "cells.parquet")
+    short = cells[(cells["length_asked"] <= 256) & cells["mode"].isin(["", "uniform"])]
+    today = date.today().toordinal()
+    by_cluster: dict[str, list[Any]] = {}
+    for e in heads._Study(spec, None, smollm2, None).grid("map").examples(smollm2):
+        by_cluster.setdefault(e.cluster, []).append(e)
+    for row in short.sample(6, random_state=today).itertuples():
+        example = by_cluster[row.cluster][row.example]
+        cut = [interp.ablate(row.components, "uniform", "answer")] if row.components else []
+        with smollm2.apply(*cut):
+            found = score_answer(smollm2.run([example]).logits[0], example)
+        assert found["logprob"] == pytest.approx(row.logprob, abs=5e-3), (today, row)
+        assert found["accuracy"] == row.accuracy, (today, row)
 
 
 @pytest.mark.parametrize(

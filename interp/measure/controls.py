@@ -169,10 +169,11 @@ def _bottom(
     if ranking is None:
         raise UsageError("controls of kind 'bottom' need a ranking of all heads: ranking=heads.scores_")
     if isinstance(ranking, pd.DataFrame):
+        first = ranking
         if "method" in ranking:
-            ranking = ranking[ranking["method"] == ranking["method"].iloc[0]]
-        named = _heads(list(ranking["component"]))
-        score: Mapping[Head, float] = dict(zip(named, ranking["score"].astype(float), strict=True))
+            first = ranking[ranking["method"] == ranking["method"].iloc[0]]
+        named = _heads(list(first["component"]))
+        score: Mapping[Head, float] = dict(zip(named, first["score"].astype(float), strict=True))
         tie = np.random.default_rng(stable_seed("controls", "bottom", seed)).permutation(len(named))
         order = [named[i] for i in np.lexsort((tie, np.array([score[h] for h in named])))]
     else:

@@ -278,7 +278,9 @@ def test_causal_needs_all_planted_heads(planted: Any) -> None:
 def test_causal_tests_clusters_and_takes_a_reference(planted: Any) -> None:
     """Instances of one haystack are no further evidence; a mean's reference is none of the knockout's."""
     made, model, _ = planted
-    told = [replace(e, cluster=f"c{i // 2}") for i, e in enumerate(planted_task(made, 8, 1, 60).examples(None))]
+    told = [
+        replace(e, cluster=f"c{i // 2}") for i, e in enumerate(planted_task(made, 8, 1, 60).examples(None))
+    ]
     task, heads = FixedTask(told, copies=True), [Head(*place) for place in sorted(made.retrieval)]
     k = len(heads)
     found = causal(model, task, heads, sizes=(k,), controls=0, mode="mean", reference=Reference(task))

@@ -137,7 +137,9 @@ class NnsightEngine:
             a is b for a, b in zip(hf.parameters(), self._made._module.parameters(), strict=True)
         )
         if not shared:
-            self._made = wrap(twin(hf, "nnsight"), self.subject.tokens.hf if self.subject.has_tokens else None)
+            self._made = wrap(
+                twin(hf, "nnsight"), self.subject.tokens.hf if self.subject.has_tokens else None
+            )
         kernel = hf.config._attn_implementation
         if self._made._module.config._attn_implementation != kernel:
             self._made._module.set_attn_implementation(kernel)
