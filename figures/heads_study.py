@@ -2,10 +2,12 @@
 
     python figures/heads_study.py [--data figures/data/heads_study] [--out figures/build] [--formats png pdf]
     python figures/heads_study.py --readme
+    python figures/heads_study.py --data runs/heads --numbers
 
 Reads the tables of a study (`interp study retrieval-heads smollm2`; figures/data/heads_study has them with spec,
-versions and fingerprint) and nothing else; `--data` takes any such folder. `--readme` prints the block of results in
-the README, which a test compares with it. `--export DIR` copies what the figures need into a folder of data.
+versions and fingerprint) and nothing else; `--data` takes any such folder and prints its numbers with `--numbers`.
+`--readme` writes the numbers into the README beside the data, which a test compares with it. `--export DIR` copies what
+the figures need into a folder of data.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from interp import plot
 from interp.plot.text import number
 
 DATA = Path(__file__).parent / "data" / "heads_study"
+README = DATA / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = (
     "scores", "prefill", "cells", "map", "dose", "dose_areas", "sufficient", "sufficient_areas", "specificity", "pairs",
@@ -55,6 +59,13 @@ def figures(data: Path = DATA) -> dict[str, go.Figure]:
     if pairs is not None:
         out["heads-study-agreement"] = plot.score_agreement(pairs)
     return out
+
+
+def written(page: str, block: str) -> str:
+    """A page with the block of results in its place."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def readme(data: Path = DATA) -> str:
@@ -242,11 +253,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="a folder of `interp study retrieval-heads`")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
     parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
-    parser.add_argument("--readme", action="store_true", help="print the README's block of results")
+    parser.add_argument("--numbers", action="store_true", help="print what the tables say")
+    parser.add_argument("--readme", action="store_true", help="write it into the README of the data")
     parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
     args = parser.parse_args()
-    if args.readme:
+    if args.numbers:
         print(readme(args.data))
+        return
+    if args.readme:
+        README.write_text(written(README.read_text(), readme()))
         return
     if args.export is not None:
         for path in export(args.data, args.export):
