@@ -120,7 +120,7 @@ class HeadsSpec(BaseModel):
 
     @classmethod
     def quick(cls, model: str, **changes: Any) -> HeadsSpec:
-        """A study of about five minutes on two cores: the same parts, with less of everything."""
+        """The same parts with less of everything, to see whether all of it runs."""
         small: dict[str, Any] = {
             "lengths": (128, 256, 512),
             "depths": 3,
