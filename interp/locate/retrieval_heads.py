@@ -29,8 +29,8 @@ from interp.locate.scores.copying import copied, copy_position_score, copy_score
 from interp.measure.stats import cluster_se
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
+from interp.models.walk import Walk
 from interp.tasks.base import Example, Task, stable_seed
-from interp.trace.shared import Walk
 
 if TYPE_CHECKING:
     from interp.measure.sequential import Stop

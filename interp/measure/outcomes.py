@@ -20,9 +20,9 @@ from interp.intervene.base import Intervention
 from interp.measure.metrics import METRICS, score_answer
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
+from interp.models.walk import Walk
 from interp.tasks.base import Example
 from interp.trace.each import Spent, resumes
-from interp.trace.shared import Walk
 
 Progress = Callable[[int, int, str], None]
 TOKENS = 2048

@@ -19,6 +19,7 @@ import numpy as np
 
 from interp.errors import UsageError
 from interp.models.tokens import Encoded, Tokens, as_tokens
+from interp.models.walk import Walk
 from interp.tasks.base import Example, Ids, Redraw, Task, listed, stable_seed, whole_number
 from interp.tasks.distinct import draw, tail_cost
 from interp.tasks.haystack import Ruler, select
@@ -305,16 +306,9 @@ def prefill_tokens(examples: Sequence[Example]) -> dict[str, int]:
         ids over one cache, and each keeps the longest prefix that it has in common with the one before it, but never
         more than stands before its question (its last token where it has none).
     """
-    ordered = sorted(examples, key=lambda e: e.ids)
-    shared, last = 0, np.empty(0, np.int64)
-    for example in ordered:
-        ids = np.array(example.ids)
-        upto = min((s.start for s in example.spans_of("question")), default=len(ids) - 1)
-        upto = min(upto, len(last))
-        differ = np.flatnonzero(ids[:upto] != last[:upto])
-        shared += len(ids) - (int(differ[0]) if len(differ) else upto)
-        last = ids
-    return {"naive": sum(len(e.ids) for e in ordered), "shared": shared}
+    first = [min((s.start for s in e.spans_of("question")), default=len(e.ids) - 1) for e in examples]
+    walk = Walk.of([e.ids for e in examples], first)
+    return {"naive": walk.naive, "shared": walk.tokens}
 
 
 def _mates(a: Cell, b: Cell) -> bool:

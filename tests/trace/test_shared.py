@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UsageError
 from interp.intervene.ablate import ablate
-from interp.trace.shared import Walk, common
+from interp.models.walk import Walk, common
 from tests.subjects import ALL, examples, subject
 
 PROMPT = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from interp.models.subject import CausalLM
+if TYPE_CHECKING:
+    from interp.models.subject import CausalLM
 
 WORTH = 0.75
 """Share of the tokens up to which a walk is worth more than batches."""
