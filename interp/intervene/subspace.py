@@ -8,7 +8,7 @@ its place. Nothing depends on which basis of the same span is given, beyond roun
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -197,15 +197,9 @@ class ProjectOut(Atom):
         of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
-        site = atoms[0][1].space.site
-        size = width(subject, site)
         taps: list[Tap] = []
         for number, atom in atoms:
-            if atom.space.basis.shape[1] != size:
-                raise UsageError(
-                    f"{atom.space}: vectors at {site} of {subject.name} have {size} numbers, "
-                    f"those of the basis {atom.space.basis.shape[1]}"
-                )
+            check_width(subject, atom.space)
             where = Where(batch, of, n, number, atom.scope)
             taps.append(_Project(atom.space, where, _target(atom, subject, batch)))
         return {atoms[0][1].space.tapped: taps}
@@ -220,25 +214,52 @@ class _Project:
     target: Any
 
     def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
-        basis = self.space.basis_for(value)
+        mask = None if self.where.everywhere else self.where.mask(frame).to(value.device)
 
-        def cut(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-            lead = tokens.shape[: 2 if mask is None else 1]
-            flat = tokens.flatten(len(lead)).to(basis.dtype)
-            change = -(flat @ basis.T)
-            if self.target is not None:
-                target = self.target(frame).to(basis.device, basis.dtype)
-                if mask is not None:
-                    target = target.expand(*mask.shape, -1)[mask]
-                change = change + target
-            return (flat + change @ basis).reshape(tokens.shape)
+        def change(c: torch.Tensor) -> torch.Tensor:
+            if self.target is None:
+                return -c
+            target = self.target(frame).to(c.device, c.dtype)
+            return (target if mask is None else target.expand(*mask.shape, -1)[mask]) - c
 
-        head = self.space.site.index
-        if self.space.tapped.index == head:
-            return self.where.change(value, frame, cut)
-        out = value.clone()
-        out[:, :, head] = self.where.change(value[:, :, head], frame, cut)
-        return out
+        return change_coordinates(self.space, value, mask, change)
+
+
+def change_coordinates(
+    space: Subspace,
+    value: torch.Tensor,
+    mask: Bool[torch.Tensor, "b t"] | None,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """A site's tensor with something added to coordinates of its tokens; what is orthogonal to the basis stays.
+
+    Args:
+        value: at the site that the subspace taps, b t and whatever a token has.
+        mask: which tokens; None for all.
+        change: what is added to their coordinates, from these: b t r, or n r where there is a mask.
+    """
+    basis = space.basis_for(value)
+    head = space.site.index if space.tapped.index is None else None
+    tokens = value if head is None else value[:, :, head]
+    chosen = tokens if mask is None else tokens[mask]
+    flat = chosen.flatten(2 if mask is None else 1).to(basis.dtype)
+    new = (flat + change(flat @ basis.T) @ basis).reshape(chosen.shape).to(value.dtype)
+    if mask is None and head is None:
+        return new
+    out = value.clone()
+    part = out if head is None else out[:, :, head]
+    part[slice(None) if mask is None else mask] = new
+    return out
+
+
+def check_width(subject: CausalLM, space: Subspace) -> None:
+    """Raise `UsageError` unless the basis is of vectors as long as the site's."""
+    size = width(subject, space.site)
+    if space.basis.shape[1] != size:
+        raise UsageError(
+            f"{space}: vectors at {space.site} of {subject.name} have {size} numbers, "
+            f"those of the basis {space.basis.shape[1]}"
+        )
 
 
 def _target(cut: ProjectOut, subject: CausalLM, batch: Batch) -> Any:
