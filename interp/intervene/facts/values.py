@@ -1,0 +1,180 @@
+"""What has to be added to the residual stream at a fact's subject, so that the model says something else.
+
+The vector is searched by gradient descent (Meng et al. 2022, section 3.1; as in their code): the target's negative
+log-likelihood, averaged over contexts, plus a divergence that keeps what the model thinks the subject is, plus a
+weight decay. Only what lies after the subject's last token depends on it, so that the columns before are run once and
+kept as keys and values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+
+from interp.errors import EngineError, UsageError
+from interp.intervene.facts.requests import Prefixes, Rewrite
+from interp.models.batch import Batch, plan
+from interp.models.engines.base import Frame, Record
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.tasks.base import Example
+
+TOKENS = 2048
+"""Padded tokens of a batch of prompts."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a value is searched; the defaults are those of Meng et al. for GPT-2 XL.
+
+    Attributes:
+        steps: steps of Adam, at most; the last one is not followed by an update.
+        lr: learning rate.
+        kl: weight of KL(before || after) of what follows "<subject> is a", in nats.
+        decay: weight of |delta| / |v|^2, with v what is there before.
+        clamp: the longest delta, as a multiple of |v|.
+        stop: the loss at which the search ends.
+    """
+
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 4.0
+    stop: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.clamp <= 0 or min(self.kl, self.decay) < 0:
+            raise UsageError("a search needs steps >= 1, lr > 0, clamp > 0, kl and decay >= 0")
+
+    def about(self) -> dict[str, float]:
+        """JSON-able description."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of a search.
+
+    Attributes:
+        delta: what is added, d.
+        value: what was there before, the mean over contexts, d.
+        history: one entry a step: loss, nll (nats a token), kl (nats), decay, norm (of delta).
+    """
+
+    delta: Float[torch.Tensor, " d"]
+    value: Float[torch.Tensor, " d"]
+    history: tuple[dict[str, float], ...]
+
+
+def mean_at(
+    subject: CausalLM, rewrites: Sequence[Rewrite], sites: Sequence[Site], prefixes: Prefixes
+) -> dict[Site, Float[torch.Tensor, "n _"]]:
+    """What is at sites at the last token of each fact's subject, averaged over contexts; fp64."""
+    placed = [(ids, at) for r in rewrites for ids, at in prefixes.before(r)]
+    out: dict[Site, list[Any]] = {site: [None] * len(placed) for site in sites}
+    stop = max(int(s.layer or 0) for s in sites) + 1
+    options: dict[str, Any] = {"stop": stop} if "resume" in subject.engine.capabilities else {"keep": 1}
+    for group in plan([len(ids) for ids, _ in placed], TOKENS):
+        batch = subject.batch([Example("edit", placed[i][0], ()) for i in group], forced=False)
+        at = batch.pad + torch.tensor([placed[i][1] for i in group], device=batch.pad.device)
+        trace = subject.run(batch, {site: Record(at[:, None]) for site in sites}, **options)
+        for site in sites:
+            for i, value in zip(group, trace[site][:, 0].double().cpu(), strict=True):
+                out[site][i] = value
+    return {site: torch.stack(rows).unflatten(0, (len(rewrites), -1)).mean(1) for site, rows in out.items()}
+
+
+def search_delta(
+    subject: CausalLM, rewrite: Rewrite, site: Site, prefixes: Prefixes, search: Search, *, share: bool = True
+) -> Found:
+    """The vector that, added at `site` at the last token of the subject, makes the model say the target.
+
+    Args:
+        site: `down` (it is added to what the projection gives) or a site of the residual stream's width.
+        share: run the columns before the subject's last token once; False runs whole prompts at every step.
+
+    Raises:
+        EngineError: the engine keeps no graph.
+    """
+    needed = {"grad", "cache"} if share else {"grad"}
+    if missing := needed - subject.engine.capabilities:
+        raise EngineError(
+            f"engine '{subject.engine.name}' cannot search values (no '{min(missing)}'); use 'hooks'"
+        )
+    placed = prefixes.before(rewrite)
+    rows = [Example("edit", ids, rewrite.target) for ids, _ in placed]
+    batch = subject.batch([*rows, Example("edit", rewrite.essence, rewrite.target[:1])])
+    places = torch.tensor([at for _, at in placed] + [rewrite.essence_at], device=batch.pad.device)
+    columns = batch.pad + places
+    past, prefill = (int(columns.min()), None) if share else (0, None)
+    if past:
+        prefill = _prefill(subject, batch, past)
+    target = torch.tensor(rewrite.target, device=subject.device)
+    n, d = len(rows), subject.d_model
+    delta = torch.zeros(d, device=subject.device, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=search.lr)
+    value = before = None
+    history: list[dict[str, float]] = []
+    for step in range(search.steps):
+        tap = _Added(delta, columns)
+        options = {"cache": copy.deepcopy(prefill), "past": past} if prefill is not None else {}
+        logits = subject.run(batch, {site: tap}, grad=True, keep=batch.keep, **options).logits.float()
+        first = batch.width - logits.shape[1]
+        if value is None:
+            value = tap.seen[:n].float().mean(0)
+        spoken = torch.stack([logits[i, c.start - first : c.stop - first] for i, c in _answers(batch, n)])
+        nll = nn.functional.cross_entropy(spoken.flatten(0, 1), target.repeat(n))
+        essence = logits[n, -1].log_softmax(-1)
+        before = essence.detach() if before is None else before
+        kl = (before.exp() * (before - essence)).sum()
+        # |delta| is not smooth at 0; its gradient there is taken as 0.
+        norm = delta.norm() if bool(delta.any()) else delta.sum() * 0.0
+        decay = norm / value.norm() ** 2
+        loss = nll + search.kl * kl + search.decay * decay
+        terms = {"loss": loss, "nll": nll, "kl": kl, "decay": decay, "norm": norm}
+        history.append({name: float(term.detach()) for name, term in terms.items()})
+        if history[-1]["loss"] < search.stop or step + 1 == search.steps:
+            break
+        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        adam.step()
+        longest = search.clamp * float(value.norm())
+        with torch.no_grad():
+            if float(delta.norm()) > longest:
+                delta *= longest / delta.norm()
+    assert value is not None
+    return Found(delta.detach(), value.detach(), tuple(history))
+
+
+class _Added:
+    """A vector is added at one column of each row, to the residual stream or to what a projection gives."""
+
+    def __init__(self, delta: torch.Tensor, columns: Int[torch.Tensor, " b"]):
+        self.delta, self.columns = delta, columns
+        self.seen: torch.Tensor
+
+    def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
+        rows = torch.arange(len(value), device=value.device)
+        at = self.columns.to(value.device) - frame.past
+        d = len(self.delta)
+        self.seen = value[rows, at, -d:].detach()
+        more = nn.functional.pad(self.delta.to(value.device, value.dtype), (value.shape[-1] - d, 0))
+        return value.index_put((rows, at), more.expand(len(value), -1), accumulate=True)
+
+
+def _answers(batch: Batch, n: int) -> list[tuple[int, range]]:
+    return [(i, batch.answer_columns(i)) for i in range(n)]
+
+
+def _prefill(subject: CausalLM, batch: Batch, past: int) -> Any:
+    """KV cache of the first columns of a batch."""
+    cut = {name: getattr(batch, name)[:, :past] for name in ("ids", "mask", "positions")}
+    start = torch.full_like(batch.answer_start, past - 1)
+    part = replace(batch, answer_start=start, **cut)
+    return subject.run(part, keep=1, use_cache=True).cache
