@@ -121,7 +121,7 @@ def test_a_broken_jsonl_line_with_its_number(model, tmp_path):
 def test_a_clean_model_at_chance(model, tmp_path):
     lines = [{**COPY, "cluster": str(i)} for i in range(4)]
     result = interp("ablate", model, "L1H2", "--task", jsonl(tmp_path / "t.jsonl", *lines), "--controls", 1)
-    ends(result, 1, "at chance", "accuracy 0.00")
+    ends(result, 1, "at chance", "accuracy among candidates 0.00")
 
 
 def test_a_run_folder_of_another_spec(model, tmp_path):

@@ -5,9 +5,9 @@ subject, task, role (target, control_task, off_target), mechanism, locator; cond
 sufficient sets keep, keep_control), control (kind: layer, norm, entropy, bottom, given), draw, k (components cut, or
 heads kept), components (what is cut), kept (what is kept), mode, scope, keys, reference; metric, value, delta (to
 clean), ci_lo and ci_hi (95 %; of the delta, for clean rows of the value); p (exact McNemar against clean, accuracy
-only; it takes examples as independent) and p_cluster (signs flipped cluster by cluster, any metric: the one to report
-where clusters hold several examples); n, n_clusters, n_distinct (control sets of the kind), match_gap (mean distance of
-a control's heads from the chosen ones in what it is matched on), seed, status.
+and choice only; it takes examples as independent) and p_cluster (signs flipped cluster by cluster, any metric: the one
+to report where clusters hold several examples); n, n_clusters, n_distinct (control sets of the kind), match_gap (mean
+distance of a control's heads from the chosen ones in what it is matched on), seed, status.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def measure(
         one row a condition, task and metric; see the module's docstring.
 
     Raises:
-        AtChance: the interval of the clean accuracy includes chance (the floor rule).
+        AtChance: the interval of the clean choice among candidates, or of the accuracy where a task has none, includes
+            chance (the floor rule).
         UsageError: an unknown metric; a component that does not exist.
     """
     chosen = tuple(metrics)
@@ -181,13 +182,15 @@ def _measure_one(
     examples = task.examples(subject)
     outcomes = evaluate(subject, examples, {c.name: c.intervention for c in plan}, progress=progress)
     status = "ok"
-    if "accuracy" in metrics and at_chance(outcomes):
+    judged = floor_metric(outcomes, metrics)
+    if judged and at_chance(outcomes):
         status = AT_CHANCE
         if floor == "raise":
-            clean = outcomes.values[CLEAN]["accuracy"]
+            clean = outcomes.values[CLEAN][judged]
             low, high = proportion_ci(clean, outcomes.clusters)
+            what = "accuracy among candidates" if judged == "choice" else judged
             raise AtChance(
-                f"{subject.name} is at chance on {task!r}: accuracy {clean.mean():.2f} [{low:.2f}, {high:.2f}], chance "
+                f"{subject.name} is at chance on {task!r}: {what} {clean.mean():.2f} [{low:.2f}, {high:.2f}], chance "
                 f"{_chance(outcomes):.2f}; no effect is reported. Take an easier task, or one this model can do"
             )
     if into is not None:
@@ -210,9 +213,20 @@ def _chance(outcomes: Outcomes) -> float:
     return float(np.mean([e.chance for e in outcomes.examples]))
 
 
+def floor_metric(outcomes: Outcomes, metrics: Sequence[str]) -> str:
+    """What is held against chance: the choice among candidates; without candidates the accuracy, where it is asked for.
+
+    Chance is that of a guess among candidates, so an answer that nobody would give unasked can still be far above it.
+    """
+    if not np.isnan(outcomes.values[CLEAN]["choice"]).any():
+        return "choice"
+    return "accuracy" if "accuracy" in metrics else ""
+
+
 def at_chance(outcomes: Outcomes) -> bool:
-    """The floor rule: the interval of the clean accuracy does not lie above chance."""
-    low, _ = proportion_ci(outcomes.values[CLEAN]["accuracy"], outcomes.clusters)
+    """The floor rule: the interval of the clean choice, or accuracy, does not lie above chance."""
+    judged = floor_metric(outcomes, ("accuracy",))
+    low, _ = proportion_ci(outcomes.values[CLEAN][judged], outcomes.clusters)
     return not low > _chance(outcomes)
 
 

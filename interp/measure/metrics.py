@@ -2,8 +2,8 @@
 
 One pass gives all: `accuracy` (1 where greedy decoding gives the answer), `logit_diff` (answer minus foil, at the
 first token where they differ), `logprob` (of the whole answer, nats), `rank` (among the candidates' tokens at the
-first position that tells them apart, 1 is best; candidates that share the answer's token there count as one with it)
-and `nll` (nats a token). Exponentiate a mean `nll` for perplexity.
+first position that tells them apart, 1 is best; candidates that share the answer's token there count as one with it),
+`nll` (nats a token) and `choice` (1 where the best candidate there is right). Exponentiate a mean `nll` for perplexity.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jaxtyping import Float
 
 from interp.tasks.base import Example, Ids
 
-METRICS = ("accuracy", "logit_diff", "logprob", "rank", "nll")
+METRICS = ("accuracy", "logit_diff", "logprob", "rank", "nll", "choice")
 
-BINARY = frozenset({"accuracy", "exact", "number"})
+BINARY = frozenset({"accuracy", "choice", "exact", "number"})
 """Metrics of 0 and 1, also of generated answers (`interp.measure.answers`): proportions, tested in pairs."""
 
 
@@ -63,13 +63,17 @@ def score_answer(logits: Float[torch.Tensor, "m v"], example: Example) -> dict[s
     out["logit_diff"] = math.nan
     if at is not None:
         out["logit_diff"] = float(logits[at, example.answer_ids[at]] - logits[at, example.foil_ids[at]])
-    out["rank"] = math.nan
+    out["rank"] = out["choice"] = math.nan
     if len(example.candidates) > 1:
         place = score_at(example)
         own = example.answer_ids[place]
         others = sorted({c[place] for c in example.candidates if len(c) > place} - {own})
         row = logits[place]
         out["rank"] = 1.0 + float((row[others] > row[own]).sum())
+        same = [a for a in example.alternatives if len(a) > place and a[:place] == example.answer_ids[:place]]
+        right = [own, *(a[place] for a in same)]
+        wrong = [t for t in others if t not in right]
+        out["choice"] = float(not wrong or bool(row[right].max() >= row[wrong].max()))
     return out
 
 

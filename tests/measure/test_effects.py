@@ -14,9 +14,10 @@ import interp
 from interp.errors import AtChance, NoAcceptedExample, UsageError
 from interp.intervene.ablate import ablate
 from interp.measure.controls import matched_heads
-from interp.measure.effects import AT_CHANCE, COLUMNS, contrast, dose, measure
+from interp.measure.effects import AT_CHANCE, COLUMNS, contrast, dose, floor_metric, measure
 from interp.measure.metrics import score_answer
 from interp.measure.outcomes import evaluate
+from interp.measure.plans import CLEAN
 from interp.models.batch import Batch
 from interp.models.sites import Head, components
 from interp.tasks.base import Example, FixedTask, Span
@@ -169,6 +170,37 @@ def test_the_floor_rule_reports_no_effect_at_chance():
     frame = measure(s, task, ablate("L1H2"), controls=1, off_target=(), floor="mark")
     assert (frame.status == AT_CHANCE).all()
     assert frame[frame.condition != "clean"][["delta", "ci_lo", "ci_hi", "p"]].isna().all(axis=None)
+
+
+def test_the_floor_is_judged_among_candidates_where_there_are_some():
+    s = subject("llama")
+    said = list(solvable(s, 12).examples(s))
+    unasked = []  # an answer that greedy decoding never gives, and that still beats its foil each time
+    for e in said:
+        logits = s.run([e]).logits[0, 0]
+        low, high = logits.argsort()[[100, 200]].tolist()
+        pair = ((high,), (low,))
+        unasked.append(replace(e, answer_ids=pair[0], foil_ids=pair[1], candidates=pair, chance=0.5))
+    frame = measure(s, FixedTask(unasked, name="unasked"), ablate("L1H2"), controls=1, off_target=())
+    clean = frame[frame.condition == "clean"].set_index("metric")["value"]
+    assert clean["accuracy"] == 0.0 and clean["rank"] == 1.0 and (frame.status == "ok").all()
+    told = replace(said[0], candidates=(), foil_ids=(), chance=0.05)
+    assert floor_metric(evaluate(s, said[:1], {CLEAN: None}), ("nll",)) == "choice"
+    assert floor_metric(evaluate(s, [told], {CLEAN: None}), ("nll",)) == ""
+    # A choice that is wrong each time is at chance, whatever metric is asked for.
+    wrong = [
+        replace(e, answer_ids=e.foil_ids, foil_ids=e.answer_ids, candidates=e.candidates[::-1])
+        for e in unasked
+    ]
+    with pytest.raises(AtChance, match=r"accuracy among candidates 0\.00"):
+        measure(
+            s,
+            FixedTask(wrong, name="wrong"),
+            ablate("L1H2"),
+            controls=1,
+            metrics=("logit_diff",),
+            off_target=(),
+        )
 
 
 def test_controls_match_layers_are_distinct_and_never_chosen():

@@ -56,9 +56,24 @@ def test_an_alternative_counts_where_the_forced_tokens_allow_to_tell():
     assert score_answer(rows(3, 6, 1), example(alternatives=((3,),)))["accuracy"] == 1.0
 
 
+def test_choice_is_among_candidates_and_right_by_an_alternative_too():
+    unlisted = rows(2, 7, 1)  # a token that no candidate has wins, and among candidates the answer does
+    unlisted[1, 5], unlisted[1, 4] = 2.0, 1.0
+    got = score_answer(unlisted, example())
+    assert (got["accuracy"], got["choice"]) == (0.0, 1.0)
+    beaten = rows(2, 4, 1)
+    beaten[1, 5] = 2.0
+    assert score_answer(beaten, example())["choice"] == 0.0
+    assert score_answer(beaten, example(alternatives=((2, 4),)))["choice"] == 1.0
+    assert (
+        score_answer(beaten, example(alternatives=((3, 4),)))["choice"] == 0.0
+    )  # it parts before that token
+    assert score_answer(beaten, example(alternatives=((2,),)))["choice"] == 0.0
+
+
 def test_no_foil_and_no_candidates_give_nan_and_not_zero():
     got = score_answer(rows(2, 5, 1), example(foil_ids=(), candidates=()))
-    assert math.isnan(got["logit_diff"]) and math.isnan(got["rank"])
+    assert all(math.isnan(got[m]) for m in ("logit_diff", "rank", "choice"))
 
 
 def test_score_at_is_the_first_token_that_tells_candidates_apart():
