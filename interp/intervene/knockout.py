@@ -106,12 +106,12 @@ def window_of(subject: CausalLM, layer: int) -> int | None:
     return size
 
 
-def check_kernel(subject: CausalLM) -> None:
+def check_kernel(subject: CausalLM, what: str = "mode 'knockout'") -> None:
     """Raise `EngineError` if the model's attention kernel takes no mask of rows by keys."""
     kernel = str(subject.config._attn_implementation).removeprefix(PREFIX)
     if kernel not in _KERNELS:
         raise EngineError(
-            f"mode 'knockout' edits the attention mask, which kernel '{kernel}' does not take; "
+            f"{what} edits the attention mask, which kernel '{kernel}' does not take; "
             "load with attn_implementation='sdpa'"
         )
 
@@ -128,8 +128,8 @@ class Knockout:
         cut = self.where.mask(frame).to(device).transpose(1, 2)  # b h t
         # A cache may have dropped the first keys of a window, so columns are counted from the end.
         gone = self.keys.of(frame)[:, -call.k.shape[2] :].to(device)[:, None, None]
-        mask = _mask(call)
-        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        mask = mask_of(call)
+        visible = visible_in(mask)
         blind = ~(visible & ~gone).any(-1)  # b 1|h t
         told = self.keys.blind(frame).to(device)[:, None]
         real = _real(self.keys.batch, frame).to(device)[:, None]
@@ -165,7 +165,7 @@ def _real(batch: Batch, frame: Frame) -> Bool[torch.Tensor, "b t"]:
     return columns[None] >= batch.pad[:, None]
 
 
-def _mask(call: AttentionCall) -> torch.Tensor:
+def mask_of(call: AttentionCall) -> torch.Tensor:
     """The mask of a call, b|1 h|1 t s: boolean (True: visible) or additive; made where the kernel needs none."""
     if call.mask is not None:
         if call.mask.ndim != 4:
@@ -180,3 +180,8 @@ def _mask(call: AttentionCall) -> torch.Tensor:
     if call.window is not None:
         visible &= key > query - call.window
     return visible[None, None]
+
+
+def visible_in(mask: torch.Tensor) -> Bool[torch.Tensor, "b _h t s"]:
+    """Which keys each row of a boolean or additive mask sees."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
