@@ -1,14 +1,13 @@
-"""Channels: the outlying components of one reader as a subspace of the stream, and what attention makes of it.
+"""Channels: the outlying components of one reader as a subspace of the stream.
 
 A channel is what a few components write and one reader reads: the span of the components' directions at the reader's
-layer, one to three dimensional. Weights say that the reader would see it. Whether it does is asked of data: with the
-components deleted, how does the reader's attention change?
+layer, one to three dimensional. Weights say that the reader would see it; whether it does is asked of data, see
+`validation`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -20,14 +19,12 @@ from jaxtyping import Float
 from interp.errors import UsageError
 from interp.intervene.base import Intervention
 from interp.intervene.subspace import Subspace
-from interp.locate.channels.components import ComponentScores, writers
+from interp.locate.channels.components import ComponentScores
 from interp.locate.channels.edits import ov_edit
 from interp.locate.channels.factors import Factors, Mode
+from interp.locate.channels.parts import writers
 from interp.locate.channels.weights import Weights
-from interp.models.batch import role_tokens
-from interp.models.engines.base import Rows
 from interp.models.sites import Head, Site
-from interp.tasks.base import Example
 
 _READER = re.compile(r"^L(?P<layer>\d+)(?P<kind>H|KV)(?P<unit>\d+)$")
 
@@ -84,6 +81,7 @@ def channels(
     level: float = 0.05,
     by: Literal["q", "q_null"] = "q",
     rank: int = 3,
+    hubs: bool = False,
 ) -> list[Channel]:
     """Outlying components of each reader and mode, as subspaces; those with the best component first.
 
@@ -93,6 +91,8 @@ def channels(
         level: components up to this q-value are outliers.
         by: q-values of random directions (`q`), or of anti-causal pairs (`q_null`).
         rank: components of a channel, at most; the best.
+        hubs: take out hubs: components have to be outliers also apart from what they score with all readers, and their
+            reader with all components (`hubs.apart`), and are ranked by that.
 
     Raises:
         UsageError: `rank` is not 1, 2 or 3.
@@ -100,6 +100,8 @@ def channels(
     if not 1 <= rank <= 3:
         raise UsageError(f"rank={rank}: channels have 1 to 3 dimensions")
     frame = scores.readers[scores.readers[by] <= level]
+    if hubs:
+        frame = frame[frame["q_apart"] <= level].sort_values(["p_apart", "apart"], ascending=[True, False])
     found = []
     vectors: dict[int, dict[tuple[int, int], torch.Tensor]] = {}
     for (reader, mode), own in frame.groupby(["reader", "mode"], sort=False):
@@ -126,49 +128,3 @@ def _place(name: str) -> tuple[int, str, int]:
     match = _READER.match(name)
     assert match is not None
     return int(match["layer"]), match["kind"], int(match["unit"])
-
-
-def attention_change(weights: Weights, channel: Channel, examples: Sequence[Example]) -> pd.DataFrame:
-    """How the attention of a channel's reader changes when the channel is cut, at the last token of each prompt.
-
-    Args:
-        weights: those that the channel was found in.
-        channel: through queries or keys.
-        examples: prompts; run as one batch.
-
-    Returns:
-        one row an example, reading head and span role: example, reader, role (`` for the whole row), before and after
-        (attention on the role's tokens), change, moved (total variation distance of the two rows).
-
-    Raises:
-        UsageError: a channel through values, which attention does not show.
-    """
-    if channel.mode == "V":
-        raise UsageError(
-            f"{channel}: attention does not show what is read through values; measure the output"
-        )
-    subject = weights.subject
-    batch = subject.batch(examples, forced=False)
-    heads = channel.readers(weights)
-    layer = heads[0].layer
-    columns = torch.full((len(examples), 1), batch.width - 1)
-    rows = Rows(columns, heads={layer: [h.head for h in heads]})
-    before = subject.run(batch, rows=rows, keep=1).rows[layer]
-    with subject.apply(channel.cut(weights)):
-        after = subject.run(batch, rows=rows, keep=1).rows[layer]
-    found = []
-    for n, example in enumerate(examples):
-        pad = int(batch.pad[n])
-        roles = {"": list(range(len(example.ids)))}
-        roles |= {role: role_tokens(example, role) for role in sorted({span.role for span in example.spans})}
-        for k, head in enumerate(heads):
-            a, b = before[n, k, 0].double().cpu(), after[n, k, 0].double().cpu()
-            moved = float((a - b).abs().sum() / 2)
-            for role, tokens in roles.items():
-                at = torch.tensor(tokens, dtype=torch.long) + pad
-                low, high = float(a[at].sum()), float(b[at].sum())
-                found.append(
-                    {"example": n, "reader": repr(head), "role": role, "before": low, "after": high}
-                    | {"change": high - low, "moved": moved}
-                )
-    return pd.DataFrame(found)

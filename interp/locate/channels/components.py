@@ -28,7 +28,9 @@ from scipy import stats
 from interp.errors import UsageError
 from interp.locate.channels.composition import rotates
 from interp.locate.channels.factors import MODES, Factors, Mode
-from interp.locate.channels.null import benjamini_hochberg, cosine_p, haar, reading_p
+from interp.locate.channels.hubs import Hubs, apart, chance
+from interp.locate.channels.null import benjamini_hochberg, cosine_p, decoys, haar, reading_p
+from interp.locate.channels.parts import Parts, Score, readers, writers
 from interp.locate.channels.weights import Weights
 from interp.models.subject import CausalLM
 
@@ -37,69 +39,7 @@ BINS = 512
 TILE = 2**28
 """Bytes of writers' components that are held at once."""
 Kind = Literal["pairs", "readers"]
-Score = Literal["full", "side"]
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """Singular components of all heads or KV groups of a layer; those without weight are left out.
-
-    Attributes:
-        rows: unit vectors of the residual stream.
-        unit: head or group that each belongs to.
-        number: of the component in it, strongest first.
-        share: of the squared length of its head.
-        names: of the units.
-    """
-
-    rows: Float[torch.Tensor, "n d"]
-    unit: Int[torch.Tensor, " n"]
-    number: Int[torch.Tensor, " n"]
-    share: Float[torch.Tensor, " n"]
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, s: Float[torch.Tensor, "u k"], rows: Float[torch.Tensor, "u k d"], names: Sequence[str]
-    ) -> Parts:
-        """Components by their singular values and vectors."""
-        # The vectors of vanishing singular values are any that the decomposition came by.
-        kept = s > rows.shape[-1] * torch.finfo(s.dtype).eps * s[:, :1]
-        unit, number = kept.nonzero(as_tuple=True)
-        share = s.square() / s.square().sum(-1, keepdim=True)
-        return cls(rows[kept], unit, number, share[kept], tuple(names))
-
-    @property
-    def member(self) -> Float[torch.Tensor, "n u"]:
-        """1 where a component belongs to a unit."""
-        return torch.nn.functional.one_hot(self.unit, len(self.names)).to(self.rows.dtype)
-
-    def spectra(self) -> Float[torch.Tensor, "u k"]:
-        """Shares of each unit's components, zeros behind them."""
-        out = self.share.new_zeros(len(self.names), int(self.number.max()) + 1)
-        out[self.unit, self.number] = self.share
-        return out
-
-
-def writers(factors: Factors) -> Parts:
-    """What the query heads of a layer write."""
-    return Parts.of(
-        factors.ov.s, factors.ov.write, [f"L{factors.layer}H{h}" for h in range(len(factors.heads.q))]
-    )
-
-
-def readers(factors: Factors, mode: Mode, score: Score) -> Parts:
-    """What the query heads of a layer, or its KV groups, read."""
-    heads = [f"L{factors.layer}H{h}" for h in range(len(factors.heads.q))]
-    if mode == "V":
-        return Parts.of(factors.ov.s, factors.ov.read, heads)
-    if score == "full":
-        return Parts.of(factors.qk.s, factors.qk.read if mode == "Q" else factors.qk.write, heads)
-    if mode == "K" and factors.heads.share > 1:
-        heads = [f"L{factors.layer}KV{g}" for g in range(len(factors.heads.k))]
-    u, s, _ = torch.linalg.svd(factors.side(mode), full_matrices=False)
-    return Parts.of(s, u.mT, heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +50,10 @@ class ComponentScores:
         pairs: the strongest |cos| of each mode, best first: writer, component, reader, reader_component, writer_layer,
             reader_layer, mode, value, writer_share and reader_share (of their heads' squared lengths), p and q (exact
             null of random directions, Benjamini and Hochberg over all tests), p_null and q_null (from the anti-causal
-            pairs of the same mode and distance in layers; NaN without).
+            pairs of the same mode and distance in layers, `null.decoys`; NaN without).
         readers: the same of a component against a whole reader, without `reader_component` and `reader_share`; `p` is
-            `null.reading_p`.
+            `null.reading_p`. Besides the strongest it holds the best of every writing head and of every reader.
+            `apart` is the score less what its hubs make of it (`hubs.apart`), with p_apart and q_apart.
         kernel: projection kernel of all pairs: writer, reader, writer_layer, reader_layer, mode, value, expected (rank
             x rank / d), z, causal. `null.empirical` takes it.
         tests: number of causal pairs tested, by kind.
@@ -209,6 +150,7 @@ class _Run:
         self.kept: dict[tuple[Kind, Mode], pd.DataFrame] = {}
         self.spectra: dict[tuple[Mode, int], np.ndarray] = {}
         self.kernel: list[pd.DataFrame] = []
+        self.hubs = {mode: Hubs() for mode in modes}
         self.flags: dict[int, tuple[str, ...]] = {}
 
     def blocks(self) -> Iterator[tuple[int, int]]:
@@ -251,15 +193,17 @@ class _Run:
         )
         rows = self._rows(i, j, mode, writer, reader, a, reader.unit[b], found.values)
         rows["reader_component"], rows["reader_share"] = reader.number[b].tolist(), reader.share[b].tolist()
-        self._keep("pairs", mode, rows, "value")
+        self._keep("pairs", mode, rows)
+        logs = reading.double().clamp(min=1e-24).log().numpy(force=True) / 2
+        self.hubs[mode].add(i, j, logs - chance(self.spectra[mode, j], reader.rows.shape[1]))
         # Readers of different spectra differ in what is much for them: those furthest out are kept.
         mean, sd, _ = haar(square.new_ones(1, 1), reader.spectra(), reader.rows.shape[1])
         z = (reading.double() - mean) / sd.clamp(min=1e-12)
-        best = z.flatten().topk(min(self.top, z.numel()))
-        a, b = torch.div(best.indices, z.shape[1], rounding_mode="floor"), best.indices % z.shape[1]
+        at = _best(z, writer.unit, self.top)
+        a, b = torch.div(at, z.shape[1], rounding_mode="floor"), at % z.shape[1]
         rows = self._rows(i, j, mode, writer, reader, a, b, reading[a, b])
-        rows["z"], rows["unit"] = best.values.tolist(), b.tolist()
-        self._keep("readers", mode, rows, "z")
+        rows["z"], rows["at"], rows["unit"] = z[a, b].tolist(), a.tolist(), b.tolist()
+        self._keep("readers", mode, rows)
 
     def _rows(
         self,
@@ -292,9 +236,13 @@ class _Run:
         if i < j:
             self.tests[kind] += value.numel()
 
-    def _keep(self, kind: Kind, mode: Mode, rows: pd.DataFrame, by: str) -> None:
+    def _keep(self, kind: Kind, mode: Mode, rows: pd.DataFrame) -> None:
         rows = pd.concat([self.kept[kind, mode], rows]) if (kind, mode) in self.kept else rows
-        self.kept[kind, mode] = rows.nlargest(self.top, by)
+        rows = rows.sort_values("value" if kind == "pairs" else "z", ascending=False, ignore_index=True)
+        kept = rows.index < self.top
+        if kind == "readers":
+            kept |= ~rows["writer"].duplicated() | ~rows["reader"].duplicated()
+        self.kept[kind, mode] = rows[kept]
 
     def _kernel(
         self, i: int, j: int, mode: Mode, writer: Parts, reader: Parts, kernel: Float[torch.Tensor, "w r"]
@@ -328,11 +276,16 @@ class _Run:
         single = pd.concat([self.kept["readers", m] for m in self.modes], ignore_index=True)
         d = self.subject.d_model
         pairs["p"] = cosine_p(pairs["value"].to_numpy(), d)
-        single["p"] = np.nan
-        for (mode, layer), rows in single.groupby(["mode", "reader_layer"]):
-            spectra = self.spectra[mode, layer][rows["unit"].to_numpy()]
-            single.loc[rows.index, "p"] = reading_p(rows["value"].to_numpy() ** 2, spectra, d)
-        single = single.drop(columns=["z", "unit"])
+        single[["p", "apart", "p_apart"]] = np.nan
+        for (mode, i, j), rows in single.groupby(["mode", "writer_layer", "reader_layer"]):
+            unit, value = rows["unit"].to_numpy(), rows["value"].to_numpy()
+            spectra = self.spectra[mode, j][unit]
+            alone = apart(value, self.hubs[mode].expected(i, j, rows["at"].to_numpy(), unit))
+            single.loc[rows.index, "p"] = reading_p(value**2, spectra, d)
+            single.loc[rows.index, "apart"] = alone
+            single.loc[rows.index, "p_apart"] = reading_p(alone**2, spectra, d)
+        single = single.drop(columns=["z", "at", "unit"])
+        single["q_apart"] = benjamini_hochberg(single["p_apart"].to_numpy(), self.tests["readers"])
         return ComponentScores(
             self._judged("pairs", pairs),
             self._judged("readers", single),
@@ -347,23 +300,34 @@ class _Run:
     def _judged(self, kind: Kind, frame: pd.DataFrame) -> pd.DataFrame:
         """With q-values and the empirical null, best first."""
         tests = self.tests[kind]
-        p_null = self._among_anticausal(kind, frame)
-        q_null = benjamini_hochberg(p_null, tests) if self.anticausal else np.nan
+        p_null, q_null = self._among_anticausal(kind, frame)
         frame = frame.assign(q=benjamini_hochberg(frame["p"].to_numpy(), tests), p_null=p_null, q_null=q_null)
         return frame.sort_values(["p", "value"], ascending=[True, False], ignore_index=True)
 
-    def _among_anticausal(self, kind: Kind, frame: pd.DataFrame) -> np.ndarray:
-        """Share of anti-causal scores at the same distance that are as high; a whole bin counts as as high."""
-        out = np.full(len(frame), np.nan)
+    def _among_anticausal(self, kind: Kind, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """P- and q-values from the anti-causal scores of the same mode and distance."""
+        p, q = np.full(len(frame), np.nan), np.full(len(frame), np.nan)
         if not self.anticausal:
-            return out
-        null: dict[tuple[Mode, int], np.ndarray] = {}
-        for (found, mode, i, j), counts in self.histograms.items():
-            if found == kind and i > j:
-                null[mode, i - j] = null.get((mode, i - j), 0) + counts
-        gap = (frame["reader_layer"] - frame["writer_layer"]).tolist()
+            return p, q
+        counts: dict[tuple[Mode, int], np.ndarray] = {}
+        for (found, mode, i, j), own in self.histograms.items():
+            if found == kind:
+                counts[mode, j - i] = counts.get((mode, j - i), 0) + own
+        gap = (frame["reader_layer"] - frame["writer_layer"]).to_numpy()
         bins = (frame["value"].to_numpy() * BINS).astype(int).clip(max=BINS - 1)
-        for n, (mode, distance, b) in enumerate(zip(frame["mode"], gap, bins, strict=True)):
-            counts = null[mode, distance]
-            out[n] = (1 + counts[b:].sum()) / (1 + counts.sum())
-        return out
+        for mode, distance in set(zip(frame["mode"], gap.tolist(), strict=True)):
+            rows = ((frame["mode"] == mode) & (gap == distance)).to_numpy()
+            high_p, high_q = decoys(counts[mode, distance], counts[mode, -distance])
+            p[rows], q[rows] = high_p[bins[rows]], high_q[bins[rows]]
+        return p, q
+
+
+def _best(z: Float[torch.Tensor, "n u"], unit: Int[torch.Tensor, " n"], top: int) -> Int[torch.Tensor, " m"]:
+    """Flat places of the highest of a block, and of the highest of each writing unit and of each reader."""
+    flat = z.flatten()
+    order = z.amax(1).argsort(descending=True)
+    _, first = np.unique(unit[order].numpy(force=True), return_index=True)
+    rows = order[torch.from_numpy(first).to(order.device)]
+    columns = torch.arange(z.shape[1], device=z.device)
+    own = [rows * z.shape[1] + z[rows].argmax(1), z.argmax(0) * z.shape[1] + columns]
+    return torch.cat([flat.topk(min(top, len(flat))).indices, *own]).unique()

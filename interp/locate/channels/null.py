@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 
@@ -99,6 +99,24 @@ def benjamini_hochberg(p: Float[np.ndarray, " n"], tests: int) -> Float[np.ndarr
     q = np.empty(len(p))
     q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
     return q
+
+
+def decoys(
+    causal: Int[np.ndarray, " bins"], anticausal: Int[np.ndarray, " bins"]
+) -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
+    """P- and q-values of scores in each bin of a histogram, from that of pairs that cannot communicate.
+
+    p = (1 + anti-causal pairs as high) / (1 + all of them) cannot be small enough for millions of tests. q is therefore
+    the false discovery rate by counting, as with knockoffs (Barber and Candes 2015): at a threshold as many causal
+    pairs are there by chance as anti-causal ones are, so q is the least (1 + anti-causal) / causal over all thresholds
+    up to the score. A whole bin counts as as high.
+
+    Args:
+        causal, anticausal: counts by score, lowest first; of as many pairs.
+    """
+    above, null = (x[::-1].cumsum()[::-1] for x in (causal, anticausal))
+    rate = (1 + null) / np.maximum(above, 1) * (causal.sum() / max(anticausal.sum(), 1))
+    return (1 + null) / (1 + anticausal.sum()), np.minimum.accumulate(rate).clip(max=1)
 
 
 def empirical(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:

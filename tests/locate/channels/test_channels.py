@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from interp.errors import UsageError
-from interp.locate.channels.channels import attention_change, channels
+from interp.locate.channels.channels import channels
 from interp.locate.channels.components import component_scores
+from interp.locate.channels.validation import attention_change
 from interp.locate.channels.weights import Weights
 from interp.models.engines.base import Record, Rows
 from interp.models.sites import Head, Site

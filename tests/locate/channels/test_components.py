@@ -10,9 +10,10 @@ import torch
 from scipy import linalg, stats
 
 from interp.errors import UsageError
-from interp.locate.channels.components import BINS, Parts, component_scores, readers, writers
+from interp.locate.channels.components import BINS, component_scores
 from interp.locate.channels.factors import Factors
 from interp.locate.channels.null import benjamini_hochberg, cosine_p, empirical, reading_p
+from interp.locate.channels.parts import Parts, readers, writers
 from interp.locate.channels.weights import LayerHeads, Weights
 from interp.models.subject import CausalLM
 from tests.locate.channels.test_geometry import DOUBLE, dense
