@@ -106,7 +106,7 @@ def intact(
     projections = {i: subject.module(i, subject.family.out_proj) for i in late}
     taps: dict[Site, Tap] = {Site("resid_post", n - 1): Record()} if n in entering else {}
     kwargs: dict[int, dict[str, Any]] = {}
-    with _recorded_kwargs(subject, kwargs), unedited(blocks) as resid, unedited(projections) as z:
+    with recorded_kwargs(subject, kwargs), unedited(blocks) as resid, unedited(projections) as z:
         trace = subject.run(batch, taps, keep=keep, use_cache=bool(branches), cache=cache, past=past)
     if n in entering:
         resid[n] = trace[Site("resid_post", n - 1)]
@@ -124,7 +124,7 @@ def intact(
 
 
 @contextmanager
-def _recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iterator[None]:
+def recorded_kwargs(subject: CausalLM, into: dict[int, dict[str, Any]]) -> Iterator[None]:
     """Record what the model hands to each block beside the residual stream: masks, rotations, positions."""
 
     def hook(layer: int, signature: inspect.Signature) -> Callable[..., None]:

@@ -350,7 +350,7 @@ def _unembedded(subject: CausalLM, base: Base, at: _Ends) -> Iterator[Found]:
             taken.append(numbers.pop(0))
             tokens += more
         hidden = torch.cat([h.flatten(0, 1).to(base.logits.device) for n in taken for _, _, h in at[n]])
-        logits = _tail(subject, hidden)
+        logits = tail(subject, hidden)
         used = 0
         for n in taken:
             out = base.logits.clone()
@@ -363,7 +363,7 @@ def _unembedded(subject: CausalLM, base: Base, at: _Ends) -> Iterator[Found]:
             yield n, out
 
 
-def _tail(subject: CausalLM, hidden: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n v"]:
+def tail(subject: CausalLM, hidden: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, "n v"]:
     """The model's final norm and unembedding, as rows of one token."""
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=subject.device)
     none = ids[:, 0]
