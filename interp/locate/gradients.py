@@ -134,13 +134,19 @@ def along_inputs(
 ) -> Passed:
     """Gradients averaged while the embeddings go from this run's to a donor's; metric and values are this run's."""
     trace = subject.run(batch, {s: Record() for s in [*sites, Site("embed")]})
-    own = trace["embed"]
     total: dict[Site, torch.Tensor] = {}
-    for step in range(steps):
-        taps = {Site("embed"): _constant(own + (step + 0.5) / steps * (embed - own))}
+    for taps in between(trace["embed"], embed, steps):
         _, _, grads = gradients(subject, batch, sites, metric, taps=taps)
         _accumulate(total, grads, steps)
     return metric(trace.logits), {s: trace[s] for s in sites}, total
+
+
+def between(
+    own: Float[torch.Tensor, "b t d"], donor: Float[torch.Tensor, "b t d"], steps: int
+) -> Iterator[dict[Site, Tap]]:
+    """Taps that put the embeddings on their way from a run's own to a donor's, at the midpoint of each step."""
+    for step in range(steps):
+        yield {Site("embed"): _constant(own + (step + 0.5) / steps * (donor - own))}
 
 
 def along_layers(
