@@ -1,0 +1,218 @@
+"""What the model would say at every layer: the logit lens, attributes in the subject's state, and their extraction.
+
+A state is read as the model reads its last one: through the final norm and the unembedding (`norm=False` takes the bare
+unembedding, as the code of Geva et al. 2023, arXiv 2304.14767, does, which tied GPT-2 weights forgive). All functions
+run the model as it is at the time, so that `with subject.apply(ablate(...))` shows what a cut does to the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from interp.errors import UsageError
+from interp.intervene.tracing.places import LAST, LAST_OF, places_of
+from interp.locate.facts.flow import TOKENS, asked_all
+from interp.measure.stats import proportion_ci
+from interp.models.batch import plan
+from interp.models.engines.base import Record
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.tasks.base import Example, Task
+from interp.trace.each import tail
+
+ANY = -1
+"""The layer of a row that counts prompts extracted in any layer."""
+
+
+def read(
+    subject: CausalLM, hidden: Float[torch.Tensor, "n d"], *, norm: bool = True
+) -> Float[torch.Tensor, "n v"]:
+    """Logits of states as if the last block had left them; with `norm=False` by the bare unembedding."""
+    with torch.no_grad():
+        if not norm:
+            head = subject.hf.get_output_embeddings()
+            return head(hidden.to(head.weight.device)).float()
+        return tail(subject, hidden).float()
+
+
+def logit_lens(
+    subject: CausalLM,
+    task: Task | Sequence[Example],
+    kind: str = "resid_post",
+    *,
+    places: Sequence[str] = (LAST_OF, LAST),
+    layers: Iterable[int] | None = None,
+    role: str = "subject",
+    norm: bool = True,
+    n: int | None = None,
+) -> pd.DataFrame:
+    """How the answer stands in the states of some tokens, layer by layer.
+
+    Args:
+        kind: which state: `resid_post`, `resid_mid`, `attn_out`, `mlp_out`, ...
+        places: of tokens, see `interp.intervene.trace.places_of`; those of one place are averaged.
+        norm: read through the final norm.
+
+    Returns:
+        one row a prompt, place and layer: example, cluster, kind, place, layer, probability and logprob (nats) of the
+        answer, rank (1 is best, over the whole vocabulary), top (the best token's id, at the first token of the place).
+    """
+    rows: list[dict[str, Any]] = []
+    for i, example, where, states in _states(subject, task, kind, places, layers, role, n):
+        answer = example.answer_ids[0]
+        for layer, hidden in states.items():
+            logits = read(subject, hidden, norm=norm)
+            logprob = logits.log_softmax(-1)[:, answer]
+            rank = 1 + (logits > logits[:, [answer]]).sum(-1)
+            top = logits.argmax(-1)
+            for place in dict.fromkeys(where):
+                at = [j for j, name in enumerate(where) if name == place]
+                rows.append(
+                    {
+                        "example": i,
+                        "cluster": example.cluster or example.key(),
+                        "kind": kind,
+                        "place": place,
+                        "layer": layer,
+                        "probability": float(logprob[at].exp().mean()),
+                        "logprob": float(logprob[at].mean()),
+                        "rank": float(rank[at].float().mean()),
+                        "top": int(top[at[0]]),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _states(
+    subject: CausalLM,
+    task: Task | Sequence[Example],
+    kind: str,
+    places: Sequence[str],
+    layers: Iterable[int] | None,
+    role: str,
+    n: int | None,
+) -> list[tuple[int, Example, list[str], dict[int, torch.Tensor]]]:
+    """Of each prompt the places that it has, token by token, and their states by layer."""
+    examples = asked_all(subject, task, n)
+    chosen = list(range(subject.n_layers) if layers is None else layers)
+    found: dict[int, tuple[list[str], dict[int, torch.Tensor]]] = {}
+    for group in plan([len(e.ids) for e in examples], TOKENS):
+        batch = subject.batch([examples[i] for i in group])
+        trace = subject.run(batch, {Site(kind, layer): Record() for layer in chosen}, keep=1)
+        for row, i in enumerate(group):
+            names = places_of(examples[i], role)
+            at = [p for p, place in enumerate(names) if place in places]
+            columns = torch.tensor(at, dtype=torch.long) + int(batch.pad[row])
+            states = {layer: trace[Site(kind, layer)][row][columns] for layer in chosen}
+            found[i] = [names[p] for p in at], states
+    if not any(where for where, _ in found.values()):
+        raise UsageError(f"places={list(places)}: no example has such a token")
+    return [(i, examples[i], *found[i]) for i in range(len(examples)) if found[i][0]]
+
+
+def extraction(
+    subject: CausalLM,
+    task: Task | Sequence[Example],
+    *,
+    layers: Iterable[int] | None = None,
+    norm: bool = True,
+    n: int | None = None,
+) -> pd.DataFrame:
+    """Attribute extraction rate: how often a sublayer alone names what the model then says, at the last token.
+
+    Returns:
+        one row a kind (`attn_out`, `mlp_out`) and layer, and one with layer -1 for prompts extracted in any of them:
+        kind, layer, rate (share of prompts whose first predicted token is the sublayer's first), lo, hi (95 %, over
+        clusters), n.
+    """
+    examples = asked_all(subject, task, n)
+    chosen = list(range(subject.n_layers) if layers is None else layers)
+    kinds = ("attn_out", "mlp_out")
+    hits = {kind: np.zeros((len(examples), len(chosen)), dtype=bool) for kind in kinds}
+    for group in plan([len(e.ids) for e in examples], TOKENS):
+        batch = subject.batch([examples[i] for i in group])
+        last = batch.answer_start[:, None]
+        sites = [Site(kind, layer) for kind in kinds for layer in chosen]
+        trace = subject.run(batch, {site: Record(last) for site in sites}, keep=1)
+        said = trace.logits[:, -1].argmax(-1)
+        for kind in kinds:
+            for j, layer in enumerate(chosen):
+                named = read(subject, trace[Site(kind, layer)][:, 0], norm=norm).argmax(-1)
+                hits[kind][group, j] = (named.to(said.device) == said).cpu().numpy()
+    clusters = np.array([e.cluster or e.key() for e in examples])
+    rows = []
+    for kind, hit in hits.items():
+        for layer, column in [*zip(chosen, hit.T, strict=True), (ANY, hit.any(1))]:
+            lo, hi = proportion_ci(column.astype(float), clusters)
+            rows.append(
+                {"kind": kind, "layer": layer, "rate": column.mean(), "lo": lo, "hi": hi, "n": len(hit)}
+            )
+    return pd.DataFrame(rows)
+
+
+def enrichment(
+    subject: CausalLM,
+    task: Task | Sequence[Example],
+    *,
+    k: int = 50,
+    attributes: dict[str, Sequence[int]] | None = None,
+    place: str = LAST_OF,
+    kind: str = "resid_post",
+    layers: Iterable[int] | None = None,
+    role: str = "subject",
+    norm: bool = True,
+    n: int | None = None,
+) -> pd.DataFrame:
+    """How many of a subject's attributes the lens finds in its state, against the attributes of other subjects.
+
+    Geva et al. count words of the subject's encyclopedia page; here attributes are known facts, so that it runs
+    offline, and those of the other subjects of the data are the control.
+
+    Args:
+        k: tokens that count as found.
+        attributes: token ids by cluster (the subject); default the tokens that are asked for of all its examples.
+        place: of the token that is read.
+
+    Returns:
+        one row a prompt and layer: example, cluster, place, layer, rate (share of the subject's attributes in the first
+        k tokens), control (share of the other subjects' attributes that are not its own).
+
+    Raises:
+        UsageError: a subject has no attributes, or there is but one subject.
+    """
+    examples = asked_all(subject, task, n)
+    if attributes is None:
+        asked_of: dict[str, dict[int, None]] = {}
+        for e in examples:
+            asked_of.setdefault(e.cluster or e.key(), {})[e.answer_ids[0]] = None
+        attributes = {name: list(tokens) for name, tokens in asked_of.items()}
+    if lacking := [e.cluster for e in examples if not attributes.get(e.cluster or e.key())]:
+        raise UsageError(f"attributes: there are none of {lacking[0]!r}; name its token ids")
+    every = {token for tokens in attributes.values() for token in tokens}
+    rows = []
+    for i, example, _, states in _states(subject, task, kind, [place], layers, role, n):
+        cluster = example.cluster or example.key()
+        own = set(attributes[cluster])
+        others = every - own
+        if not others:
+            raise UsageError("enrichment compares with other subjects' attributes, and the data has none")
+        for layer, hidden in states.items():
+            top = read(subject, hidden, norm=norm).topk(k, dim=-1).indices
+            best = [set(row) for row in top.tolist()]
+            rows.append(
+                {
+                    "example": i,
+                    "cluster": cluster,
+                    "place": place,
+                    "layer": layer,
+                    "rate": float(np.mean([len(own & b) / len(own) for b in best])),
+                    "control": float(np.mean([len(others & b) / len(others) for b in best])),
+                }
+            )
+    return pd.DataFrame(rows)
