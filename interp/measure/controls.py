@@ -3,6 +3,7 @@
 | kind | the heads drawn are | sets |
 |---|---|---|
 | `layer` | of the chosen heads' own layers, else of the nearest ones | seeded draws |
+| `size` | any others, as many as are chosen | seeded draws |
 | `norm` | nearest in the mean norm of what they write into the residual stream | seeded draws among the near ones |
 | `entropy` | nearest in the mean entropy of their attention in the answer's rows | seeded draws among the near ones |
 | `bottom` | the last of a ranking | one |
@@ -31,7 +32,7 @@ from interp.models.sites import Component, Head, component
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task, stable_seed
 
-Kind = Literal["layer", "norm", "entropy", "bottom", "given"]
+Kind = Literal["layer", "size", "norm", "entropy", "bottom", "given"]
 KINDS: tuple[str, ...] = get_args(Kind)
 NEAR = 8
 """Heads among which one is drawn for each chosen head; more where so few make less sets than are asked for."""
@@ -83,7 +84,7 @@ def matched(
     """At most `n` distinct sets of as many other heads as are chosen.
 
     Args:
-        by: `layer`, `norm`, `entropy`, `bottom` or `given`, see the module's docstring.
+        by: `layer`, `size`, `norm`, `entropy`, `bottom` or `given`, see the module's docstring.
         seed: of the draws.
         avoid: further heads never to draw (other selected heads, for the smaller sets of a dose curve); `given` lists
             are taken as they are.
@@ -101,6 +102,11 @@ def matched(
     taken = {*heads, *(c for c in avoid if isinstance(c, Head))}
     if by == "layer":
         return _paired(by, heads, matched_heads(subject, heads, n, seed=seed, avoid=avoid), _layer)
+    if by == "size":
+        free = [h for h in subject.heads() if h not in taken]
+        if len(free) < len(heads):
+            raise UsageError(_TOO_FEW.format(len(heads)))
+        return _paired(by, heads, _drawn([(free, len(heads))], n, "size", seed), _layer)
     if by == "given":
         return _given(heads, n, given)
     if by == "bottom":
@@ -236,17 +242,21 @@ def matched_heads(
     """
     heads = _heads(chosen)
     taken = {*heads, *(c for c in avoid if isinstance(c, Head))}
-    pools = _pools(subject, heads, taken)
+    return _drawn(_pools(subject, heads, taken), n, seed)
+
+
+def _drawn(pools: Sequence[tuple[list[Head], int]], n: int, *seed: object) -> list[Heads]:
+    """At most `n` distinct sets of so many heads of each pool, enumerated where there are few."""
     total = math.prod(math.comb(len(pool), k) for pool, k in pools)
     if total <= 4 * n:
         every = itertools.product(*(itertools.combinations(pool, k) for pool, k in pools))
         sets = [tuple(sorted(itertools.chain.from_iterable(parts))) for parts in every]
-        order = np.random.default_rng(stable_seed("controls", seed)).permutation(len(sets))
+        order = np.random.default_rng(stable_seed("controls", *seed)).permutation(len(sets))
         return [sets[i] for i in order[:n]]
     out: dict[Heads, None] = {}
     draw = 0
     while len(out) < n:
-        rng = np.random.default_rng(stable_seed("controls", seed, draw))
+        rng = np.random.default_rng(stable_seed("controls", *seed, draw))
         parts = [pool[i] for pool, k in pools for i in rng.choice(len(pool), size=k, replace=False)]
         out[tuple(sorted(parts))] = None
         draw += 1

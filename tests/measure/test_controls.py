@@ -157,3 +157,23 @@ def test_bad_requests_say_what_to_write(options, told):
         matched(subject("llama"), ["L0H0"], 3, **options)
     with pytest.raises(UsageError, match="controls=0"):
         matched(subject("llama"), ["M1"], 3)
+
+
+def test_sets_of_size_come_from_any_layer():
+    s = subject("llama")  # 3 layers of 4 heads
+    chosen = components("L1H0 L1H2 L1H3")
+    found = matched(s, chosen, 40, "size", seed=3)
+    assert len(set(found)) == 40 and all(len(d) == 3 and not set(d) & set(chosen) for d in found)
+    drawn = [h.layer for d in found for h in d]
+    # Of nine free heads four each lie in layers 0 and 2, one in layer 1.
+    assert [round(drawn.count(i) / len(drawn), 1) for i in range(3)] == [0.4, 0.1, 0.4]
+    assert (
+        found[:5] == matched(s, chosen, 40, "size", seed=3)[:5] != matched(s, chosen, 40, "size", seed=4)[:5]
+    )
+    assert found.table["gap"].tolist() == (found.table["value"] - 1).abs().tolist()
+    # All three sets of a universe that holds no more.
+    rest = [h for h in s.heads() if h not in {*chosen, Head(0, 0), Head(2, 1), Head(2, 2)}]
+    few = matched(s, ["L0H0", "L2H1"], 9, "size", avoid=[*rest, *chosen[:1], *chosen[1:2]])
+    assert sorted(few) == [tuple(components("L1H3 L2H2"))]
+    with pytest.raises(UsageError, match="too few are left"):
+        matched(s, ["L0H0", "L2H1"], 2, "size", avoid=[*rest, *chosen])
