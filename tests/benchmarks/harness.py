@@ -46,7 +46,7 @@ class Reach:
     Attributes:
         text: the bound in words, for the table.
         quantity: `a/b`, the time a cell of `a` takes over that of `b`, where each is `ours`, `bare` or a peer;
-            `memory a/b`, extra memory likewise; or the name of one of the job's `numbers`.
+            `memory a/b`, extra memory likewise, or `memory a`, in MB; or the name of one of the job's `numbers`.
         sense, bound: the quantity is to be `<=` or `>=` the bound.
         over: the quantity is divided by this first (a predicted saving, say).
     """
@@ -205,8 +205,8 @@ def judge(job: Job, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     for reach in job.reaches:
         walls = None
         if reach.quantity.startswith("memory "):
-            a, b = reach.quantity.removeprefix("memory ").split("/")
-            value = low = high = found["memory MB"][a] / found["memory MB"][b]
+            a, _, b = reach.quantity.removeprefix("memory ").partition("/")
+            value = low = high = found["memory MB"][a] / (found["memory MB"][b] if b else 1)
         elif reach.quantity in found["numbers"]:
             value = low = high = found["numbers"][reach.quantity]
         else:

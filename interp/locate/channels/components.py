@@ -105,6 +105,7 @@ def component_scores(
     score: Score | None = None,
     dtype: torch.dtype = torch.float32,
     anticausal: bool = True,
+    weights: Weights | None = None,
     progress: Progress | None = None,
 ) -> ComponentScores:
     """Scores of the components of all heads against later heads, and of pairs of components.
@@ -116,6 +117,7 @@ def component_scores(
         score: components of QK (`full`) or of its side; default `side` where the model rotates queries and keys.
         dtype: fp32 or better.
         anticausal: also count pairs whose reader stands before or beside the writer, for `p_null`.
+        weights: the model's, if they are at hand; `fold` and `dtype` are then theirs.
         progress: told about layer pairs done.
 
     Raises:
@@ -124,7 +126,7 @@ def component_scores(
     if subject.n_layers < 2 or top < 1:
         raise UsageError("component scores take a model of two layers or more, and top >= 1")
     chosen: Score = score or ("side" if rotates(subject) else "full")
-    run = _Run(subject, tuple(modes), chosen, Weights(subject, fold, dtype), top, anticausal)
+    run = _Run(subject, tuple(modes), chosen, weights or Weights(subject, fold, dtype), top, anticausal)
     for done, total in run.blocks():
         if progress:
             progress(done, total, "layer pairs")

@@ -39,6 +39,7 @@ def composition(
     fold: bool = True,
     dtype: torch.dtype = torch.float32,
     anticausal: bool = True,
+    weights: Weights | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Composition scores of all pairs of heads.
@@ -51,6 +52,7 @@ def composition(
         dtype: fp32 or better.
         anticausal: also pairs whose reader stands before or beside the writer. Nothing can flow there, so they are what
             the same weights score by chance.
+        weights: the model's, if they are at hand; `fold` and `dtype` are then theirs.
         progress: told about layer pairs done.
 
     Raises:
@@ -66,7 +68,9 @@ def composition(
         raise UsageError("score 'offset' takes offsets, and no other score does; write offsets=[0, 1, 2, 3]")
     parts = [
         _frame(subject, *found, chosen)
-        for found in blocks(subject, modes, chosen, fold, dtype, anticausal, progress, offsets)
+        for found in blocks(
+            weights or Weights(subject, fold, dtype), modes, chosen, anticausal, progress, offsets
+        )
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -76,15 +80,14 @@ def rotates(subject: CausalLM) -> bool:
     return any("rotary" in type(m).__name__.lower() for m in subject.hf.modules())
 
 
+Scores = tuple[Mode, "np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray"]
 Block = tuple[int, int, Mode, "np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray"]
 
 
 def blocks(
-    subject: CausalLM,
+    weights: Weights,
     modes: Sequence[Mode],
     score: Score,
-    fold: bool = True,
-    dtype: torch.dtype = torch.float32,
     anticausal: bool = False,
     progress: Progress | None = None,
     offsets: Offsets | None = None,
@@ -96,32 +99,57 @@ def blocks(
     Yields:
         writer layer, reader layer, mode, score, mean and sd of its square under a random rotation, alignment; w r each.
     """
-    weights = Weights(subject, fold, dtype)
+    subject = weights.subject
     n = subject.n_layers
     total = n * n if anticausal else n * (n - 1) // 2
     done = 0
     for reader_layer in range(n):
-        readers = Factors(weights.layer(reader_layer))
         turn = None if offsets is None else (Rotation.of(subject, reader_layer), offsets)
-        sides = {mode: _Reader(readers, mode, score, turn) for mode in modes}
+        readers = Readers(Factors(weights.layer(reader_layer)), modes, score, turn)
         for writer_layer in range(n if anticausal else reader_layer):
-            writers = Factors(weights.layer(writer_layer)).writer
-            written = spectrum(writers.mT)
-            for mode, reader in sides.items():
-                square = reader.squares(writers) / (written.sum(-1)[:, None] * reader.spectrum.sum(-1)[None])
-                mean, sd, most = haar(written, reader.spectrum, writers.shape[-1])
-                yield (
-                    writer_layer,
-                    reader_layer,
-                    mode,
-                    square.clamp(min=0).sqrt().numpy(),
-                    mean.numpy(),
-                    sd.numpy(),
-                    (square / most).numpy(),
-                )
+            for found in readers.of(Factors(weights.layer(writer_layer))):
+                yield writer_layer, reader_layer, *found
             done += 1
             if progress:
                 progress(done, total, "layer pairs")
+
+
+class Readers:
+    """The heads of a layer as readers, to be held against writers of one layer after another.
+
+    Args:
+        factors: of the layer.
+        modes: through the reader's query, key or value.
+        score: `full` or `side`; `offset` with a rotation and offsets.
+    """
+
+    def __init__(
+        self,
+        factors: Factors,
+        modes: Sequence[Mode] = MODES,
+        score: Score = "full",
+        turn: tuple[Rotation, Offsets] | None = None,
+    ):
+        self._sides = {mode: _Reader(factors, mode, score, turn) for mode in modes}
+
+    def of(self, factors: Factors) -> Iterator[Scores]:
+        """Scores of the writers of a layer.
+
+        Yields:
+            mode, score, mean and sd of its square under a random rotation, alignment; w r each.
+        """
+        writers = factors.writer
+        written = spectrum(writers.mT)
+        for mode, reader in self._sides.items():
+            square = reader.squares(writers) / (written.sum(-1)[:, None] * reader.spectrum.sum(-1)[None])
+            mean, sd, most = haar(written, reader.spectrum, writers.shape[-1])
+            yield (
+                mode,
+                square.clamp(min=0).sqrt().numpy(),
+                mean.numpy(),
+                sd.numpy(),
+                (square / most).numpy(),
+            )
 
 
 class _Reader:

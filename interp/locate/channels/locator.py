@@ -108,12 +108,12 @@ class Channels(Locator):
         if self.by not in ("q", "q_null"):
             raise UsageError(f"by={self.by!r}: write q or q_null")
         self.__dict__.pop("validation_", None)  # of an earlier fit
+        self.weights_ = Weights(subject, self.fold)
         found = component_scores(
-            subject, self.modes, fold=self.fold, top=self.kept, score=self.score, progress=progress
+            subject, self.modes, top=self.kept, score=self.score, weights=self.weights_, progress=progress
         )
         self.components_: ComponentScores = found
         self.pairs_, self.readers_, self.kernel_ = found.pairs, found.readers, found.kernel
-        self.weights_ = Weights(subject, self.fold)
         self.channels_: list[Channel] = channels(
             self.weights_, found, level=self.level, by=self.by, rank=self.rank, hubs=self.hubs
         )
