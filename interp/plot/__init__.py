@@ -13,54 +13,80 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.plot.agreement import score_agreement
     from interp.plot.attention import attention_rows
+    from interp.plot.channels import channel_graph
+    from interp.plot.circuits import circuit_heads, edge_matrix
     from interp.plot.dose import dose_curves
     from interp.plot.effects import control_strip, dose_curve
     from interp.plot.export import find_browser, write, write_all
+    from interp.plot.faithful import faithfulness_curves
     from interp.plot.heads import head_map, score_ranking
     from interp.plot.instances import instance_map
+    from interp.plot.items import accuracy_by_items, traversal_grid
     from interp.plot.matrix import effect_matrix
     from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
+    from interp.plot.reuse import cross_task_matrix, overlap_matrix
+    from interp.plot.spectrum import component_spectrum, composition_map
     from interp.plot.task_matrix import specificity
     from interp.plot.theme import dark, register
 
 _HOME = {
+    "accuracy_by_items": "items",
     "attention_rows": "attention",
+    "channel_graph": "channels",
+    "circuit_heads": "circuits",
+    "component_spectrum": "spectrum",
+    "composition_map": "spectrum",
     "control_strip": "effects",
+    "cross_task_matrix": "reuse",
     "dark": "theme",
     "dose_curve": "effects",
     "dose_curves": "dose",
+    "edge_matrix": "circuits",
     "effect_matrix": "matrix",
+    "faithfulness_curves": "faithful",
     "find_browser": "export",
     "head_map": "heads",
     "instance_map": "instances",
     "needle_map": "needles",
+    "overlap_matrix": "reuse",
     "patch_map": "patching",
     "register": "theme",
     "score_agreement": "agreement",
     "score_ranking": "heads",
     "specificity": "task_matrix",
+    "traversal_grid": "items",
     "write": "export",
     "write_all": "export",
 }
 """The module that holds each public name."""
 
 __all__ = [
+    "accuracy_by_items",
     "attention_rows",
+    "channel_graph",
+    "circuit_heads",
+    "component_spectrum",
+    "composition_map",
     "control_strip",
+    "cross_task_matrix",
     "dark",
     "dose_curve",
     "dose_curves",
+    "edge_matrix",
     "effect_matrix",
+    "faithfulness_curves",
     "find_browser",
     "head_map",
     "instance_map",
     "needle_map",
+    "overlap_matrix",
     "patch_map",
     "register",
     "score_agreement",
     "score_ranking",
     "specificity",
+    "traversal_grid",
     "write",
     "write_all",
 ]

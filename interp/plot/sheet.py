@@ -26,11 +26,19 @@ class Sheet:
 
     @classmethod
     def of(
-        cls, title: str, note: str, captions: Sequence[str], width: Width, *, alt: str, tall: float = 15
+        cls,
+        title: str,
+        note: str,
+        captions: Sequence[str],
+        width: Width,
+        *,
+        alt: str,
+        tall: float = 15,
+        least: float = 28,
     ) -> Sheet:
-        """Empty panels with their captions; `tall` is a panel's height in characters."""
+        """Empty panels with their captions; `tall` is a panel's height, `least` its least width, in characters."""
         font, total = theme.font_px(width), theme.pixels(width)
-        columns = max(1, min(len(captions), int(total / (28 * font))))
+        columns = max(1, min(len(captions), int(total / (least * font))))
         lines = -(-len(captions) // columns)
         left, gap_x, gap_y = 4.6 * font, 5.2 * font, 8.2 * font
         across = total - left - 1.2 * font
@@ -102,10 +110,13 @@ class Sheet:
         )  # fmt: skip
 
     def done(self) -> go.Figure:
-        """The figure, with its legend below: in one line, or a line for each name where they do not fit abreast."""
+        """The figure, with its legend below: in one line, or in columns where they do not fit abreast."""
         names = [str(trace.name) for trace in self.fig.data if trace.name and trace.showlegend is not False]
         long = sum(0.47 * len(name) + 4 for name in names) * self.font > self.fig.layout.width
-        more = self.below + 1.5 * self.font * ((len(names) if long else 1) - 1)
+        # Names that do not fit in one line stand in columns as wide as the longest.
+        column = (0.47 * max(map(len, names), default=1) + 6) * self.font
+        lines = -(-len(names) // max(1, int(self.fig.layout.width / column))) if long else 1
+        more = self.below + 1.5 * self.font * (lines - 1)
         self.fig.update_layout(
             height=round(self.fig.layout.height + more), margin_b=self.fig.layout.margin.b + more
         )

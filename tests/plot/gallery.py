@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from interp import plot
 from interp.plot.theme import Width
-from tests.plot import frames, study_frames
+from tests.plot import circuit_frames, frames, study_frames
 
 
 @cache
@@ -59,4 +59,36 @@ def gallery(width: Width) -> dict[str, go.Figure]:
         "agreement": plot.score_agreement(study_frames.pairs_frame(), width=width),
         "agreement-few": plot.score_agreement(study_frames.pairs_frame(("copy", "qr", "dla")), width=width),
     }
-    return drawn
+    return drawn | circuits(width)
+
+
+@cache
+def circuits(width: Width) -> dict[str, go.Figure]:
+    """Figures of channels and circuits."""
+    c = circuit_frames
+    shape = {"layers": c.LAYERS, "heads": c.HEADS, "kv_heads": c.KV_HEADS}
+    faithful = c.faithful_frame()
+    return {
+        "channels": plot.channel_graph(c.readers_frame(), c.CLASSES, **shape, width=width),
+        "channels-few": plot.channel_graph(c.readers_frame(2), top=1, width=width),
+        "spectrum": plot.component_spectrum(c.spectrum_frame(), width=width),
+        "spectrum-one": plot.component_spectrum(
+            c.spectrum_frame(modes=("V",)).drop(columns="mode"), width=width
+        ),
+        "composition": plot.composition_map(c.composition_frame(), width=width),
+        "items": plot.accuracy_by_items(c.items_frame(), "family", width=width),
+        "items-one": plot.accuracy_by_items(c.items_frame(("A",)), width=width),
+        "traversal-1d": plot.traversal_grid(c.grid_frame(1), width=width),
+        "traversal-2d": plot.traversal_grid(c.grid_frame(2, 7), width=width),
+        "traversal-3d": plot.traversal_grid(c.grid_frame(3), width=width),
+        "circuit": plot.circuit_heads(c.paths_frame(), c.CLASSES, width=width),
+        "circuit-plain": plot.circuit_heads(c.paths_frame().query("receivers == 'logits'"), width=width),
+        "edges": plot.edge_matrix(c.edges_frame(), width=width),
+        "cross": plot.cross_task_matrix(c.cross_frame(), width=width),
+        "cross-few": plot.cross_task_matrix(c.cross_frame(0).query("task in ['ioi', 'niah']"), width=width),
+        "overlap": plot.overlap_matrix(c.overlap_frame(), width=width),
+        "faithful": plot.faithfulness_curves(faithful, facet="ablation", width=width),
+        "faithful-one": plot.faithfulness_curves(
+            faithful.query("ablation == 'mean'"), c.areas_frame(), width=width
+        ),
+    }

@@ -103,6 +103,8 @@ def test_every_figure_says_what_it_shows_and_has_named_axes() -> None:
             "matrix",
             "specificity",
             "agreement",
+            "cross",
+            "overlap",
         ):  # columns and rows have names each
             assert any(titles), name
 
