@@ -39,7 +39,7 @@ def test_a_knockout_of_keys_beside_two_kinds_of_control(ablate):
 def test_what_the_options_cannot_mean_is_said(ablate):
     for args, told in (
         (("--keys", "value"), "takes no keys"),
-        (("--match", "size"), "layer, norm, entropy, bottom, given"),
+        (("--match", "depth"), "layer, size, norm, entropy, bottom, given"),
         (("--match", "bottom"), "need a ranking"),
     ):
         found = ablate(*args)

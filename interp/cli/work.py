@@ -140,7 +140,7 @@ def ablate(
     ] = None,
     controls: Annotated[int | None, typer.Option(min=0, help="Matched control draws of each kind.")] = None,
     match: Annotated[
-        str, typer.Option(help="Kinds of control: layer, norm, entropy; joined by commas.")
+        str, typer.Option(help="Kinds of control: layer, size, norm, entropy; joined by commas.")
     ] = "layer",
     save: Save = None,
     device: Device = "auto",

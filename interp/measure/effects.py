@@ -2,8 +2,8 @@
 
 `measure` is the one call; it returns a tidy frame with one row a condition, task and metric. Columns:
 subject, task, role (target, control_task, off_target), mechanism, locator; condition (clean, cut, control, and of
-sufficient sets keep, keep_control), control (kind: layer, norm, entropy, bottom, given), draw, k (components cut, or
-heads kept), components (what is cut), kept (what is kept), mode, scope, keys, reference; metric, value, delta (to
+sufficient sets keep, keep_control), control (its kind: layer, size, norm, ...), draw, k (components cut, or heads kept),
+components (what is cut), kept (what is kept), mode, scope, keys, reference; metric, value, delta (to
 clean), ci_lo and ci_hi (95 %; of the delta, for clean rows of the value); p (exact McNemar against clean, accuracy
 and choice only; it takes examples as independent) and p_cluster (signs flipped cluster by cluster, any metric: the one
 to report where clusters hold several examples); n, n_clusters, n_distinct (control sets of the kind), match_gap (mean
