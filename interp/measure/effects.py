@@ -2,7 +2,7 @@
 
 `measure` is the one call; it returns a tidy frame with one row a condition, task and metric. Columns:
 subject, task, role (target, control_task, off_target), mechanism, locator; condition (clean, cut, control, and of
-sufficient sets keep, keep_control), control (its kind: layer, size, norm, ...), draw, k (components cut, or heads kept),
+sufficient sets keep, keep_control), control (its kind: layer, size, ...), draw, k (components cut, or heads kept),
 components (what is cut), kept (what is kept), mode, scope, keys, reference; metric, value, delta (to
 clean), ci_lo and ci_hi (95 %; of the delta, for clean rows of the value); p (exact McNemar against clean, accuracy
 and choice only; it takes examples as independent) and p_cluster (signs flipped cluster by cluster, any metric: the one
