@@ -107,13 +107,13 @@ class Written:
 
     Attributes:
         embed: the residual stream that enters the first layer.
-        z: of each layer, head outputs before the output projection.
-        mlp: of each layer.
+        z: of each layer, head outputs before the output projection, b t h d_head.
+        mlp: of each layer, b t d.
     """
 
     embed: Float[torch.Tensor, "b t d"]
-    z: tuple[Float[torch.Tensor, "b t h d_head"], ...]
-    mlp: tuple[Float[torch.Tensor, "b t d"], ...]
+    z: tuple[torch.Tensor, ...]
+    mlp: tuple[torch.Tensor, ...]
 
     @staticmethod
     def sites(subject: CausalLM) -> list[Site]:
