@@ -29,8 +29,8 @@ from interp.models.cache import Progress, quiet
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 
-CLAMP = 0.75
-"""The longest change of the residual stream, as a multiple of its length."""
+SEARCH = Search(step=0.1, clamp=0.75)
+"""How changes of the residual stream are searched, which is longer than what an MLP adds to it."""
 
 
 def memit(
@@ -53,7 +53,7 @@ def memit(
         weight: lambda, in units of d_mlp: k^T C^-1 k averages to d_mlp over text, so that at 1 an average key gets
             half of its share. The reference's 15000 and 20000 are 0.9 for GPT-J and 3.1 for GPT-2 XL.
         prefixes, ridge: as for `rome`.
-        search: how residuals are searched; default as for `rome`, with a shorter clamp.
+        search: how residuals are searched; default `SEARCH`.
         progress: told about facts whose residual is found.
 
     Raises:
@@ -74,7 +74,7 @@ def memit(
         )
     check_moments(subject, moments)
     prefixes = prefixes or default_prefixes(subject)
-    search = search or Search(clamp=CLAMP)
+    search = search or SEARCH
     end = Site("resid_post", window[-1])
     wanted, history = [], []
     for number, rewrite in enumerate(rewrites):

@@ -9,6 +9,7 @@ kept as keys and values.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -31,11 +32,12 @@ TOKENS = 2048
 
 @dataclass(frozen=True)
 class Search:
-    """How a value is searched; the defaults are those of Meng et al. for GPT-2 XL.
+    """How a value is searched; the defaults are those of Meng et al. for GPT-2 XL, but for `step`.
 
     Attributes:
         steps: steps of Adam, at most; the last one is not followed by an update.
-        lr: learning rate.
+        step: length of Adam's first step, as a multiple of |v|. The reference's 0.5 is of each coordinate, so its step
+            has one length in models whose values are long and in such where they are short.
         kl: weight of KL(before || after) of what follows "<subject> is a", in nats.
         decay: weight of |delta| / |v|^2, with v what is there before.
         clamp: the longest delta, as a multiple of |v|.
@@ -43,15 +45,15 @@ class Search:
     """
 
     steps: int = 20
-    lr: float = 0.5
+    step: float = 0.5
     kl: float = 0.0625
     decay: float = 0.5
     clamp: float = 4.0
     stop: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.clamp <= 0 or min(self.kl, self.decay) < 0:
-            raise UsageError("a search needs steps >= 1, lr > 0, clamp > 0, kl and decay >= 0")
+        if self.steps < 1 or self.step <= 0 or self.clamp <= 0 or min(self.kl, self.decay) < 0:
+            raise UsageError("a search needs steps >= 1, step > 0, clamp > 0, kl and decay >= 0")
 
     def about(self) -> dict[str, float]:
         """JSON-able description."""
@@ -119,7 +121,7 @@ def search_delta(
     target = torch.tensor(rewrite.target, device=subject.device)
     n, d = len(rows), subject.d_model
     delta = torch.zeros(d, device=subject.device, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=search.lr)
+    adam = torch.optim.Adam([delta])
     value = before = None
     history: list[dict[str, float]] = []
     for step in range(search.steps):
@@ -129,6 +131,8 @@ def search_delta(
         first = batch.width - logits.shape[1]
         if value is None:
             value = tap.seen[:n].float().mean(0)
+            # Adam's first step moves every coordinate by the learning rate.
+            adam.param_groups[0]["lr"] = search.step * float(value.norm()) / math.sqrt(d)
         spoken = torch.stack([logits[i, c.start - first : c.stop - first] for i, c in _answers(batch, n)])
         nll = nn.functional.cross_entropy(spoken.flatten(0, 1), target.repeat(n))
         essence = logits[n, -1].log_softmax(-1)

@@ -15,7 +15,7 @@ from interp.models.sites import Site
 from tests.intervene.facts.rewrites import contexts, moments, rewrites
 from tests.subjects import ALL, subject
 
-SHORT = Search(steps=3)
+SHORT = Search(steps=3, step=0.2)
 PLAIN = [f for f in ALL if f not in ("gemma2", "gemma3", "olmo2")]
 
 
@@ -42,6 +42,9 @@ def test_one_fact_in_one_layer_is_rome_as_lambda_goes_to_zero(family):
     # With the same limits both search the same vector: what is added to the MLP is added to the residual stream.
     search = replace(SHORT, clamp=1e6, decay=0.0)
     wanted = rome(s, one, 1, moments(family), prefixes=px, search=search).edits[0]
+    ends = [Site("down", 1), Site("resid_post", 1)]
+    long = [float(v[0, -s.d_model :].norm()) for v in mean_at(s, [one], ends, px).values()]
+    search = replace(search, step=search.step * long[0] / long[1])
     found = memit(s, [one], [1], moments(family), weight=0.0, prefixes=px, search=search).edits[0]
     torch.testing.assert_close(found.a @ found.b, wanted.a @ wanted.b, atol=1e-4, rtol=1e-3)
     # The share of a key is k^T C^-1 k / (lambda + k^T C^-1 k).

@@ -87,10 +87,13 @@ def test_the_search_minimises_what_it_says():
     assert last.pop("norm") == pytest.approx(float(found.delta.norm()))
     assert last == pytest.approx(wanted, abs=1e-4)
     assert kl > 1e-3 and found.history[0]["kl"] == 0 and found.history[0]["norm"] == 0
+    two = search_delta(s, one, Site("down", 1), px, Search(steps=2, step=0.2))
     tight = search_delta(s, one, Site("down", 1), px, Search(steps=5, clamp=0.1))
     assert float(tight.delta.norm()) == pytest.approx(0.1 * float(tight.value.norm()), rel=1e-5)
+    # Adam's first step has the length that is asked for.
+    assert two.history[1]["norm"] == pytest.approx(0.2 * float(two.value.norm()), rel=1e-3)
     # Two steps: one look at the loss, one update, one more look.
-    assert len(search_delta(s, one, Site("down", 1), px, Search(steps=2)).history) == 2
+    assert len(two.history) == 2
     assert len(search_delta(s, one, Site("down", 1), px, Search(steps=9, stop=99.0)).history) == 1
 
 
