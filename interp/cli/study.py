@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from interp.cli.console import Json, Progress, emit, progress, say
+from interp.cli.console import Json, emit, progress, say
 from interp.cli.tasks import parameters
 from interp.errors import UsageError
 
@@ -40,11 +39,56 @@ def retrieval_heads(
     json: Json = False,
 ) -> None:
     """Score the heads on a grid of needles, cut them, and see what goes and what stays. Run again, it goes on."""
+    from interp.studies.heads import run
+    from interp.studies.spec import HeadsSpec
+
+    chosen = _chosen(HeadsSpec, "retrieval-heads", model, spec, quick, seed, device, dtype, set_)
+    folder = out or Path("runs") / f"heads-{Path(chosen.model).name}"
+
+    _told(run(chosen, folder, stage=progress), folder, json)
+
+
+@app.command("laundry")
+def laundry(
+    model: Annotated[
+        str | None, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/laundry-MODEL.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes in place of an hour.")] = False,
+    spec: Annotated[Path | None, typer.Option(help="A spec.yaml in place of the options.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the channel that recall from a list goes through, cut it, and edit it so that recall gets better."""
+    from interp.studies.laundry.spec import LaundrySpec
+    from interp.studies.laundry.study import run
+
+    chosen = _chosen(LaundrySpec, "laundry", model, spec, quick, seed, device, dtype, set_)
+    folder = out or Path("runs") / f"laundry-{Path(chosen.model).name}"
+    _told(run(chosen, folder, stage=progress), folder, json)
+
+
+def _chosen(
+    kind: Any,
+    command: str,
+    model: str | None,
+    spec: Path | None,
+    quick: bool,
+    seed: int | None,
+    device: str | None,
+    dtype: str | None,
+    set_: list[str] | None,
+) -> Any:
+    """The spec that the options ask for."""
     from pydantic import ValidationError
 
     from interp.runs import read_spec
-    from interp.studies.heads import run
-    from interp.studies.spec import HeadsSpec
 
     changes: dict[str, Any] = {
         k: v for k, v in {"seed": seed, "device": device, "dtype": dtype}.items() if v is not None
@@ -54,22 +98,19 @@ def retrieval_heads(
         if spec is not None:
             if not spec.is_file():
                 raise UsageError(f"there is no spec '{spec}'")
-            chosen = HeadsSpec(**(read_spec(spec) | ({"model": model} if model else {}) | changes))
-        elif model is None:
-            raise UsageError("name a model: interp study retrieval-heads smollm2")
-        else:
-            chosen = HeadsSpec.quick(model, **changes) if quick else HeadsSpec(model=model, **changes)
+            return kind(**(read_spec(spec) | ({"model": model} if model else {}) | changes))
+        if model is None:
+            raise UsageError(f"name a model: interp study {command} smollm2")
+        return kind.quick(model, **changes) if quick else kind(model=model, **changes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         told = f"spec field '{where}': {first['msg']}" if where else f"spec: {first['msg']}"
         raise UsageError(told + (f" (given: {first.get('input')})" if where else "")) from error
-    folder = out or Path("runs") / f"heads-{Path(chosen.model).name}"
 
-    def stage(name: str) -> AbstractContextManager[Progress]:
-        return progress(name)
 
-    job = run(chosen, folder, stage=stage)
+def _told(job: Any, folder: Path, json: bool) -> None:
+    """What was computed, and where it is."""
     if json:
         emit({"folder": str(folder), "done": job.done, "skipped": job.skipped}, json)
         return

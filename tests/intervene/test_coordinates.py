@@ -66,7 +66,7 @@ def naive(batch, sub, scope, new):
     return {sub.tapped: tap}
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "qwen3", "olmo2"])
 def test_edits_equal_naive_hooks_at_every_site(family):
     s = subject(family)
     batch = s.batch(examples())
