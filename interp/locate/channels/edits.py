@@ -94,7 +94,8 @@ def qk_edit(
         read = u.mT
     numbers, change = _chosen(scales, s, head)
     read = read[numbers]
-    a = torch.linalg.lstsq(q, read.mT).solution * change
+    # By the SVD: solvers that take full rank for granted, or pivot, fail silently on heads of lower rank.
+    a = (torch.linalg.pinv(q) @ read.mT) * change
     b = read @ q
     constant = factors.heads.b_q[h]
     if gain is not None and weights.fold:
