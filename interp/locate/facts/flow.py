@@ -93,7 +93,7 @@ def knockout_map(
         names: list[dict[str, Any]] = []
         for s, source in enumerate(present):
             for layer, head, heads in cells:
-                conditions.append(Ablate(heads, "knockout", f"{_GROUP}.{len(present)}", keys=f"{_GROUP}.0"))
+                conditions.append(Ablate(heads, "knockout", f"{_GROUP}.{len(present)}", keys=f"{_GROUP}.{s}"))
                 names.append({"source": source, "layer": layer, "head": head})
         values: dict[int, np.ndarray] = {}
 
