@@ -77,7 +77,7 @@ def all_pairs(subject: CausalLM, layers: int = 12, heads: int = 12, d: int = 768
         }
 
     return Job(
-        f"composition scores of all causal pairs of {layers * heads} heads, Q, K and V, d = {d}",
+        f"composition scores of all causal pairs of {layers * heads} heads, Q, K and V, d = {d}, random weights",
         (
             Reach(">= 5 x faster than TransformerLens", "TransformerLens/ours", ">=", 5.0),
             Reach("<= 1/10 of its extra memory", "memory ours/TransformerLens", "<=", 0.1),
@@ -163,7 +163,7 @@ def large(
 
     return Job(
         f"composition scores at Llama-3-8B's shape ({shape.layers} layers, {shape.heads} heads, {shape.kv_heads} KV, "
-        f"d = {shape.d}), Q, K and V, {len(writers)} layer pairs",
+        f"d = {shape.d}, random weights), Q, K and V, {len(writers)} layer pairs",
         (Reach("at most 2 GB of extra memory", "memory ours", "<=", 2.0, over=1024.0),),
         ours=ours,
         units={"ours": len(writers)},
