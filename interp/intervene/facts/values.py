@@ -110,50 +110,77 @@ def search_delta(
         raise EngineError(
             f"engine '{subject.engine.name}' cannot search values (no '{min(missing)}'); use 'hooks'"
         )
-    placed = prefixes.before(rewrite)
-    rows = [Example("edit", ids, rewrite.target) for ids, _ in placed]
-    batch = subject.batch([*rows, Example("edit", rewrite.essence, rewrite.target[:1])])
-    places = torch.tensor([at for _, at in placed] + [rewrite.essence_at], device=batch.pad.device)
-    columns = batch.pad + places
-    past, prefill = (int(columns.min()), None) if share else (0, None)
-    if past:
-        prefill = _prefill(subject, batch, past)
-    target = torch.tensor(rewrite.target, device=subject.device)
-    n, d = len(rows), subject.d_model
-    delta = torch.zeros(d, device=subject.device, requires_grad=True)
+    goal = _Goal(subject, rewrite, site, prefixes, search, share)
+    delta = torch.zeros(subject.d_model, device=subject.device, requires_grad=True)
     adam = torch.optim.Adam([delta])
-    value = before = None
     history: list[dict[str, float]] = []
     for step in range(search.steps):
-        tap = _Added(delta, columns)
-        options = {"cache": copy.deepcopy(prefill), "past": past} if prefill is not None else {}
-        logits = subject.run(batch, {site: tap}, grad=True, keep=batch.keep, **options).logits.float()
-        first = batch.width - logits.shape[1]
-        if value is None:
-            value = tap.seen[:n].float().mean(0)
-            # Adam's first step moves every coordinate by the learning rate.
-            adam.param_groups[0]["lr"] = search.step * float(value.norm()) / math.sqrt(d)
-        spoken = torch.stack([logits[i, c.start - first : c.stop - first] for i, c in _answers(batch, n)])
-        nll = nn.functional.cross_entropy(spoken.flatten(0, 1), target.repeat(n))
-        essence = logits[n, -1].log_softmax(-1)
-        before = essence.detach() if before is None else before
-        kl = (before.exp() * (before - essence)).sum()
-        # |delta| is not smooth at 0; its gradient there is taken as 0.
-        norm = delta.norm() if bool(delta.any()) else delta.sum() * 0.0
-        decay = norm / value.norm() ** 2
-        loss = nll + search.kl * kl + search.decay * decay
-        terms = {"loss": loss, "nll": nll, "kl": kl, "decay": decay, "norm": norm}
+        terms = goal(delta)
         history.append({name: float(term.detach()) for name, term in terms.items()})
         if history[-1]["loss"] < search.stop or step + 1 == search.steps:
             break
-        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        length = float(goal.value.norm())
+        # Adam's first step moves every coordinate by the learning rate.
+        adam.param_groups[0]["lr"] = search.step * length / math.sqrt(len(delta))
+        (delta.grad,) = torch.autograd.grad(terms["loss"], [delta])
         adam.step()
-        longest = search.clamp * float(value.norm())
         with torch.no_grad():
-            if float(delta.norm()) > longest:
-                delta *= longest / delta.norm()
-    assert value is not None
-    return Found(delta.detach(), value.detach(), tuple(history))
+            delta *= min(1.0, search.clamp * length / (float(delta.norm()) or 1.0))
+    return Found(delta.detach(), goal.value, tuple(history))
+
+
+class _Goal:
+    """What a search makes small: the loss of a delta and its terms.
+
+    Rows are the prompt in each context with the target forced after it, and the essence. `value` and the essence's
+    distribution are those of the first delta that is tried, which is 0.
+    """
+
+    def __init__(
+        self,
+        subject: CausalLM,
+        rewrite: Rewrite,
+        site: Site,
+        prefixes: Prefixes,
+        search: Search,
+        share: bool,
+    ):
+        self.subject, self.site, self.search = subject, site, search
+        placed = prefixes.before(rewrite)
+        self.n = len(placed)
+        rows = [Example("edit", ids, rewrite.target) for ids, _ in placed]
+        self.batch = subject.batch([*rows, Example("edit", rewrite.essence, rewrite.target[:1])])
+        at = [at for _, at in placed] + [rewrite.essence_at]
+        self.columns = self.batch.pad + torch.tensor(at, device=self.batch.pad.device)
+        self.target = torch.tensor(rewrite.target, device=subject.device)
+        # Nothing before the first subject's last token depends on delta.
+        self.past = int(self.columns.min()) if share else 0
+        self.prefill = _prefill(subject, self.batch, self.past) if self.past else None
+        self.value: torch.Tensor
+        self.essence: torch.Tensor | None = None
+
+    def __call__(self, delta: Float[torch.Tensor, " d"]) -> dict[str, torch.Tensor]:
+        batch, search = self.batch, self.search
+        tap = _Added(delta, self.columns)
+        options: dict[str, Any] = {}
+        if self.prefill is not None:
+            options = {"cache": copy.deepcopy(self.prefill), "past": self.past}
+        logits = self.subject.run(
+            batch, {self.site: tap}, grad=True, keep=batch.keep, **options
+        ).logits.float()
+        first = batch.width - logits.shape[1]
+        columns = [batch.answer_columns(i) for i in range(self.n)]
+        spoken = torch.stack([logits[i, c.start - first : c.stop - first] for i, c in enumerate(columns)])
+        nll = nn.functional.cross_entropy(spoken.flatten(0, 1), self.target.repeat(self.n))
+        essence = logits[self.n, -1].log_softmax(-1)
+        if self.essence is None:
+            self.essence, self.value = essence.detach(), tap.seen[: self.n].float().mean(0)
+        kl = (self.essence.exp() * (self.essence - essence)).sum()
+        # |delta| is not smooth at 0; its gradient there is taken as 0.
+        norm = delta.norm() if bool(delta.any()) else delta.sum() * 0.0
+        decay = norm / self.value.norm() ** 2
+        loss = nll + search.kl * kl + search.decay * decay
+        return {"loss": loss, "nll": nll, "kl": kl, "decay": decay, "norm": norm}
 
 
 class _Added:
@@ -170,10 +197,6 @@ class _Added:
         self.seen = value[rows, at, -d:].detach()
         more = nn.functional.pad(self.delta.to(value.device, value.dtype), (value.shape[-1] - d, 0))
         return value.index_put((rows, at), more.expand(len(value), -1), accumulate=True)
-
-
-def _answers(batch: Batch, n: int) -> list[tuple[int, range]]:
-    return [(i, batch.answer_columns(i)) for i in range(n)]
 
 
 def _prefill(subject: CausalLM, batch: Batch, past: int) -> Any:

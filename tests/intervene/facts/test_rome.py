@@ -60,7 +60,7 @@ def test_a_search_that_shares_its_prefix_is_the_search_over_whole_prompts(family
 def test_the_search_minimises_what_it_says():
     """Loss and its terms, by hand, at the delta of the last step; and the clamp."""
     s, one, px = subject("llama"), rewrites()[0], contexts("llama")
-    search = Search(steps=3, kl=0.3, decay=0.7)
+    search = Search(steps=4, step=1.0, kl=0.3, decay=0.7)
     found = search_delta(s, one, Site("down", 1), px, search)
     rows = [ids for ids, _ in px.before(one)]
 
@@ -86,7 +86,8 @@ def test_the_search_minimises_what_it_says():
     last = dict(found.history[-1])
     assert last.pop("norm") == pytest.approx(float(found.delta.norm()))
     assert last == pytest.approx(wanted, abs=1e-4)
-    assert kl > 1e-3 and found.history[0]["kl"] == 0 and found.history[0]["norm"] == 0
+    back = float((now.exp() * (now - clean)).sum())
+    assert abs(kl - back) > 1e-3 and found.history[0]["kl"] == 0 and found.history[0]["norm"] == 0
     two = search_delta(s, one, Site("down", 1), px, Search(steps=2, step=0.2))
     tight = search_delta(s, one, Site("down", 1), px, Search(steps=5, clamp=0.1))
     assert float(tight.delta.norm()) == pytest.approx(0.1 * float(tight.value.norm()), rel=1e-5)
