@@ -262,22 +262,32 @@ def test_controls_are_as_large_and_elsewhere(model, prompts, directions):
     for control in pushed:
         # Alone, so that nothing below moves what is compared.
         alone = replace(
-            control, edit=replace(edit, parts=edit.parts[1:]), lengths={4: control.lengths[4][1:]}
+            control, edit=replace(edit, parts=edit.parts[1:]), lengths={4: {2: control.lengths[4][2]}}
         )
         moved = []
         for e in few:
             clean = model.run([e], {site: Record()})[site][0, len(e.ids) - 1]
             with model.apply(alone.at(4, directions)):
                 moved.append(model.run([e], {site: Record()})[site][0, len(e.ids) - 1] - clean)
-        assert float(moved[0].norm()) == pytest.approx(control.lengths[4][1], rel=1e-4)
+        assert float(moved[0].norm()) == pytest.approx(control.lengths[4][2], rel=1e-4)
         torch.testing.assert_close(moved[0], moved[1], atol=1e-5, rtol=0)
     own = []
     for e in few:
         clean = model.run([e], {site: Record()})[site][0, len(e.ids) - 1]
         with model.apply(replace(edit, parts=edit.parts[1:]).at(4, directions)):
             own.append(float((model.run([e], {site: Record()})[site][0, len(e.ids) - 1] - clean).norm()))
-    assert pushed[0].lengths[4][1] == pytest.approx(np.mean(own), rel=1e-3)
+    assert pushed[0].lengths[4][2] == pytest.approx(np.mean(own), rel=1e-3)
     assert len({str(c.parts) for c in found.values() if "components" in c.kind}) > 1
+
+
+def test_factors_of_most_heads_change_places(model):
+    parts = tuple(Part(h, weight=float(i + 1)) for i, h in enumerate(model.heads()))
+    other = search.other_heads(Scaled("learned", parts, 2.0), [], 4, 3, 0, 0)
+    assert {p.head for p in other.parts} == {*model.heads()}
+    assert sorted(p.weight for p in other.parts) == sorted(p.weight for p in parts)
+    assert sum(a.head == b.head for a, b in zip(parts, other.parts, strict=True)) < 6
+    few = search.other_heads(Scaled("learned", parts[:2], 2.0), model.heads()[:4], 4, 3, 0, 0)
+    assert all(p.head.layer == 1 for p in few.parts) and len({p.head for p in few.parts}) == 2
 
 
 def test_edits_are_ranked_and_sized():

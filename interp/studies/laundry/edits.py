@@ -54,6 +54,7 @@ class Directions:
     def __init__(self, weights: Weights):
         self.weights = weights
         self._found: dict[int, Float[torch.Tensor, "h k d"]] = {}
+        self._whole: dict[int, Subspace] = {}
 
     def of(self, head: Head, components: Sequence[int] | None = None) -> Float[torch.Tensor, "k d"]:
         """Unit vectors that a head's components write, all or some of them."""
@@ -62,13 +63,17 @@ class Directions:
         every = self._found[head.layer][head.head]
         return every if components is None else every[list(components)]
 
-    def space(self, part: Part) -> Subspace:
-        """Where a part of a head acts: all of its z, or what it adds to the stream along its components."""
-        head = part.head
-        if not part.components:
-            return Subspace(head.site, torch.eye(self.weights.subject.d_head))
-        site = Site("head_out", head.layer, head.head)
-        return Subspace.spanned(site, self.of(head, part.components))
+    def along(self, part: Part) -> Subspace:
+        """Where components of a head act: what it adds to the stream, along them."""
+        site = Site("head_out", part.head.layer, part.head.head)
+        return Subspace.spanned(site, self.of(part.head, part.components))
+
+    def whole(self, layer: int) -> Subspace:
+        """Where whole heads of a layer act: all numbers of its z."""
+        if layer not in self._whole:
+            subject = self.weights.subject
+            self._whole[layer] = Subspace(Site("z", layer), torch.eye(subject.n_heads * subject.d_head))
+        return self._whole[layer]
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,18 @@ class Scaled:
 
     def at(self, items: int, directions: Directions) -> Intervention:
         """The intervention for lists of so many things."""
-        pairs = zip(self.parts, self.factors(items), strict=True)
-        return _sum(scale_coordinates(directions.space(p), f, "answer") for p, f in pairs)
+        heads: dict[int, np.ndarray] = {}
+        subject = directions.weights.subject
+        found: list[Intervention] = []
+        for part, factor in zip(self.parts, self.factors(items), strict=True):
+            if part.components:
+                found.append(scale_coordinates(directions.along(part), factor, "answer"))
+                continue
+            # Whole heads of a layer are scaled at once, so that one tap serves all conditions.
+            own = heads.setdefault(part.head.layer, np.ones((subject.n_heads, subject.d_head)))
+            own[part.head.head] *= factor
+        found += [scale_coordinates(directions.whole(i), own.ravel(), "answer") for i, own in heads.items()]
+        return _sum(found)
 
     def as_weights(self, items: int, weights: Weights) -> Intervention:
         """The same scales in the weights, which hold at every token."""
@@ -190,7 +205,7 @@ def random_components(
 ) -> Scaled:
     """The same factors on as many other components of the same heads; of whole heads there are none to draw."""
     rng = np.random.default_rng(stable_seed("components", seed, draw, edit.name))
-    parts = []
+    parts: list[Part] = []
     for part in edit.parts:
         free = [i for i in range(d_head) if i not in {*part.components, *avoid.get(part.head, ())}]
         drawn = rng.choice(free, size=min(len(part.components), len(free)), replace=False)
@@ -201,31 +216,40 @@ def random_components(
 def other_heads(
     edit: Scaled, avoid: Sequence[Head], n_heads: int, n_layers: int, draw: int, seed: int
 ) -> Scaled:
-    """The same factors on other heads, of the same layers where these have enough; of components their first ones."""
+    """The same factors on other heads, of the same layers where these have enough; of components their first ones.
+
+    Where an edit has most of the heads, its factors change places among them.
+    """
     rng = np.random.default_rng(stable_seed("heads", seed, draw, edit.name))
+    kind = f"{edit.kind}: other heads"
+    if len(edit.parts) > n_heads * n_layers // 2:
+        order = rng.permutation(len(edit.parts))
+        swapped = [replace(p, head=edit.parts[i].head) for p, i in zip(edit.parts, order, strict=True)]
+        return replace(edit, kind=kind, parts=tuple(swapped))
     taken = {*avoid, *(p.head for p in edit.parts)}
-    parts = []
+    every = [Head(i, h) for i in range(n_layers) for h in range(n_heads)]
+    parts: list[Part] = []
     for part in edit.parts:
-        layers = sorted(range(n_layers), key=lambda layer: abs(layer - part.head.layer))
-        free = next(
-            (f for i in layers if (f := [Head(i, h) for h in range(n_heads) if Head(i, h) not in taken])),
-            None,
-        )
-        if free is None:
-            break
+        free = [h for h in every if h not in taken] or [h for h in every if h not in {p.head for p in parts}]
+        near = min(abs(h.layer - part.head.layer) for h in free)
+        free = [h for h in free if abs(h.layer - part.head.layer) == near]
         head = free[int(rng.integers(len(free)))]
         taken.add(head)
         parts.append(replace(part, head=head, components=tuple(range(len(part.components)))))
-    return replace(edit, kind=f"{edit.kind}: other heads", parts=tuple(parts))
+    return replace(edit, kind=kind, parts=tuple(parts))
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A random direction added where each part of an edit acts, as long as the edit's own change is on average."""
+    """A random direction added to what attention writes in each layer of an edit, as long as its change on average.
+
+    Attributes:
+        lengths: for each length of list, of each layer.
+    """
 
     kind: str
     edit: Scaled
-    lengths: Mapping[int, Sequence[float]]
+    lengths: Mapping[int, Mapping[int, float]]
     draw: int
     seed: int
     size: Size = 1.0
@@ -238,15 +262,16 @@ class Pushed:
     @property
     def dims(self) -> int | None:
         """Dimensions that are moved."""
-        return len(self.edit.parts)
+        return len(next(iter(self.lengths.values())))
 
     def at(self, items: int, directions: Directions) -> Intervention:
         """The intervention for lists of so many things."""
         rng = np.random.default_rng(stable_seed("directions", self.seed, self.draw, self.edit.name))
         d = directions.weights.subject.d_model
-        spaces = [
-            Subspace.spanned(Site("attn_out", p.head.layer), rng.standard_normal((1, d)).astype(np.float32))
-            for p in self.edit.parts
-        ]
-        pairs = zip(spaces, self.lengths[items], strict=True)
-        return _sum(shift_coordinates(space, length, "answer") for space, length in pairs)
+        found = []
+        for layer, length in sorted(self.lengths[items].items()):
+            drawn = rng.standard_normal((1, d)).astype(np.float32)
+            found.append(
+                shift_coordinates(Subspace.spanned(Site("attn_out", layer), drawn), length, "answer")
+            )
+        return _sum(found)

@@ -119,7 +119,7 @@ def screen_components(
     """
     parts = {f"{h}.{i}": Part(h, (i,)) for h in heads for i in range(subject.d_head)}
     cuts: dict[str, Intervention | None] = {"clean": None}
-    cuts |= {name: scale_coordinates(directions.space(p), 0.0, "answer") for name, p in parts.items()}
+    cuts |= {name: scale_coordinates(directions.along(p), 0.0, "answer") for name, p in parts.items()}
     found = changed(answers(subject, examples, cuts, progress), "clean", seed=seed)
     energy = energies(subject, examples, heads, directions)
     found.insert(0, "head", [repr(parts[c].head) for c in found["condition"]])

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from interp.locate.channels.channels import Channel
-from interp.models.sites import Head
+from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
 from interp.studies.laundry.carriers import parts_of
 from interp.studies.laundry.edits import (
@@ -151,18 +152,29 @@ def by_length(rows: pd.DataFrame, edits: Mapping[str, Edit], kind: str) -> dict[
 
 def lengths(
     subject: CausalLM, edit: Scaled, examples: Sequence[Example], directions: Directions
-) -> dict[int, list[float]]:
-    """Mean length of what an edit changes at the last token, for each length of list and part."""
+) -> dict[int, dict[int, float]]:
+    """Mean length of what an edit changes in each layer's attention at the last token, for each length of list.
+
+    As if it were the only edit: that a layer's input is another one behind the first edit is left out.
+    """
     items = np.array([e.meta["items"] for e in examples])
-    sites = list(dict.fromkeys(directions.space(Part(p.head, (0,))).site for p in edit.parts))
-    outputs = written(subject, examples, sites)
-    out: dict[int, list[float]] = {int(n): [] for n in sorted(set(items))}
-    for number, part in enumerate(edit.parts):
-        found = outputs[directions.space(Part(part.head, (0,))).site]
-        basis = directions.of(part.head, part.components or None).float().cpu()
-        size = (found @ basis.T).norm(dim=-1).numpy()
+    layers = sorted({p.head.layer for p in edit.parts})
+    z = written(subject, examples, [Site("z", i) for i in layers])
+    out: dict[int, dict[int, float]] = {int(n): {} for n in sorted(set(items))}
+    for layer in layers:
+        write = subject.out_weight(layer).detach().float().cpu()
         for n in out:
-            out[n].append(float(abs(edit.factors(n)[number] - 1) * size[items == n].mean()))
+            own = z[Site("z", layer)][torch.from_numpy(items == n)]
+            change = torch.zeros(len(own), write.shape[-1])
+            for part, factor in zip(edit.parts, edit.factors(n), strict=True):
+                if part.head.layer != layer:
+                    continue
+                output = own[:, part.head.head] @ write[part.head.head]
+                if part.components:
+                    basis = directions.along(part).basis.float()
+                    output = (output @ basis.T) @ basis
+                change += (factor - 1) * output
+            out[n][layer] = float(change.norm(dim=-1).mean())
     return out
 
 
