@@ -173,7 +173,7 @@ def path_effects(values: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         effect = float(change.mean()) / mean if abs(mean) > 1e-9 else np.nan
         # The linearised ratio: what each example adds to it.
         se = float(cluster_se((change - effect * gap) / mean, clusters)) if abs(mean) > 1e-9 else np.nan
-        lo, hi = _interval(change, gap, clusters, seed)
+        lo, hi = ratio_ci(change, gap, clusters, seed)
         rows.append(
             {
                 "sender": sender,
@@ -278,10 +278,10 @@ def _long(
     )
 
 
-def _interval(
+def ratio_ci(
     change: np.ndarray, gap: np.ndarray, clusters: Sequence[str] | np.ndarray, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval of the ratio of means when whole clusters are resampled."""
+    """Percentile interval (95 %) of a ratio of means when whole clusters are resampled; NaN for fewer than two."""
     tops, _ = cluster_sums(change, clusters)
     bottoms, _ = cluster_sums(gap, clusters)
     g = len(tops)
