@@ -164,7 +164,7 @@ class _Reader:
         if turn is not None and mode != "V":
             # What the head reads with, times the mean second moment of the other side, rotated.
             rotation, offsets = turn
-            other = heads.of_query_heads(heads.k) if mode == "Q" else heads.q
+            other = heads.of_query_heads(heads.offered) if mode == "Q" else heads.asked
             self._own = rotation.mean(other.mT @ other, offsets, back=mode == "K")
             self._product = None
             self._shared = side = factors.side(mode)
@@ -187,7 +187,7 @@ class _Reader:
         self._product = None if grouped else factors.reader(mode)
         self._shared = (heads.k if mode == "K" else heads.v) if grouped else None
         if grouped:
-            ends = triangle(heads.q) if mode == "K" else triangle(heads.o.mT)
+            ends = triangle(heads.asked) if mode == "K" else triangle(heads.o.mT)
             self._own = ends.mT @ ends
 
     def squares(self, writers: Float[torch.Tensor, "w k d"]) -> Float[torch.Tensor, "w r"]:

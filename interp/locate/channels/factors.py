@@ -41,12 +41,12 @@ class Components:
 
     Attributes:
         s: singular values.
-        read: unit vectors of the residual stream that a component reads, one a row.
+        read: unit vectors that a component reads, one a row; of the residual stream, if nothing stands for it.
         write: unit vectors that it writes.
     """
 
     s: Float[torch.Tensor, "h k"]
-    read: Float[torch.Tensor, "h k d"]
+    read: Float[torch.Tensor, "h k m"]
     write: Float[torch.Tensor, "h k d"]
 
 
@@ -64,15 +64,15 @@ class Factors:
     @cached_property
     def writer(self) -> Float[torch.Tensor, "h k d"]:
         """X of each query head's OV: ||X M|| = ||W_V W_O M||."""
-        return self.heads.of_query_heads(triangle(self.heads.v)) @ self.heads.o
+        return self.heads.of_query_heads(triangle(self.heads.written)) @ self.heads.o
 
     def reader(self, mode: Mode) -> Float[torch.Tensor, "h d k"]:
         """Y of each query head: ||M Y|| = ||M W_Q W_K^T|| (Q), ||M W_K W_Q^T|| (K), ||M W_V W_O|| (V)."""
         heads = self.heads
         if mode == "Q":
-            return heads.q @ heads.of_query_heads(triangle(heads.k)).mT
+            return heads.q @ heads.of_query_heads(triangle(heads.offered)).mT
         if mode == "K":
-            return heads.of_query_heads(heads.k) @ triangle(heads.q).mT
+            return heads.of_query_heads(heads.k) @ triangle(heads.asked).mT
         return heads.of_query_heads(heads.v) @ triangle(heads.o.mT).mT
 
     def side(self, mode: Mode) -> Float[torch.Tensor, "n d k"]:
@@ -85,17 +85,43 @@ class Factors:
         return _components(self.heads.of_query_heads(self.heads.v), self.heads.o)
 
     @cached_property
+    def output(self) -> Components:
+        """Components of what each query head writes: those of `ov`, or with biases or moments in front of W_O.
+
+        `read` is then in the coordinates of what stands there.
+        """
+        if self.heads.written is self.heads.v:
+            return self.ov
+        return _components(self.heads.of_query_heads(self.heads.written), self.heads.o)
+
+    def reading(self, mode: Mode) -> Components:
+        """Components of what a head reads through its query, key or value: `read` is on that side."""
+        heads = self.heads
+        if mode == "V":
+            return self.ov
+        if not heads.augmented:
+            return self.qk if mode == "Q" else _turned(self.qk)
+        if mode == "Q":
+            return _components(heads.q, heads.of_query_heads(heads.offered).mT)
+        return _components(heads.of_query_heads(heads.k), heads.asked.mT)
+
+    @cached_property
     def qk(self) -> Components:
         """Singular components of each query head's W_Q W_K^T: `read` is the query's side, `write` the key's."""
         return _components(self.heads.q, self.heads.of_query_heads(self.heads.k).mT)
 
 
-def _components(a: Float[torch.Tensor, "h d k"], b: Float[torch.Tensor, "h k d"]) -> Components:
+def _components(a: Float[torch.Tensor, "h m k"], b: Float[torch.Tensor, "h k d"]) -> Components:
     """Thin SVD of A B by the QR decompositions of both and the SVD of a k x k matrix."""
     q_a, r_a = torch.linalg.qr(a)
     q_b, r_b = torch.linalg.qr(b.mT)
     u, s, vh = torch.linalg.svd(r_a @ r_b.mT)
     return Components(s, (q_a @ u).mT, (q_b @ vh.mT).mT)
+
+
+def _turned(found: Components) -> Components:
+    """Components of the transposed matrix."""
+    return Components(found.s, found.write, found.read)
 
 
 def squares(a: Float[torch.Tensor, "w k d"], b: Float[torch.Tensor, "r d m"]) -> Float[torch.Tensor, "w r"]:

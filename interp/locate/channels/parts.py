@@ -61,18 +61,16 @@ class Parts:
 
 def writers(factors: Factors) -> Parts:
     """What the query heads of a layer write."""
-    return Parts.of(
-        factors.ov.s, factors.ov.write, [f"L{factors.layer}H{h}" for h in range(len(factors.heads.q))]
-    )
+    found = factors.output
+    return Parts.of(found.s, found.write, [f"L{factors.layer}H{h}" for h in range(len(factors.heads.q))])
 
 
 def readers(factors: Factors, mode: Mode, score: Score) -> Parts:
     """What the query heads of a layer, or its KV groups, read."""
     heads = [f"L{factors.layer}H{h}" for h in range(len(factors.heads.q))]
-    if mode == "V":
-        return Parts.of(factors.ov.s, factors.ov.read, heads)
-    if score == "full":
-        return Parts.of(factors.qk.s, factors.qk.read if mode == "Q" else factors.qk.write, heads)
+    if mode == "V" or score == "full":
+        found = factors.reading(mode)
+        return Parts.of(found.s, found.read, heads)
     if mode == "K" and factors.heads.share > 1:
         heads = [f"L{factors.layer}KV{g}" for g in range(len(factors.heads.k))]
     u, s, _ = torch.linalg.svd(factors.side(mode), full_matrices=False)

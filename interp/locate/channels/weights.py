@@ -8,7 +8,7 @@ cast to fp32 or better one layer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +29,9 @@ class LayerHeads:
         o: what they write; where a norm follows the sum of all heads, with its gain.
         b_q, b_k, b_v: biases, the folded norm's included; zeros where there are none.
         flags: what makes scores of this layer approximate.
+        values: what stands for V wherever only lengths of what is written count, a matrix with the Gram of the values
+            that prompts have (`data_aware`); None for V itself.
+        augmented: biases count as the weights of one more coordinate of the stream, which is 1 at every token.
     """
 
     layer: int
@@ -40,11 +43,31 @@ class LayerHeads:
     b_k: Float[torch.Tensor, "g k"]
     b_v: Float[torch.Tensor, "g k"]
     flags: tuple[str, ...] = ()
+    values: Float[torch.Tensor, "g m k"] | None = None
+    augmented: bool = False
 
     @property
     def share(self) -> int:
         """Query heads of a KV group."""
         return len(self.q) // len(self.k)
+
+    @property
+    def written(self) -> Float[torch.Tensor, "g m k"]:
+        """What is in front of O: V with its bias where that counts, or what stands for the values of prompts."""
+        return self.values if self.values is not None else self._with(self.v, self.b_v)
+
+    @property
+    def asked(self) -> Float[torch.Tensor, "h m k"]:
+        """Queries as the other side of keys: W_Q, with its bias where that counts."""
+        return self._with(self.q, self.b_q)
+
+    @property
+    def offered(self) -> Float[torch.Tensor, "g m k"]:
+        """Keys as the other side of queries."""
+        return self._with(self.k, self.b_k)
+
+    def _with(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.cat([weight, bias[:, None]], 1) if self.augmented else weight
 
     def of_query_heads(self, shared: torch.Tensor) -> torch.Tensor:
         """Something of KV groups, for each query head."""
@@ -59,11 +82,18 @@ class Weights:
         subject: the model.
         fold: fold norms in; False gives the weights as they are.
         dtype: of what is handed out; fp32 or better.
+        biases: count biases as the weights of one more coordinate of the stream, which is 1 at every token: what a head
+            always writes, and what its keys are always asked for, is then part of its scores. Where it stands on the
+            reader's own side it is not: no head writes that coordinate.
+        moments: second moments of values, by layer, from `data_aware.value_moments`: heads then write what they do
+            write on prompts, and not what they could.
     """
 
     subject: CausalLM
     fold: bool = True
     dtype: torch.dtype = torch.float32
+    biases: bool = False
+    moments: Mapping[int, Float[torch.Tensor, "g k k"]] | None = None
     _bridge: Any = field(default=None, repr=False)
 
     @property
@@ -104,7 +134,8 @@ class Weights:
                 flags.append("k_norm")
         if getattr(self.subject.config, "attn_logit_softcapping", None):
             flags.append("softcap")
-        return LayerHeads(layer, q, k, v, o, b_q, b_k, b_v, tuple(flags))
+        values = None if self.moments is None else root(self.moments[layer]).to(v)
+        return LayerHeads(layer, q, k, v, o, b_q, b_k, b_v, tuple(flags), values, self.biases)
 
     def gain_behind(self, layer: int) -> Float[torch.Tensor, " d"] | None:
         """Gain of the norm behind the attention of a layer; None where there is none."""
@@ -132,3 +163,10 @@ class Weights:
         if bias is None:
             return weight.new_zeros(weight.shape[0], weight.shape[2])
         return bias.detach().to(self.dtype).view(weight.shape[0], weight.shape[2])
+
+
+def root(moment: Float[torch.Tensor, "*g k k"]) -> Float[torch.Tensor, "*g k k"]:
+    """A matrix with this Gram."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    found: torch.Tensor = (vectors * values.clamp(min=0).sqrt()[..., None, :]).mT
+    return found
