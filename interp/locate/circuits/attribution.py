@@ -85,9 +85,13 @@ def edge_scores(
     for group, pairs in Pairs.of(subject, examples, twin, tokens):
         readable(subject, pairs.clean)
         corrupt = Written.of_run(subject, pairs.corrupt)
-        change = corrupt.less(Written.of_run(subject, pairs.clean), subject, pairs.clean)
+        clean = Written.of_run(subject, pairs.clean) if steps > 1 else None
         for path in _paths(subject, pairs, steps):
-            for readers, seen, grads in _inputs(subject, graph, pairs, metric, path):
+            slopes, values = _differentiated(subject, pairs, metric, path)
+            # Without a path the pass that is differentiated is the clean run.
+            clean = clean or Written.read(subject, values.__getitem__)
+            change = corrupt.less(clean, subject, pairs.clean)
+            for readers, seen, grads in _inputs(subject, graph, slopes, values):
                 found = torch.einsum("bwtd,butd->buw", change[:, :seen], grads.float()) / steps
                 sums.add(group, found, readers, slice(0, seen))
         sums.done(group, progress)
@@ -120,9 +124,10 @@ def node_scores(
     sites = Written.sites(subject)
     for group, pairs in Pairs.of(subject, examples, twin, tokens):
         corrupt = Written.of_run(subject, pairs.corrupt)
-        clean = Written.of_run(subject, pairs.clean)
+        clean = Written.of_run(subject, pairs.clean) if steps > 1 else None
         for path in _paths(subject, pairs, steps):
-            _, _, grads = gradients(subject, pairs.clean, sites, _metric(pairs, metric), taps=path)
+            _, values, grads = gradients(subject, pairs.clean, sites, _metric(pairs, metric), taps=path)
+            clean = clean or Written.read(subject, values.__getitem__)
             slope = Written.read(subject, grads.__getitem__)
             found = [_along(corrupt.embed, clean.embed, slope.embed, pairs)[:, None]]
             for i in range(subject.n_layers):
@@ -159,7 +164,7 @@ def _paths(subject: CausalLM, pairs: Pairs, steps: int) -> Iterator[dict[Site, T
         yield {}
         return
     own, donor = (
-        subject.run(batch, {Site("embed"): Record()}, keep=1)["embed"]
+        subject.run(batch, {Site("embed"): Record()}, stop=1)["embed"]
         for batch in (pairs.clean, pairs.corrupt)
     )
     yield from between(own, donor, steps)
@@ -174,33 +179,48 @@ def _along(
     return torch.einsum("bt...,bt->b...", found, real)
 
 
+_Values = Mapping[Site, torch.Tensor]
+
+
+def _differentiated(
+    subject: CausalLM, pairs: Pairs, metric: str, path: Mapping[Site, Tap]
+) -> tuple[_Values, _Values]:
+    """Gradients at queries, keys, values, MLP outputs and before the logits; and values there and at what they read."""
+    n = subject.n_layers
+    ends = [Site(kind, i) for i in range(n) for kind in (*_HEADS, "mlp_out")]
+    entered = [Site("resid_pre", i) for i in range(n)] + [mlp_site(subject, i) for i in range(n)]
+    seen = watch([*entered, *(Site("z", i) for i in range(n))])
+    _, values, slopes = gradients(
+        subject,
+        pairs.clean,
+        [*ends, Site("resid_post", n - 1)],
+        _metric(pairs, metric),
+        taps={**path, **seen},
+    )
+    return slopes, {**values, **{site: tap.value for site, tap in seen.items()}}
+
+
 def _inputs(
-    subject: CausalLM, graph: Graph, pairs: Pairs, metric: str, path: Mapping[Site, Tap]
+    subject: CausalLM, graph: Graph, slopes: _Values, values: _Values
 ) -> Iterator[tuple[slice, int, Float[torch.Tensor, "b u t d"]]]:
     """Gradients at readers' own inputs, place by place: the readers' numbers, how many writers they see, gradients.
 
-    The pass gives gradients at queries, keys, values and MLP outputs, which nothing else reads; from there each is
-    taken back to the residual stream through its own projection and norm (or MLP), at the value that entered them.
+    Queries, keys, values and MLP outputs are made of one reader's input each; their gradients are taken back to the
+    residual stream through its own projection and norm (or MLP), at the value that entered them.
     """
     n = subject.n_layers
-    ends = [Site(kind, i) for i in range(n) for kind in (*_HEADS, "mlp_out")]
-    last = Site("resid_post", n - 1)
-    entered = watch([*(Site("resid_pre", i) for i in range(n)), *(mlp_site(subject, i) for i in range(n))])
-    _, _, grads = gradients(
-        subject, pairs.clean, [*ends, last], _metric(pairs, metric), taps={**path, **entered}
-    )
     for layer in range(n):
-        parts = [Projection.of(subject, layer, p).back(grads[Site(p, layer)]) for p in _HEADS]
-        x = entered[Site("resid_pre", layer)].value
+        parts = [Projection.of(subject, layer, p).back(slopes[Site(p, layer)]) for p in _HEADS]
+        x = values[Site("resid_pre", layer)]
         found = _back(
             attention_norm(subject, layer), x, torch.cat(parts, 1).movedim(1, 0), batched=True
         ).movedim(0, 1)
         rows = slice(graph.block(layer, "q").start, graph.block(layer, "v").stop)
         yield rows, graph.before(layer), found
-        x = entered[mlp_site(subject, layer)].value
-        found = _back(mlp_reader(subject, layer), x, grads[Site("mlp_out", layer)])[:, None]
+        x = values[mlp_site(subject, layer)]
+        found = _back(mlp_reader(subject, layer), x, slopes[Site("mlp_out", layer)])[:, None]
         yield graph.block(layer, "mlp"), graph.before(layer, mlp=True), found
-    yield graph.block(n, "logits"), len(graph.writers), grads[last][:, None]
+    yield graph.block(n, "logits"), len(graph.writers), slopes[Site("resid_post", n - 1)][:, None]
 
 
 def _back(

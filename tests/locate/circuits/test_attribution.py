@@ -197,17 +197,18 @@ def test_log_probabilities_have_scores_too():
             node_scores(s, DATA, metric=metric)
 
 
-def test_scoring_is_three_passes_and_leaves_no_trace(rng_untouched):
+def test_scoring_is_two_passes_and_a_backward_one(rng_untouched):
     s = subject("llama")
     calls = []
-    handle = s.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    handle = s.blocks[-1].register_forward_pre_hook(lambda *_: calls.append(1))
     flags = [p.requires_grad for p in s.hf.parameters()]
     told = []
     try:
         edge_scores(s, DATA, steps=1, progress=lambda *a: told.append(a))
-        assert len(calls) == 3  # clean, corrupt, and the pass that is differentiated
+        node_scores(s, DATA, steps=1)
+        assert len(calls) == 2 + 2
         edge_scores(s, DATA, steps=4)
-        assert len(calls) == 3 + 2 + 2 + 4
+        assert len(calls) == 4 + 2 + 4
     finally:
         handle.remove()
     assert told == [(3, 3, "examples")]
