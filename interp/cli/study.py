@@ -48,6 +48,32 @@ def retrieval_heads(
     _told(run(chosen, folder, stage=progress), folder, json)
 
 
+@app.command("ioi")
+def ioi(
+    model: Annotated[
+        str | None, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/ioi-MODEL.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and controls.")] = False,
+    spec: Annotated[Path | None, typer.Option(help="A spec.yaml in place of the options.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the circuit for indirect objects stage by stage, cut it, and hold its edges against the weights."""
+    from interp.studies.ioi.spec import IOISpec
+    from interp.studies.ioi.study import run
+
+    chosen = _chosen(IOISpec, "ioi", model, spec, quick, seed, device, dtype, set_)
+    folder = out or Path("runs") / f"ioi-{Path(chosen.model).name}"
+    _told(run(chosen, folder, stage=progress), folder, json)
+
+
 @app.command("laundry")
 def laundry(
     model: Annotated[

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from interp.cli import app
 from interp.locate.channels.components import component_scores
 from interp.locate.channels.composition import composition
 from interp.models.sites import Head
@@ -219,3 +221,18 @@ def test_all_parts_and_going_on(model: CausalLM, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "run" / "predicted.parquet"), tables["predicted"]
     )
+
+
+def test_command_line(model: CausalLM, tmp_path: Path) -> None:
+    model.hf.save_pretrained(tmp_path / "model")
+    model.tokens.hf.save_pretrained(tmp_path / "model")
+    runner = CliRunner()
+    options = ["--set", "stages=[direct]", "--set", "n=4", "--set", "held=4", "--set", "controls=1"]
+    options += ["--set", "level=0.999", "--set", "least=0", "--set", "look=0", "--out", str(tmp_path / "run")]
+    found = runner.invoke(app, ["study", "ioi", str(tmp_path / "model"), *options, "--json"])
+    assert found.exit_code == 0, found.output
+    assert set(pd.read_parquet(tmp_path / "run" / "edges.parquet")["stage"]) == {"direct"}
+    wrong = runner.invoke(app, ["study", "ioi", "x", "--set", "stages=[mover]"])
+    assert wrong.exit_code == 2 and "stages" in wrong.output
+    wrong = runner.invoke(app, ["study", "ioi"])
+    assert wrong.exit_code == 2 and "interp study ioi smollm2" in wrong.output

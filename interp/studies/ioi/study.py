@@ -213,6 +213,13 @@ class _Study:
 
     # -- cutting -----------------------------------------------------------------------------------------------------
 
+    def controls(self, k: int) -> int:
+        """Matched sets of k heads that are drawn beside the circuit; none where it leaves fewer heads than that."""
+        if self.subject.n_layers * self.subject.n_heads - len(circuit(self.heads)) >= k:
+            return self.spec.controls
+        self.job.remark(f"no controls of {k} heads: the circuit leaves too few to draw from")
+        return 0
+
     def references(self) -> dict[str, Reference]:
         """What heads are replaced by: means of the prompts without a repeated name, by role, and the twin's own."""
         from interp.intervene.reference import Reference
@@ -238,7 +245,9 @@ class _Study:
         for name in CLASSES:
             if own := set(components(members(self.heads, name))):
                 sets[f"without {name}", -1] = [c for c in chosen if c not in own]
-        for draw, heads in enumerate(matched(self.subject, chosen, self.spec.controls, seed=self.spec.seed)):
+        draws = self.controls(len(chosen))
+        others = matched(self.subject, chosen, draws, seed=self.spec.seed) if draws else ()
+        for draw, heads in enumerate(others):
             sets["matched", draw] = heads
         every = self.subject.heads()
         conditions: dict[str, Any] = {"clean": None}
@@ -297,7 +306,7 @@ class _Study:
 
             cut = ablate(heads, "mean", "all", self.references()["mean"])
             plan = with_controls(
-                self.subject, cut, controls=self.spec.controls, avoid=taken, seed=self.spec.seed
+                self.subject, cut, controls=self.controls(len(heads)), avoid=taken, seed=self.spec.seed
             )
             rows = measure(
                 self.subject,

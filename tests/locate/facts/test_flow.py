@@ -118,7 +118,9 @@ def test_edges_between_other_tokens_and_other_metrics() -> None:
         logits = blocked(model, example, (row.layer,), [0, 1, 2, 3], tokens_of(example, "other"), [2, 3])
         wanted = float(logits[example.answer_ids[0]] - logits[example.foil_ids[0]])
         assert row.value == pytest.approx(wanted, abs=2e-4)
-    assert abs(frame.effect[0]) > 0.1 and abs(frame.effect[1]) < 1e-6  # nothing after the last layer reads those tokens
+    assert (
+        abs(frame.effect[0]) > 0.1 and abs(frame.effect[1]) < 1e-6
+    )  # nothing after the last layer reads those tokens
 
 
 def test_what_is_hidden_from_none_changes_nothing_and_lacking_sources_are_left_out() -> None:

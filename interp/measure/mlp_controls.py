@@ -1,0 +1,230 @@
+"""Matched controls of MLPs and neurons: the same cut of parts that were not chosen, by what they are alike in.
+
+| of | the controls are | matched on | sets |
+|---|---|---|---|
+| MLP layers | the same layers, moved up or down together | mean norm of what MLPs write | all, nearest first |
+| neurons | other neurons of the same layer | mean size of the activation | seeded draws among the nearest |
+
+No set holds a chosen part, and no two sets are equal; where fewer exist than are asked for, fewer come back, and
+`n_distinct` says how many there are. What each set was matched on, and how well, comes with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from interp.errors import UsageError
+from interp.intervene.base import Scope
+from interp.intervene.reference import Reference
+from interp.models.batch import plan
+from interp.models.engines.base import Frame, Reduce
+from interp.models.sites import MLP, Component, Neuron, Site, component
+from interp.models.subject import CausalLM
+from interp.tasks.base import Example, Task, stable_seed
+
+NEAR = 8
+"""Neurons among which one is drawn for each chosen neuron; more where so few make less sets than are asked for."""
+_TOKENS = 4096
+
+Parts = tuple[Component, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedParts(Sequence[Parts]):
+    """Control sets; a sequence of tuples of components, each sorted.
+
+    Attributes:
+        by: what they are matched on, `norm` or `activation`.
+        sets: the sets.
+        table: one row a set and component: `draw`, `chosen` (the part that it stands for), `component`, `wanted` and
+            `value` (what they are matched on) and `gap`, their distance.
+        n_distinct: how many sets there are to draw from.
+    """
+
+    by: str
+    sets: tuple[Parts, ...]
+    table: pd.DataFrame = field(repr=False)
+    n_distinct: int
+
+    def __getitem__(self, i: int) -> Parts:  # type: ignore[override]
+        return self.sets[i]
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Mean gap of each set."""
+        mean = self.table.groupby("draw")["gap"].mean()
+        return [float(mean[draw]) for draw in range(len(self.sets))]
+
+
+def matched_windows(
+    subject: CausalLM,
+    chosen: Sequence[str | Component],
+    n: int,
+    data: Reference | Task | Sequence[Example],
+    *,
+    scope: Scope = "all",
+    avoid: Sequence[Component] = (),
+) -> MatchedParts:
+    """At most `n` windows of as many layers as are chosen, those first whose MLPs write as much.
+
+    Layers are moved together, so that a window stays one, and a gap in it too.
+
+    Args:
+        data: what norms are measured on, in one pass of the intact model.
+        scope: tokens that count: `all`, span roles, positions.
+        avoid: further layers never to take.
+
+    Raises:
+        UsageError: a component is no MLP, or no other window fits into the model.
+    """
+    named = {component(c) for c in chosen}
+    parts = sorted(c for c in named if isinstance(c, MLP))
+    if len(parts) != len(named) or not parts:
+        raise UsageError("matched windows are defined for MLP layers; write M12, or use matched_neurons")
+    for part in parts:
+        subject.check(part)
+    layers = [p.layer for p in parts]
+    taken = {*layers, *(c.layer for c in avoid if isinstance(c, MLP))}
+    shifts = range(-layers[0], subject.n_layers - layers[-1])
+    free = [s for s in shifts if not taken & {layer + s for layer in layers}]
+    if not free:
+        raise UsageError(f"no other window of {len(layers)} layers fits beside {' '.join(map(repr, parts))}")
+    norm = mlp_norms(subject, _reference(data), scope)
+
+    def gap(shift: int) -> float:
+        return abs(float(np.mean([norm[i + shift] for i in layers]) - np.mean([norm[i] for i in layers])))
+
+    order = sorted(free, key=lambda s: (gap(s), abs(s), s))[:n]
+    rows = [(draw, MLP(i), MLP(i + s)) for draw, s in enumerate(order) for i in layers]
+    sets = tuple(tuple(MLP(i + s) for i in layers) for s in order)
+    value = {MLP(i): float(norm[i]) for i in range(subject.n_layers)}
+    return MatchedParts("norm", sets, _table(rows, value), len(free))
+
+
+def matched_neurons(
+    subject: CausalLM,
+    chosen: Sequence[str | Component],
+    n: int,
+    data: Reference | Task | Sequence[Example],
+    *,
+    scope: Scope = "all",
+    seed: int = 0,
+    avoid: Sequence[Component] = (),
+) -> MatchedParts:
+    """At most `n` distinct sets of neurons of the same layers that are as active.
+
+    Args:
+        data: what activations are measured on, in one pass of the intact model.
+        scope: tokens that count: `all`, span roles (`subject`), positions.
+        seed: of the draws.
+        avoid: further neurons never to draw (those of other facts).
+
+    Raises:
+        UsageError: a component is no neuron, or a layer has too few others.
+    """
+    parts = list(dict.fromkeys(component(c) for c in chosen))
+    neurons = [c for c in parts if isinstance(c, Neuron)]
+    if len(neurons) != len(parts) or not neurons:
+        raise UsageError("matched neurons are defined for neurons; write L12N100, or use matched_windows")
+    for neuron in neurons:
+        subject.check(neuron)
+    layers = sorted({c.layer for c in neurons})
+    size = mlp_activity(subject, _reference(data), layers, scope)
+    taken = {*neurons, *(c for c in avoid if isinstance(c, Neuron))}
+    nearest: dict[Neuron, list[Neuron]] = {}
+    pools = {i: [c for j in range(subject.d_mlp) if (c := Neuron(i, j)) not in taken] for i in layers}
+    for c in neurons:
+        if len(pools[c.layer]) < sum(o.layer == c.layer for o in neurons):
+            raise UsageError(
+                f"layer {c.layer} has {len(pools[c.layer])} neurons that are not chosen: too few"
+            )
+        own = size[c.layer][c.i]
+        nearest[c] = sorted(pools[c.layer], key=lambda o, own=own: (abs(size[o.layer][o.i] - own), o))  # type: ignore[misc]
+    near, most = NEAR, max(len(pool) for pool in pools.values())
+    while near ** len(neurons) < 2 * n and near < most:
+        near += 1
+    sets: dict[tuple[Neuron, ...], dict[Neuron, Neuron]] = {}
+    for draw in range(100 * n):
+        if len(sets) == n:
+            break
+        of = _drawn(neurons, nearest, near, np.random.default_rng(stable_seed("neurons", seed, draw)))
+        sets.setdefault(tuple(sorted(of)), of)
+    rows = [(draw, of[c], c) for draw, of in enumerate(sets.values()) for c in sorted(of)]
+    value = {Neuron(i, j): float(v) for i in layers for j, v in enumerate(size[i])}
+    counts = [(len(pool), sum(c.layer == i for c in neurons)) for i, pool in pools.items()]
+    return MatchedParts(
+        "activation", tuple(sets), _table(rows, value), math.prod(math.comb(*pair) for pair in counts)
+    )
+
+
+def _drawn(
+    chosen: Sequence[Neuron], nearest: Mapping[Neuron, Sequence[Neuron]], near: int, rng: np.random.Generator
+) -> dict[Neuron, Neuron]:
+    """For each chosen neuron one of the nearest that are not yet drawn; the drawn one first."""
+    of: dict[Neuron, Neuron] = {}
+    for i in rng.permutation(len(chosen)):
+        pool = list(itertools.islice((c for c in nearest[chosen[i]] if c not in of), near))
+        of[pool[int(rng.integers(len(pool)))]] = chosen[i]
+    return of
+
+
+def _reference(data: Reference | Task | Sequence[Example]) -> Reference:
+    return data if isinstance(data, Reference) else Reference(data)
+
+
+def _table(rows: Sequence[tuple[int, Component, Component]], value: Mapping[Any, float]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["draw", "chosen", "component"])
+    frame["wanted"] = [value[c] for c in frame["chosen"]]
+    frame["value"] = [value[c] for c in frame["component"]]
+    frame["gap"] = (frame["value"] - frame["wanted"]).abs()
+    for name in ("chosen", "component"):
+        frame[name] = [repr(c) for c in frame[name]]
+    return frame
+
+
+def mlp_norms(subject: CausalLM, data: Reference, scope: Scope = "all") -> Float[np.ndarray, " l"]:
+    """Mean length of what each layer's MLP adds to the residual stream, over the tokens of a scope."""
+    found = _means(subject, data, "mlp_out", range(subject.n_layers), scope)
+    return np.array([float(found[i]) for i in range(subject.n_layers)])
+
+
+def mlp_activity(
+    subject: CausalLM, data: Reference, layers: Sequence[int], scope: Scope = "all"
+) -> dict[int, Float[np.ndarray, " m"]]:
+    """Mean size of each neuron's activation, over the tokens of a scope."""
+    return {i: v.numpy() for i, v in _means(subject, data, "neurons", layers, scope).items()}
+
+
+def _means(
+    subject: CausalLM, data: Reference, kind: str, layers: Sequence[int] | range, scope: Scope
+) -> dict[int, torch.Tensor]:
+    """Mean over tokens: of the length at `mlp_out`, of each unit's size at `neurons`; in fp32, by layer."""
+    examples = data.examples(subject)
+    total: dict[int, torch.Tensor] = {}
+    count = 0
+    for group in plan([len(e.full_ids) for e in examples], _TOKENS):
+        batch = subject.batch([examples[i] for i in group])
+        meant = batch.scope_columns(scope, 0, batch.width) & batch.mask.bool()
+
+        def sizes(value: torch.Tensor, frame: Frame, meant: torch.Tensor = meant) -> torch.Tensor:
+            tokens = value[meant.to(value.device)].float()
+            return tokens.norm(dim=-1).sum() if kind == "mlp_out" else tokens.abs().sum(0)
+
+        trace = subject.run(batch, {Site(kind, i): Reduce(sizes) for i in layers}, keep=1)
+        for i in layers:
+            found = trace[Site(kind, i)].double().cpu()
+            total[i] = total[i] + found if i in total else found
+        count += int(meant.sum())
+    return {i: value / count for i, value in total.items()}
