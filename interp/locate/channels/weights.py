@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 
+from interp.locate.readout import final_norm
 from interp.models.engines.bridge import bridged
 from interp.models.norms import Norm
 from interp.models.subject import CausalLM
@@ -72,6 +73,22 @@ class LayerHeads:
     def of_query_heads(self, shared: torch.Tensor) -> torch.Tensor:
         """Something of KV groups, for each query head."""
         return shared.repeat_interleave(self.share, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNeurons:
+    """The neurons of one layer.
+
+    Attributes:
+        up: what they read, with the norm before them folded in.
+        gate: what their gates read; None where they have none.
+        out: what they write; where a norm follows the sum of all neurons, with its gain.
+    """
+
+    layer: int
+    up: Float[torch.Tensor, "d n"]
+    gate: Float[torch.Tensor, "d n"] | None
+    out: Float[torch.Tensor, "n d"]
 
 
 @dataclass(eq=False)
@@ -137,9 +154,33 @@ class Weights:
         values = None if self.moments is None else root(self.moments[layer]).to(v)
         return LayerHeads(layer, q, k, v, o, b_q, b_k, b_v, tuple(flags), values, self.biases)
 
-    def gain_behind(self, layer: int) -> Float[torch.Tensor, " d"] | None:
-        """Gain of the norm behind the attention of a layer; None where there is none."""
-        behind = self.subject.family.writes[0]
+    def neurons(self, layer: int) -> LayerNeurons:
+        """The neurons of a layer."""
+        mlp = self.bridge.blocks[layer].mlp
+        up, gate, out = (getattr(mlp, f"W_{name}") for name in ("in", "gate", "out"))
+        up, out = up.detach().to(self.dtype), out.detach().to(self.dtype)
+        gate = None if gate is None else gate.detach().to(self.dtype)
+        if self.fold:
+            _, before = self.norms(layer)
+            if before is not None:
+                up, gate = before.fold(up), None if gate is None else before.fold(gate)
+            if (gain := self.gain_behind(layer, 1)) is not None:
+                out = out * gain
+        return LayerNeurons(layer, up, gate, out)
+
+    def embed(self) -> Float[torch.Tensor, "v d"]:
+        """What tokens bring into the stream, positions left out."""
+        found: torch.Tensor = self.subject.hf.get_input_embeddings().weight.detach().to(self.dtype)
+        return found
+
+    def unembed(self) -> Float[torch.Tensor, "d v"]:
+        """What the logits read, with the last norm folded in."""
+        found: torch.Tensor = self.subject.hf.get_output_embeddings().weight.detach().to(self.dtype).mT
+        return final_norm(self.subject).fold(found) if self.fold else found
+
+    def gain_behind(self, layer: int, part: Literal[0, 1] = 0) -> Float[torch.Tensor, " d"] | None:
+        """Gain of the norm behind the attention (or MLP: 1) of a layer; None where there is none."""
+        behind = self.subject.family.writes[part]
         return None if behind is None else Norm.of(self.subject.module(layer, behind)).gain.to(self.dtype)
 
     def gain_of_heads(
