@@ -100,6 +100,32 @@ def laundry(
     _told(run(chosen, folder, stage=progress), folder, json)
 
 
+@app.command("circuit-reuse")
+def circuit_reuse(
+    model: Annotated[
+        str | None, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/reuse-MODEL.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes in place of an hour.")] = False,
+    spec: Annotated[Path | None, typer.Option(help="A spec.yaml in place of the options.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    json: Json = False,
+) -> None:
+    """Find a circuit for each task, cut each on every task, and repair heads of Colored Objects."""
+    from interp.studies.reuse.spec import ReuseSpec
+    from interp.studies.reuse.study import run
+
+    chosen = _chosen(ReuseSpec, "circuit-reuse", model, spec, quick, seed, device, dtype, set_)
+    folder = out or Path("runs") / f"reuse-{Path(chosen.model).name}"
+    _told(run(chosen, folder, stage=progress), folder, json)
+
+
 def _chosen(
     kind: Any,
     command: str,

@@ -85,6 +85,31 @@ class SetAttention(Atom):
         return replace(self, heads=heads)
 
     @property
+    def scope(self) -> Scope:
+        """The rows, as cuts call them."""
+        return self.at
+
+    @property
+    def mode(self) -> How:
+        """How the attention is set, as cuts call it."""
+        return self.how
+
+    @property
+    def reference(self) -> None:
+        """None: nothing is taken from other data."""
+        return None
+
+    @property
+    def reference_name(self) -> str:
+        """Empty."""
+        return ""
+
+    @property
+    def keys_name(self) -> str:
+        """The tokens, as cuts call them; the factor of `scale` with them."""
+        return f"{self.to_name} x{self.factor:g}" if self.how == "scale" else self.to_name
+
+    @property
     def to_name(self) -> str:
         """Names of the tokens, with their weights where they have some."""
         if not self.weights:
@@ -97,9 +122,8 @@ class SetAttention(Atom):
             "components": [repr(h) for h in self.heads],
             "mode": self.how,
             "scope": scope_name(self.at),
-            "keys": self.to_name,
-            "reference": "",
-            **({"factor": self.factor} if self.how == "scale" else {}),
+            "keys": self.keys_name,
+            "reference": self.reference_name,
         }
 
     def __repr__(self) -> str:

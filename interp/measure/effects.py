@@ -20,11 +20,10 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import AtChance, UsageError
-from interp.intervene.ablate import Ablate
 from interp.intervene.reference import Reference
 from interp.measure.metrics import BINARY, METRICS
 from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
-from interp.measure.plans import CLEAN, Condition, dose, named_reference, sufficient, with_controls
+from interp.measure.plans import CLEAN, Condition, Cut, dose, named_reference, sufficient, with_controls
 from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci, sign_flip
 from interp.models.subject import CausalLM
 from interp.tasks.base import Task
@@ -60,7 +59,7 @@ class Measured:
 def measure(
     subject: CausalLM,
     task: Task,
-    intervention: Ablate | Sequence[Condition],
+    intervention: Cut | Sequence[Condition],
     *,
     controls: int | None = None,
     match: str | Sequence[str] = "layer",
@@ -79,8 +78,8 @@ def measure(
     """Measure what a cut does to a task, beside matched controls and the cost off target.
 
     Args:
-        intervention: a cut, or a plan of conditions (see `dose` and `sufficient`), which brings its own controls; the
-            intact model is always measured with them.
+        intervention: a cut, heads whose attention is set, or a plan of conditions (see `dose` and `sufficient`), which
+            brings its own controls; the intact model is always measured with them.
         controls: control draws of each kind; default 20 where they share a prefill (scope `answer`), else 5.
         match: one or more kinds of control: `layer`, `norm`, `entropy` (measured on `task`), `bottom`, `given`.
         ranking, given: what `bottom` and `given` draw from, see `interp.measure.controls.matched`.
@@ -104,7 +103,7 @@ def measure(
     if unknown := set(chosen) - set(METRICS):
         raise UsageError(f"unknown metric '{sorted(unknown)[0]}'; metrics are {', '.join(METRICS)}")
     default = Reference(task)
-    if isinstance(intervention, Ablate):
+    if isinstance(intervention, Cut):
         for part in intervention.components:
             subject.check(part)
         draws = controls if controls is not None else 20 if shares_prefix(intervention) else 5
@@ -158,7 +157,7 @@ def _off_target(
     if given is not None:
         return given
     cuts = [c.intervention for c in conditions if c.intervention is not None]
-    roles = any(cut.scope not in ("all", "answer") or cut.mode == "knockout" for cut in cuts)
+    roles = any(cut.scope not in ("all", "answer") or cut.keys_name for cut in cuts)
     pools = {cut.reference.pool for cut in cuts if cut.reference is not None}
     if roles or pools - {"pooled"} or not subject.has_tokens:
         return ()

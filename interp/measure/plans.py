@@ -11,11 +11,15 @@ from typing import Any, Literal
 
 from interp.errors import UsageError
 from interp.intervene.ablate import Ablate
+from interp.intervene.attention import SetAttention
 from interp.intervene.reference import Reference
 from interp.measure.controls import matched
 from interp.models.sites import Component, Head
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
+
+Cut = Ablate | SetAttention
+"""What conditions are made of: heads (or other parts) that are cut, or whose attention is set."""
 
 CLEAN = "clean"
 CONDITIONS = ("clean", "cut", "control", "keep", "keep_control")
@@ -36,7 +40,7 @@ class Condition:
         kept: heads that are kept where all others are cut.
     """
 
-    intervention: Ablate | None
+    intervention: Cut | None
     condition: Literal["clean", "cut", "control", "keep", "keep_control"]
     k: int = 0
     draw: int = -1
@@ -101,7 +105,7 @@ def _source(
 
 def with_controls(
     subject: CausalLM,
-    cut: Ablate,
+    cut: Cut,
     *,
     controls: int,
     match: str | Sequence[str] = "layer",
@@ -121,7 +125,7 @@ def with_controls(
     return _with(cut, _source(subject, controls, match, data, ranking, given), seed, avoid)
 
 
-def _with(cut: Ablate, source: _Source, seed: int, avoid: Sequence[Component]) -> list[Condition]:
+def _with(cut: Cut, source: _Source, seed: int, avoid: Sequence[Component]) -> list[Condition]:
     k = len(cut.components)
     plan = [Condition(cut, "cut", k)]
     for kind, draw, n, heads, gap in source.of(cut.components, seed, avoid):
@@ -220,6 +224,6 @@ def sufficient(
 def named_reference(condition: Condition, default: Reference) -> Condition:
     """The condition, its cut's reference named where it needs one and has none."""
     cut = condition.intervention
-    if cut is None or not cut.needs_reference:
+    if not isinstance(cut, Ablate) or not cut.needs_reference:
         return condition
     return replace(condition, intervention=cut.with_reference(default))

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.intervene.ablate import Ablate
 from interp.measure.curves import weights
 from interp.measure.effects import Measured
 from interp.measure.outcomes import Outcomes
-from interp.measure.plans import Condition
+from interp.measure.plans import Condition, Cut
 from interp.measure.stats import bootstrap_ci, fdr, mcnemar, proportion_ci, sign_flip
 
 LABELS = ["condition", "control", "k", "draw", "mode", "scope", "reference", "components", "kept"]
@@ -51,7 +50,7 @@ def _labels(c: Condition) -> dict[str, Any]:
     }
 
 
-def named(cut: Ablate | None) -> str:
+def named(cut: Cut | None) -> str:
     """Components of a cut as rows write them."""
     return " ".join(map(repr, cut.components)) if cut else ""
 
