@@ -277,7 +277,7 @@ def test_what_an_ablation_finds_depends_on_what_it_puts():
     s = p.subject
     constant = f"{p.constant}->logits"
     others = {repr(e) for e in Graph.of(s).edges} - p.needed - {constant}
-    others = set(np.random.default_rng(0).choice(sorted(others), 40, replace=False))
+    others = set(np.random.default_rng(0).choice(sorted(others), 24, replace=False))
     names = [*p.needed, constant, *others]
     zero = zero_effects(s, names)
     twin = edge_effects(s, PAIRS, names).set_index("edge").exact.abs()
@@ -305,3 +305,17 @@ def test_heads_are_components():
     kept = select(edge_scores(p.subject, PAIRS), 3, Graph.of(p.subject), connected=True)
     assert [repr(h) for h in kept.heads] == [p.previous, p.match] and kept.mlps == ()
     assert kept.heads[0] == Head(0, int(p.previous[-1]))
+
+
+def test_a_hundredth_of_the_edges_of_smollm2_says_who_the_object_is(smollm2):
+    """And random edges say nothing; the whole graph is the model."""
+    import interp
+
+    data = interp.task("ioi", n=4, seed=1).examples(smollm2)
+    scores = edge_scores(smollm2, data, corruption="s2_io", steps=1)
+    assert len(scores) == 70651
+    found = faithfulness(smollm2, data, scores, corruption="s2_io", sizes=(0.01, 1.0), controls=1)
+    f = found.frame.pivot(index="order", columns="share", values="f")
+    assert found.full > 2 > -2 > found.empty
+    assert f.loc["order", 0.01] > 0.5 and abs(f.loc["random 0", 0.01]) < 0.05
+    assert f[1.0].to_numpy() == pytest.approx([1, 1], abs=1e-4)

@@ -52,8 +52,10 @@ def test_full_is_the_clean_run_and_empty_the_corrupt_one(family):
     assert max(float((a - b).abs().max()) for a, b in zip(clean, corrupt, strict=True)) > 0.1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("source", ["twin", "mean", "role"])
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [*((f, "twin") for f in FAMILIES), ("llama", "mean"), ("gpt2", "role"), ("neox", "role")],
+)
 def test_any_circuit_equals_explicit_sums_over_edges(family, source):
     s = subject(family)
     pairs = pairs_of(s)
@@ -62,7 +64,7 @@ def test_any_circuit_equals_explicit_sums_over_edges(family, source):
     runs = EdgeRuns(s, pairs.clean, given)
     dense = Dense(s)
     rng = np.random.default_rng(0)
-    for share in (0.15, 0.5, 0.85):
+    for share in (0.3, 0.8):
         matrix = runs.graph.full & (rng.random(runs.graph.full.shape) < share)
         names = {repr(e) for e in runs.graph.named(matrix)}
         wanted = []
@@ -105,7 +107,7 @@ def test_effects_of_single_edges_are_those_of_the_dense_pass(family):
     s = subject(family)
     dense = Dense(s)
     graph = Graph.of(s)
-    chosen = np.random.default_rng(1).choice([repr(e) for e in graph.edges], 12, replace=False)
+    chosen = np.random.default_rng(1).choice([repr(e) for e in graph.edges], 8, replace=False)
     found = edge_effects(s, DATA, chosen)
     assert found.edge.tolist() == list(chosen) and set(found.n) == {3}
     with torch.no_grad():
