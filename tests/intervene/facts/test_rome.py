@@ -174,6 +174,10 @@ def test_sampled_text_is_drawn_from_the_likely_tokens_through_the_cache(rng_unto
             assert token in likely.tolist()
             ids.append(token)
     assert len({t for new in found for t in new}) > 2
+    # Of one token there is no choice.
+    many = [(i, i + 1, 2 * i) for i in range(8)]
+    greedy = s.generate([_prompt(row) for row in many], 3)
+    assert [list(ids) for ids in sampled(s, many, 3, top=1)] == greedy
 
 
 def test_requests_in_words():
