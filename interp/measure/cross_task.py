@@ -46,12 +46,12 @@ class CrossTask:
         effects: one row a task, circuit, condition (clean, cut, control) and metric, as `interp.measure` tells them,
             with a column `circuit`.
         matrix: one row a task, circuit, metric and kind of control: subject, task, circuit, own (the circuit of this
-            task), k (heads), mode, scope, reference, metric, clean, floor (what a guess gets; 0 of a difference of
-            logits), value, delta with ci_lo and ci_hi, lost (share of what the clean model has above the floor),
-            p_cluster; control, control_mean and control_sd (of the draws' deltas), z, rank (1: it hurts more than every
-            draw), n_controls, p_control (for 200 draws or more); excess (delta beyond the mean control, paired) with
-            excess_lo, excess_hi and p_excess; q (of p_excess, over the cells of a metric and kind of control; of
-            p_cluster where there are no controls); n, n_clusters, status.
+            task), k (heads), mode, scope, reference, metric, clean, floor (what a guess gets: chance for `choice`, 0
+            for `accuracy` and `logit_diff`), value, delta with ci_lo and ci_hi, lost (share of what the clean model
+            has above the floor), p_cluster; control, control_mean and control_sd (of the draws' deltas), z, rank (1: it
+            hurts more than every draw), n_controls, p_control (for 200 draws or more); excess (delta beyond the mean
+            control, paired) with excess_lo, excess_hi and p_excess; q (of p_excess, over the cells of a metric and kind
+            of control; of p_cluster where there are no controls); n, n_clusters, status.
         contrasts: one row a task that has a circuit, other circuit and metric: own_delta, other_delta, difference (own
             less other; below 0 where the own circuit does more) with ci_lo, ci_hi and p (signs flipped cluster by
             cluster), q (over all contrasts of a metric); and the same beyond each circuit's own controls: control,
@@ -319,7 +319,7 @@ def _tested(
 
 
 def _floor(outcomes: Outcomes, metric: str) -> float:
-    """What a guess gets."""
-    if metric in ("accuracy", "choice"):
+    """What a guess gets: chance is that of a guess among candidates, and no guess from the vocabulary is right."""
+    if metric == "choice":
         return float(np.mean([e.chance for e in outcomes.examples]))
-    return 0.0 if metric == "logit_diff" else float("nan")
+    return 0.0 if metric in ("accuracy", "logit_diff") else float("nan")

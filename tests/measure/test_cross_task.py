@@ -227,10 +227,15 @@ def test_effects_hold_every_draw_and_name_the_cut():
 
 def test_references_by_task_and_no_controls():
     data = {"a": Reference(task("b"))}
-    bare = cross_task(model(), {"a": [A]}, {"a": task("a")}, reference=data, controls=0, metrics=("choice",))
-    (row,) = bare.matrix.to_dict("records")
+    metrics = ("choice", "accuracy")
+    bare = cross_task(model(), {"a": [A]}, {"a": task("a")}, reference=data, controls=0, metrics=metrics)
+    row, plain = bare.matrix.to_dict("records")
     assert row["reference"] == Reference(task("b")).name and row["control"] == "" and np.isnan(row["excess"])
     assert row["q"] == row["p_cluster"] and bare.contrasts.empty
+    # Among all tokens a guess is never right, among eight candidates one in eight times.
+    assert (row["floor"], plain["floor"]) == (1 / 8, 0) and plain["lost"] == pytest.approx(
+        -plain["delta"] / plain["clean"]
+    )
 
 
 @pytest.mark.parametrize(
