@@ -76,7 +76,7 @@ def folder(model, tmp_path_factory) -> Path:
         "components",
         "channels",
         "search",
-        "grid",
+        "grid-1",
         "parts/test-02",
         "gains",
         "neutral",
@@ -143,6 +143,16 @@ def test_gains_are_paired_and_told_by_length():
     assert found.loc["all", "clean", 0]["gain"] == 0 and found.loc["held", "edit", 0]["n"] == 10
 
 
+def test_edits_are_held_against_the_mean_of_their_controls():
+    rows = pd.DataFrame({"example": range(8), "items": [3] * 4 + [5] * 4, "template": list("abab") * 2})
+    right = {"x": [1, 1, 1, 0, 1, 1, 1, 1], "x: o, draw 0": [0, 1, 0, 0, 1, 0, 0, 0], "x: o, draw 1": [0] * 8}
+    whole = pd.concat([rows.assign(condition=name, right=values) for name, values in right.items()])
+    kinds = {"x": "x", "x: o, draw 0": "x: o", "x: o, draw 1": "x: o"}
+    found = tables.over_controls(whole.sample(frac=1, random_state=0), kinds, seed=0).set_index("items")
+    assert found["gain"].to_dict() == pytest.approx({0: 7 / 8 - 1 / 8, 3: 3 / 4 - 1 / 8, 5: 1 - 1 / 8})
+    assert (found["draws"] == 2).all() and (found["control"] == "x: o").all() and found.loc[3, "n"] == 4
+
+
 def test_heads_are_cut_one_by_one_and_what_they_look_at_is_the_model_s(model, prompts):
     found = screen.screen_heads(model, prompts, seed=0).set_index("component")
     clean, cut = [], []
@@ -172,7 +182,13 @@ def test_heads_are_cut_one_by_one_and_what_they_look_at_is_the_model_s(model, pr
 
 def test_inhibitors_look_at_what_is_listed_again_and_are_needed():
     rows = pd.DataFrame(
-        [(0, 0, 0.5, 0.1, -0.2), (0, 1, 0.1, 0.5, -0.3), (1, 0, 0.5, 0.1, 0.1), (1, 1, 0.6, 0.2, -0.1)],
+        [
+            (0, 0, 0.5, 0.1, -0.2),
+            (0, 1, 0.1, 0.5, -0.3),
+            (1, 0, 0.5, 0.1, 0.1),
+            (1, 1, 0.6, 0.2, -0.1),
+            (1, 2, 0.04, 0.01, -0.1),
+        ],
         columns=["layer", "head", "again", "listed", "ci_hi"],
     )
     assert screen.inhibitors(rows, 5) == [Head(0, 0), Head(1, 1)]
@@ -226,6 +242,8 @@ def test_learned_factors_lower_the_loss_they_are_learned_on(model, prompts, dire
         return rows["nll"].mean()
 
     assert losses(change) < losses(0 * change) - 0.05
+    some = learned.learn_factors(model, prompts, 3, heads=[Head(1, 2), Head(2, 0)])
+    assert {tuple(map(int, at)) for at in np.argwhere(some)} == {(1, 2), (2, 0)}
     # One loss of a step against the logits of a plain run.
     held = learned._hold(model, prompts)
     loss = float(learned._loss(model, held, torch.tensor(change)).detach())

@@ -25,6 +25,9 @@ from interp.locate.channels.weights import Weights
 from interp.models.sites import Head, Site
 from interp.tasks.base import stable_seed
 
+NAMED = 10
+"""Parts of an edit that its name has."""
+
 Size = float | Mapping[int, float]
 """One number, or one for each number of listed things."""
 
@@ -86,8 +89,9 @@ class Scaled:
 
     @property
     def name(self) -> str:
-        """What is edited, without the size."""
-        return " ".join(map(repr, self.parts))
+        """What is edited, without the size; of many parts the first, and how many more there are."""
+        more = len(self.parts) - NAMED
+        return " ".join(map(repr, self.parts[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
     @property
     def dims(self) -> int | None:

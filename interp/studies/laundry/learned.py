@@ -1,4 +1,4 @@
-"""One factor for every head at the last token, learned by gradient: the most that scaling heads can be asked for.
+"""A factor for every head at the last token, learned by gradient: the most that scaling heads can be asked for.
 
 All prompts but their last token are run once and kept as KV caches; a step runs one token a prompt. What is minimised
 is the loss of the answer among the listed things, with a share of the loss over the vocabulary, and with the sum of
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from interp.models.batch import Batch, plan
-from interp.models.sites import Site
+from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
 
@@ -45,6 +45,7 @@ def learn_factors(
     examples: Sequence[Example],
     steps: int,
     *,
+    heads: Sequence[Head] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Float[np.ndarray, "layers heads"]:
     """What is to be added to the factor 1 of each head's z at the last token.
@@ -52,7 +53,11 @@ def learn_factors(
     Args:
         examples: train prompts with candidates of one token.
         steps: passes over all of them.
+        heads: learn the factors of these alone; default all.
     """
+    free = torch.zeros(subject.n_layers, subject.n_heads, device=subject.device)
+    for head in subject.heads() if heads is None else heads:
+        free[head.layer, head.head] = 1
     held = [
         _hold(subject, [examples[i] for i in group]) for group in plan([len(e.ids) for e in examples], TOKENS)
     ]
@@ -65,7 +70,7 @@ def learn_factors(
             (found,) = torch.autograd.grad(loss, change)
             change.grad = found if change.grad is None else change.grad + found
         assert change.grad is not None
-        change.grad = change.grad + SPARSITY * change.detach().sign()
+        change.grad = free * (change.grad + SPARSITY * change.detach().sign())
         optimizer.step()
         if progress:
             progress(step + 1, steps, "steps")

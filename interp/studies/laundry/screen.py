@@ -20,6 +20,9 @@ from interp.studies.laundry.edits import Directions, Part
 from interp.studies.laundry.tables import TOKENS, Report, answers
 from interp.tasks.base import Example
 
+LEAST = 0.1
+"""Share of attention that a head gives to what it attends to, at least."""
+
 
 def screen_heads(
     subject: CausalLM, examples: Sequence[Example], *, seed: int, progress: Report | None = None
@@ -91,8 +94,8 @@ def attention(subject: CausalLM, examples: Sequence[Example]) -> pd.DataFrame:
 
 
 def inhibitors(heads: pd.DataFrame, k: int) -> list[Head]:
-    """Heads that attend to what is listed again rather than to the list and whose cut costs the answer, worst first."""
-    own = heads[(heads["again"] > heads["listed"]) & (heads["ci_hi"] < 0)]
+    """Heads that attend to what is listed again, more than to the list, and whose cut costs the answer; worst first."""
+    own = heads[(heads["again"] > heads["listed"]) & (heads["again"] >= LEAST) & (heads["ci_hi"] < 0)]
     return [Head(int(r.layer), int(r.head)) for r in own.head(k).itertuples()]
 
 

@@ -28,6 +28,8 @@ from interp.studies.laundry.spec import LaundrySpec
 from interp.studies.laundry.tables import by_condition
 from interp.tasks.base import Example
 
+UNCHANGED = 0.02
+"""A learned factor no further than this from 1 is left out."""
 LEARNED = (0.5, 1.0, 1.5)
 """Shares of what was learned that are tried."""
 
@@ -38,7 +40,7 @@ def candidates(
     heads: Sequence[Head],
     components: pd.DataFrame,
     found: Sequence[Channel],
-    learned: Float[np.ndarray, "layers heads"] | None,
+    learned: Mapping[str, Float[np.ndarray, "layers heads"]],
     examples: Sequence[Example],
 ) -> list[Edit]:
     """Edits to try, each with a size: of channels, of components, of whole heads, of coordinates, and the learned one.
@@ -47,7 +49,7 @@ def candidates(
         heads: that inhibit, the most needed first.
         components: of `screen_components`.
         found: channels, the one that carries most first.
-        learned: changes of the heads' factors.
+        learned: changes of the heads' factors, by kind of edit.
         examples: train prompts, for means and deviations of coordinates.
     """
     edits: list[Edit] = []
@@ -84,15 +86,15 @@ def candidates(
                     )
                     for step in spec.steps
                 ]
-    if learned is not None:
+    for kind, change in learned.items():
         changes = {
-            Head(*map(int, at)): float(learned[tuple(at)]) for at in np.argwhere(np.abs(learned) > 0.02)
+            Head(*map(int, at)): float(change[tuple(at)]) for at in np.argwhere(np.abs(change) > UNCHANGED)
         }
         parts = tuple(
             Part(h, weight=round(w, 4)) for h, w in sorted(changes.items(), key=lambda p: -abs(p[1]))
         )
         for k in sorted({min(k, len(parts)) for k in (*spec.kept, len(parts))} - {0}):
-            edits += [Scaled("learned", parts[:k], 1 + share) for share in LEARNED]
+            edits += [Scaled(kind, parts[:k], 1 + share) for share in LEARNED]
     return edits
 
 

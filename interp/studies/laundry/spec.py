@@ -47,7 +47,7 @@ class LaundrySpec(BaseModel):
     steps: tuple[float, ...] = Field(
         (-4, -2, 2, 4), description="standard deviations that coordinates are set off by"
     )
-    learn: int = Field(12, ge=0, description="steps of learning one factor a head; 0 leaves it out")
+    learn: int = Field(15, ge=0, description="steps of learning one factor a head; 0 leaves it out")
     kept: tuple[int, ...] = Field(
         (20, 60), description="learned factors that are kept, beside all: the largest"
     )

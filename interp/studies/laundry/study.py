@@ -2,8 +2,9 @@
 
 `run` makes, in order: `clean` (accuracy by length and place), `heads` (each cut alone at the last token), `components`
 (of the heads that inhibit), `readings` and `channels` (from weights, and cut with controls), `search` (edits on train),
-`tuned` (sizes on validation), `grid` (the channel walked over), `answers` and `gains` (the test, run once) and
-`neutral` (what the edits cost in prose). Running it again goes on where it stopped.
+`tuned` (sizes on validation), `grid-1` to `grid-3` (channels walked over), `answers`, `gains` and
+`over_controls` (the test, run once) and `neutral` (what the edits cost in prose). Running it again goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from interp.locate.channels.weights import Weights
     from interp.models.sites import Head
     from interp.models.subject import CausalLM
-    from interp.studies.laundry.edits import Directions, Edit, Pushed, Scaled
+    from interp.studies.laundry.edits import Directions, Edit, Pushed
     from interp.tasks.base import Example
 
     Condition = Edit | Pushed
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Report = Callable[[int, int, str], None]
 Stage = Callable[[str], AbstractContextManager[Report | None]]
 SPLITS = ("train", "validation", "test")
+LEARNED = ("learned", "learned inhibitors")
+"""Kinds of edit whose factors are learned: of all heads, and of those that inhibit."""
 
 
 def run(
@@ -278,10 +281,11 @@ class _Study:
         from interp.studies.laundry.search import best_of_kinds, candidates, ranked
 
         train = self.prompts("train")
-        learned = None
+        learned: dict[str, np.ndarray] = {}
         if self.spec.learn:
             table = self.job.table("learned", lambda: self._learned(train))
-            learned = table["change"].to_numpy().reshape(self.subject.n_layers, self.subject.n_heads)
+            for kind in LEARNED:
+                learned[kind] = table[kind].to_numpy().reshape(self.subject.n_layers, self.subject.n_heads)
         found = candidates(
             self.subject, self.spec, self.inhibitors, self.components, self.channels, learned, self.screened
         )
@@ -294,10 +298,12 @@ class _Study:
     def _learned(self, train: Sequence[Example]) -> pd.DataFrame:
         from interp.studies.laundry.learned import learn_factors
 
-        with self.stage("learn factors") as report:
-            change = learn_factors(self.subject, train, self.spec.learn, progress=report)
-        heads = self.subject.heads()
-        return pd.DataFrame({"component": [repr(h) for h in heads], "change": np.float64(change).reshape(-1)})
+        out = pd.DataFrame({"component": [repr(h) for h in self.subject.heads()]})
+        for kind, heads in zip(LEARNED, (None, self.inhibitors), strict=True):
+            with self.stage(kind) as report:
+                change = learn_factors(self.subject, train, self.spec.learn, heads=heads, progress=report)
+            out[kind] = np.float64(change).reshape(-1)
+        return out
 
     def tune(self) -> None:
         """Sizes of the best edit of each kind, on validation prompts; and one for each length of list."""
@@ -316,41 +322,42 @@ class _Study:
         self.job.json("sizes", lambda: {"kind": self.first, "sizes": sizes})
 
     def walk(self) -> None:
-        """The coordinates of the channel that carries most walked over a grid on validation prompts."""
-        if not self.channels:
-            return
+        """Coordinates walked over a grid on validation prompts: of each rank the channel that carries most."""
+        first: dict[int, Channel] = {}
+        for channel in self.channels:
+            first.setdefault(channel.rank, channel)
+        for rank, channel in sorted(first.items()):
+            self.job.table(f"grid-{rank}", partial(self._walked, channel))
+
+    def _walked(self, channel: Channel) -> pd.DataFrame:
         from interp.studies.laundry.grid import walked
 
-        with self.stage("walk the channel") as report:
-            examples = [
-                e for n in self.spec.items for e in self.prompts("validation", n)[: self.spec.grid_prompts]
-            ]
-            self.job.table(
-                "grid",
-                lambda: walked(self.subject, self.channels[0].space, examples, self.spec.grid, report),
-            )
+        examples = [
+            e for n in self.spec.items for e in self.prompts("validation", n)[: self.spec.grid_prompts]
+        ]
+        with self.stage(f"walk {channel!r}") as report:
+            found = walked(self.subject, channel.space, examples, self.spec.grid, report)
+        return found.assign(channel=repr(channel))
 
     # -- the test ----------------------------------------------------------------------------------------------------
 
     def test(self) -> None:
         """Every final edit and its controls on test prompts, once, and on prose."""
         from interp.studies.laundry.carriers import cut_of
+        from interp.studies.laundry.edits import Scaled
+        from interp.studies.laundry.final import described
         from interp.studies.laundry.search import controls
-        from interp.studies.laundry.tables import gains
+        from interp.studies.laundry.tables import gains, over_controls
 
         conditions: dict[str, Condition] = dict(self.finals)
-        conditions |= controls(
-            self.subject, self.finals[self.first], self.spec, self.avoid, self.screened, self.directions
-        )
-        if "channel" in self.finals and self.first != "channel":
-            conditions |= controls(
-                self.subject, self.finals["channel"], self.spec, self.avoid, self.screened, self.directions
-            )
         if self.channels:
-            cut: Scaled = cut_of(self.channels[0])
-            conditions["cut"] = cut
-            conditions |= controls(self.subject, cut, self.spec, self.avoid, self.screened, self.directions)
-        self.job.table("conditions", lambda: _described(conditions))
+            conditions["cut"] = cut_of(self.channels[0])
+        for name, edit in list(conditions.items()):
+            if isinstance(edit, Scaled) and name == edit.kind:
+                conditions |= controls(
+                    self.subject, edit, self.spec, self.avoid, self.screened, self.directions
+                )
+        self.job.table("conditions", lambda: described(conditions))
         parts = [
             self.job.table(f"parts/test-{n:02}", partial(self._test, n, conditions)) for n in self.spec.items
         ]
@@ -358,42 +365,26 @@ class _Study:
         rows["held"] = rows["template"].isin(self.held)
         write_frame(self.job.folder / "answers.parquet", rows)
         self.job.table("gains", lambda: gains(rows, seed=self.spec.seed))
+        kinds = {name: c.kind for name, c in conditions.items()}
+        self.job.table("over_controls", lambda: over_controls(rows, kinds, seed=self.spec.seed))
         self.job.table("neutral", lambda: self._neutral(conditions))
 
     def _test(self, items: int, conditions: Mapping[str, Condition]) -> pd.DataFrame:
         return self.answered("test", conditions, "test", only=items)
 
     def _neutral(self, conditions: Mapping[str, Condition]) -> pd.DataFrame:
-        """Loss of prose when every token that is predicted is edited, and when the weights are."""
-        from interp.measure.outcomes import evaluate
-        from interp.measure.stats import bootstrap_ci
+        """What prose loses, as edits of the longest list would have it."""
         from interp.studies.laundry.edits import Scaled
-        from interp.tasks.prose import Prose
+        from interp.studies.laundry.final import neutral
 
         longest = max(self.spec.items)
         every: dict[str, Intervention | None] = {"clean": None}
         every |= {name: c.at(longest, self.directions) for name, c in conditions.items()}
-        for name, edit in (
-            *self.finals.items(),
-            *((("cut", conditions["cut"]),) if "cut" in conditions else ()),
-        ):
-            if isinstance(edit, Scaled):
+        for name in [*self.finals, *(["cut"] if "cut" in conditions else [])]:
+            if isinstance(edit := conditions[name], Scaled):
                 every[f"{name}, in the weights"] = edit.as_weights(longest, self.weights)
-        examples = Prose(prompt=64, answer=32, n=self.spec.neutral, seed=self.spec.seed).examples(
-            self.subject
-        )
         with self.stage("prose") as report:
-            found = evaluate(self.subject, examples, every, progress=report)
-        clean = found.values["clean"]["nll"]
-        out = []
-        for name in every:
-            change = found.values[name]["nll"] - clean
-            low, high = bootstrap_ci(change, found.clusters, seed=self.spec.seed)
-            out.append(
-                {"condition": name, "nll": found.values[name]["nll"].mean(), "change": change.mean()}
-                | {"ci_lo": low, "ci_hi": high, "n": len(examples)}
-            )
-        return pd.DataFrame(out)
+            return neutral(self.subject, every, self.spec.neutral, seed=self.spec.seed, progress=report)
 
     def answered(
         self, split: str, conditions: Mapping[str, Condition], what: str, only: int | None = None
@@ -415,17 +406,3 @@ def _head(name: str) -> Head:
 
     layer, head = name[1:].split("H")
     return Head(int(layer), int(head))
-
-
-def _described(conditions: Mapping[str, Condition]) -> pd.DataFrame:
-    """What each condition of the test is."""
-    return pd.DataFrame(
-        {
-            "condition": name,
-            "kind": c.kind,
-            "edit": c.name,
-            "size": str(c.size),
-            "dims": float(c.dims) if c.dims is not None else np.nan,
-        }
-        for name, c in conditions.items()
-    )

@@ -159,3 +159,34 @@ def gains(rows: pd.DataFrame, *, seed: int, base: str = "clean") -> pd.DataFrame
                     }
                 )
     return pd.DataFrame(out)
+
+
+def over_controls(rows: pd.DataFrame, kinds: Mapping[str, str], *, seed: int) -> pd.DataFrame:
+    """Every edit against the mean of its controls' draws, prompt by prompt and kind by kind of control.
+
+    Args:
+        rows: of the test.
+        kinds: of each condition; controls of `heads` are of kinds `heads: other heads` and so on.
+
+    Returns:
+        condition, control (its kind), draws, items (0: all), accuracy, control_accuracy, gain, gain_lo, gain_hi
+        (bootstrap over templates), p_clusters (signs flipped template by template), n.
+    """
+    right = rows.pivot_table(index=["items", "example", "template"], columns="condition", values="right")
+    out = []
+    for condition, kind in kinds.items():
+        every = sorted({k for k in kinds.values() if k.startswith(f"{kind}: ")}) if condition == kind else []
+        for control in every:
+            draws = [name for name, k in kinds.items() if k == control]
+            for items in [0, *sorted(rows["items"].unique())]:
+                own = right if items == 0 else right.loc[[items]]
+                after, before = own[condition].to_numpy(), own[draws].mean(axis=1).to_numpy()
+                clusters = own.index.get_level_values("template").to_numpy()
+                low, high = bootstrap_ci(after - before, clusters, seed=seed)
+                out.append(
+                    {"condition": condition, "control": control, "draws": len(draws), "items": items}
+                    | {"accuracy": after.mean(), "control_accuracy": before.mean()}
+                    | {"gain": (after - before).mean(), "gain_lo": low, "gain_hi": high}
+                    | {"p_clusters": sign_flip(after - before, clusters, seed=seed), "n": len(own)}
+                )
+    return pd.DataFrame(out)
