@@ -86,13 +86,15 @@ def edge_scores(
         readable(subject, pairs.clean)
         corrupt = Written.of_run(subject, pairs.corrupt)
         clean = Written.of_run(subject, pairs.clean) if steps > 1 else None
+        change: torch.Tensor | None = None
         for path in _paths(subject, pairs, steps):
             slopes, values = _differentiated(subject, pairs, metric, path)
-            # Without a path the pass that is differentiated is the clean run.
-            clean = clean or Written.read(subject, values.__getitem__)
-            change = corrupt.less(clean, subject, pairs.clean)
+            if change is None:
+                # Without a path the pass that is differentiated is the clean run.
+                clean = clean or Written.read(subject, values.__getitem__)
+                change = corrupt.less(clean, subject, pairs.clean)
             for readers, seen, grads in _inputs(subject, graph, slopes, values):
-                found = torch.einsum("bwtd,butd->buw", change[:, :seen], grads.float()) / steps
+                found = torch.einsum("bwtd,butd->buw", change[:, :seen], grads.to(change)) / steps
                 sums.add(group, found, readers, slice(0, seen))
         sums.done(group, progress)
     score, se = sums.mean()

@@ -102,7 +102,8 @@ def faithfulness(
         corruption: for `resample`: which corrupt twin; default the first that all examples have.
         sizes: shares of all items, rising; each is rounded down to whole items.
         by: how scores are ordered: `size` or `loss`; see `ranked`.
-        connected: drop edges on no path from the embeddings to the logits before running.
+        connected: drop edges on no path from the embeddings to the logits before running. Resampled they carry nothing,
+            and the curve stays; a writer whose inputs are means does not write its mean, and with means it changes.
         controls: so many random orders of the same items.
         metric: of `interp.measure.metrics`.
         name: of the order, in the frame.
