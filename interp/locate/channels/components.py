@@ -50,7 +50,7 @@ class ComponentScores:
         pairs: the strongest |cos| of each mode, best first: writer, component, reader, reader_component, writer_layer,
             reader_layer, mode, value, writer_share and reader_share (of their heads' squared lengths), p and q (exact
             null of random directions, Benjamini and Hochberg over all tests), p_null and q_null (from the anti-causal
-            pairs of the same mode and distance in layers, `null.decoys`; NaN without).
+            pairs of the same mode, p at the same distance in layers, q at all: `null.decoys`; NaN without).
         readers: the same of a component against a whole reader, without `reader_component` and `reader_share`; `p` is
             `null.reading_p`. Besides the strongest it holds the best of every writing head and of every reader.
             `apart` is the score less what its hubs make of it (`hubs.apart`), with p_apart and q_apart.
@@ -307,7 +307,10 @@ class _Run:
         return frame.sort_values(["p", "value"], ascending=[True, False], ignore_index=True)
 
     def _among_anticausal(self, kind: Kind, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """P- and q-values from the anti-causal scores of the same mode and distance."""
+        """P-values from the anti-causal scores of the same mode and distance, q-values from those of all distances.
+
+        There are as many anti-causal pairs at each distance as causal ones, so their sums are matched too.
+        """
         p, q = np.full(len(frame), np.nan), np.full(len(frame), np.nan)
         if not self.anticausal:
             return p, q
@@ -317,10 +320,16 @@ class _Run:
                 counts[mode, j - i] = counts.get((mode, j - i), 0) + own
         gap = (frame["reader_layer"] - frame["writer_layer"]).to_numpy()
         bins = (frame["value"].to_numpy() * BINS).astype(int).clip(max=BINS - 1)
-        for mode, distance in set(zip(frame["mode"], gap.tolist(), strict=True)):
-            rows = ((frame["mode"] == mode) & (gap == distance)).to_numpy()
-            high_p, high_q = decoys(counts[mode, distance], counts[mode, -distance])
-            p[rows], q[rows] = high_p[bins[rows]], high_q[bins[rows]]
+        for mode in self.modes:
+            own = (frame["mode"] == mode).to_numpy()
+            ahead, behind = (
+                np.sum([c for (found, x), c in counts.items() if found == mode and sign * x > 0], axis=0)
+                for sign in (1, -1)
+            )
+            q[own] = decoys(ahead, behind)[1][bins[own]]
+            for distance in set(gap[own].tolist()):
+                rows = own & (gap == distance)
+                p[rows] = decoys(counts[mode, distance], counts[mode, -distance])[0][bins[rows]]
         return p, q
 
 

@@ -83,8 +83,8 @@ def ties(
         writer (`L5H3`, `M7`, `embed`), component (of the head, neuron, or token id), reader (`L9H2`, `L9KV0`, `M9`,
         `logits`), reader_component, writer_layer, reader_layer, kind (of the writer), mode, value (|cos|), p and q
         (random directions; Benjamini and Hochberg over all tests), p_null and q_null (`null.decoys`, from anti-causal
-        pairs of the same kind, mode and distance in layers; those of one layer are held against distance 1; NaN for
-        tokens, which nothing stands behind); best first.
+        pairs of the same kind and mode, p at the same distance in layers, where one layer is held against distance 1,
+        q at all; NaN for tokens, which nothing stands behind); best first.
 
     Raises:
         UsageError: no writers, no readers, unknown ones, or nothing to keep.
@@ -235,12 +235,19 @@ class _Run:
         frame[["p_null", "q_null"]] = np.nan
         gap = (frame["reader_layer"] - frame["writer_layer"]).clip(lower=1)
         bins = (frame["value"] * BINS).astype(int).clip(upper=BINS - 1)
-        for (kind, mode, distance), rows in frame.groupby(["kind", "mode", gap]):
-            null = self.counts.get((kind, mode, -distance))
-            if null is not None:
-                p, q = decoys(self.counts[kind, mode, distance], null)
-                at = bins[rows.index].to_numpy()
-                frame.loc[rows.index, "p_null"], frame.loc[rows.index, "q_null"] = p[at], q[at]
+        for (kind, mode), own in frame.groupby(["kind", "mode"]):
+            ahead, behind = (
+                {x: c for (a, b, x), c in self.counts.items() if (a, b) == (kind, mode) and sign * x > 0}
+                for sign in (1, -1)
+            )
+            if not behind:
+                continue
+            q = decoys(np.sum(list(ahead.values()), axis=0), np.sum(list(behind.values()), axis=0))[1]
+            frame.loc[own.index, "q_null"] = q[bins[own.index]]
+            for distance, rows in own.groupby(gap[own.index]):
+                if -distance in behind:
+                    p = decoys(ahead[distance], behind[-distance])[0]
+                    frame.loc[rows.index, "p_null"] = p[bins[rows.index]]
         return frame.sort_values(["p", "value"], ascending=[True, False], ignore_index=True)
 
 

@@ -13,7 +13,7 @@ from interp.errors import UsageError
 from interp.locate.channels import components
 from interp.locate.channels.components import component_scores
 from interp.locate.channels.factors import Factors
-from interp.locate.channels.hubs import chance
+from interp.locate.channels.hubs import Hubs, apart, chance
 from interp.locate.channels.locator import Channels
 from interp.locate.channels.null import decoys
 from interp.locate.channels.parts import readers, writers
@@ -132,6 +132,19 @@ def test_what_hubs_score_is_that_of_medians_of_the_whole_table():
 
 def lower(values):
     return np.sort(values.ravel())[(values.size - 1) // 2]
+
+
+def test_a_table_of_effects_is_expected_as_it_is():
+    """Excess 0.8 + row + column everywhere: all of it is hubs, and the 0.8 is counted once."""
+    rng = np.random.default_rng(0)
+    row = [rng.permutation(np.linspace(-0.6, 0.6, 61)) for _ in range(2)]
+    column = [rng.permutation(np.linspace(-0.4, 0.4, 41)) for _ in range(2)]
+    hubs = Hubs()
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        hubs.add(i, j, 0.8 + row[i][:, None] + column[j - 1][None])
+    at = np.arange(41)
+    assert hubs.expected(0, 2, at, at) == pytest.approx(0.8 + row[0][:41] + column[1], abs=0.08)
+    assert apart(np.array([0.5, 0.5]), np.array([0.8, -0.3])) == pytest.approx([0.5 * np.exp(-0.8), 0.5])
 
 
 def test_chance_is_the_median_of_random_directions():
