@@ -170,7 +170,10 @@ def test_a_repair_is_chosen_on_train_and_validation_and_measured_on_test(
         cut.loc["top 2 to value", "components"].split() == best
         and cut.loc["top 2 to value", "keys"] == "value"
     )
-    assert "ioi heads (q) to distractor_value" in cut.index
+    found = table(study, "circuits")
+    ioi = set(map(repr, circuits.heads_of(found[found["task"] == "ioi"])))
+    among = search[(search["to"] == "value") & search["component"].isin(ioi)].nlargest(2, "gain")
+    assert cut.loc["2 of ioi to value", "components"].split() == among["component"].tolist()
     after = evaluate(model, splits[2], {"clean": None, "set": set_attention(best, "value")}).values
     delta = after["set"]["logit_diff"] - after["clean"]["logit_diff"]
     assert cut.loc["top 2 to value", "delta"] == pytest.approx(delta.mean(), abs=1e-4)
@@ -190,7 +193,10 @@ def test_a_repair_is_chosen_on_train_and_validation_and_measured_on_test(
     at = np.argsort(sure)[:2]
     assert own["delta"].iloc[0] == pytest.approx(delta[at].mean(), abs=1e-4)
     z = table(study, "repair_contrast")
-    assert z[z["locator"] == "top 2 to value"]["n_controls"].tolist() == [draws] * 3
+    own = z[(z["locator"] == "top 2 to value") & (z["metric"] == "logit_diff")].iloc[0]
+    assert own["n_controls"] == draws
+    beaten = drawn[drawn["metric"] == "logit_diff"]["delta"] < own["delta"]
+    assert own["rank"] == 1 + int((~beaten).sum())
 
 
 def test_confidence_is_the_first_candidate_s_share(model: CausalLM) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.intervene.attention import set_attention
-from interp.measure.effects import COLUMNS, effect_rows
+from interp.intervene.attention import SetAttention, set_attention
+from interp.measure.effects import COLUMNS, DRAWS_FOR_P, contrast, effect_rows
 from interp.measure.metrics import score_at
 from interp.measure.outcomes import TOKENS, Outcomes, Progress, evaluate
 from interp.measure.plans import CLEAN, Condition, with_controls
@@ -48,7 +48,7 @@ def tried(
         of the choice among candidates).
     """
     items = {(role, head): set_attention(head, role) for role in roles for head in subject.heads()}
-    conditions = {CLEAN: None, **{item.key(): item for item in items.values()}}
+    conditions = {CLEAN: None, **{_name(item): item for item in items.values()}}
     values = evaluate(subject, examples, conditions, progress=progress).values
     rows = [
         {
@@ -56,23 +56,29 @@ def tried(
             "component": repr(head),
             "layer": head.layer,
             "head": head.head,
-            "gain": _change(values, item.key(), "logit_diff"),
-            "choice": _change(values, item.key(), "choice"),
+            "gain": _change(values, _name(item), "logit_diff"),
+            "choice": _change(values, _name(item), "choice"),
         }
         for (role, head), item in items.items()
     ]
     return pd.DataFrame(rows)
 
 
+def _name(item: SetAttention) -> str:
+    """Unique; what stands before the last space is shown while it runs."""
+    return f"{len(item.heads)} heads to {item.to_name} {item.key()}"
+
+
 def _change(values: Mapping[str, Mapping[str, np.ndarray]], name: str, metric: str) -> float:
     return float(np.mean(values[name][metric] - values[CLEAN][metric]))
 
 
-def best(search: pd.DataFrame, role: str, k: int) -> list[Head]:
-    """The k heads that gain most when they look at a role."""
-    own = search[search["to"] == role].sort_values(
-        ["gain", "layer", "head"], ascending=[False, True, True], kind="stable"
-    )
+def best(search: pd.DataFrame, role: str, k: int, among: Sequence[Head] | None = None) -> list[Head]:
+    """The k heads, of all or of some, that gain most when they look at a role."""
+    own = search[search["to"] == role]
+    if among is not None:
+        own = own[own["component"].isin([repr(h) for h in among])]
+    own = own.sort_values(["gain", "layer", "head"], ascending=[False, True, True], kind="stable")
     return [Head(int(r.layer), int(r.head)) for r in own.head(k).itertuples()]
 
 
@@ -92,13 +98,13 @@ def sized(
     n = len(subject.heads())
     asked = [(role, k) for role in dict.fromkeys(search["to"]) for k in sizes if k <= n]
     items = {(role, k): set_attention(best(search, role, k), role) for role, k in asked}
-    conditions = {CLEAN: None, **{item.key(): item for item in items.values()}}
+    conditions = {CLEAN: None, **{_name(item): item for item in items.values()}}
     values = evaluate(subject, examples, conditions, progress=progress).values
     rows = []
     for (role, k), item in items.items():
         row: dict[str, Any] = {"to": role, "k": k, "components": " ".join(map(repr, item.components))}
         for metric in ("choice", "logit_diff"):
-            row[metric] = float(values[item.key()][metric].mean())
+            row[metric] = float(values[_name(item)][metric].mean())
             row[f"clean_{metric}"] = float(values[CLEAN][metric].mean())
         rows.append(row)
     frame = pd.DataFrame(rows)
@@ -140,14 +146,24 @@ def tested(
         "seed": seed,
     }
     effects = pd.DataFrame(rows).assign(mechanism=MECHANISM, **labels)[COLUMNS]
+    sure = confidence(subject, examples)
     split = pd.concat(
-        [
-            by_confidence(outcomes, p, confidence(subject, examples), seed).assign(set=n)
-            for n, p in plans.items()
-        ],
-        ignore_index=True,
+        [by_confidence(outcomes, p, sure, seed).assign(set=n) for n, p in plans.items()], ignore_index=True
     )
     return effects, split
+
+
+def against_random(effects: pd.DataFrame) -> pd.DataFrame:
+    """Each repair against its random heads, as `contrast` tells it; but `rank` 1 is a gain above that of every draw."""
+    found = contrast(effects)
+    higher = []
+    for row in found.itertuples():
+        own = (effects["locator"] == row.locator) & (effects["metric"] == row.metric)
+        drawn = effects.loc[own & (effects["condition"] == "control"), "delta"]
+        higher.append(1 + int((drawn >= row.delta).sum()))
+    n = found["n_controls"]
+    p = np.where(n >= DRAWS_FOR_P, np.array(higher) / (n + 1), np.nan)
+    return found.assign(rank=higher, p_control=p)
 
 
 def confidence(subject: CausalLM, examples: Sequence[Example]) -> np.ndarray:

@@ -243,7 +243,6 @@ class _Study:
 
     def repair(self) -> None:
         """Colored Objects with the attention of some heads set by hand."""
-        from interp.measure.effects import contrast
         from interp.studies.reuse import repair
 
         spec, subject = self.spec, self.subject
@@ -268,7 +267,7 @@ class _Study:
 
         self.job.table("repair_split", partial(once, 1))
         effects = self.job.table("repair", partial(once, 0))
-        self.write("repair_contrast", contrast(effects))
+        self.write("repair_contrast", repair.against_random(effects))
 
     def _searched(self) -> pd.DataFrame:
         from interp.studies.reuse.repair import tried
@@ -283,8 +282,7 @@ class _Study:
             return sized(self.subject, self._split("validation"), search, self.spec.repair_sizes, report)
 
     def _sets(self, search: pd.DataFrame, sizes: pd.DataFrame) -> dict[str, tuple[str, Sequence[Head]]]:
-        """Repairs that are tested: what validation chose, the paper's number on each role, and heads of ioi."""
-        from interp.studies.reuse.circuits import heads_of
+        """Repairs that are tested: what validation chose, and the paper's number of all heads and of ioi's, by role."""
         from interp.studies.reuse.repair import best
 
         (row,) = sizes[sizes["chosen"]].to_dict("records")
@@ -295,11 +293,10 @@ class _Study:
         for role in self.spec.repair_to:
             sets[f"top {k} to {role}"] = (role, best(search, role, k))
         if {"circuits", "overlap", "matrix"} & set(self.spec.parts) and "ioi" in self.taken:
-            own = self.scores[self.scores["task"] == "ioi"]
-            # Heads that move ioi's movers are those that the paper repairs.
-            stage = "q" if "q" in set(own["stage"]) else str(own["stage"].iloc[0])
-            role = self.spec.repair_to[0]
-            sets[f"ioi heads ({stage}) to {role}"] = (role, heads_of(own, stage))
+            # The paper's own repair: heads that ioi uses and Colored Objects does not.
+            for role in self.spec.repair_to:
+                heads = best(search, role, k, self.circuits["ioi"])
+                sets[f"{len(heads)} of ioi to {role}"] = (role, heads)
         return sets
 
     def _split(self, use: str) -> list[Example]:
