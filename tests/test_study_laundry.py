@@ -37,8 +37,8 @@ from interp.tasks.pairs import data
 from tests.tiny import _LLAMA_LIKE, FAMILIES, byte_tokenizer, tiny
 
 SMALL: dict[str, Any] = {
-    "model": "tiny", "items": (2, 3), "test": 10, "train": 6, "validation": 6, "screened": 4, "neutral": 2,
-    "heads": 2, "movers": 3, "cut": 2, "level": 0.5, "draws": 1, "grid": 3, "grid_prompts": 2, "learn": 2,
+    "model": "tiny", "items": (2, 3), "test": 10, "in_weights": 4, "train": 6, "validation": 6, "screened": 4,
+    "neutral": 2, "heads": 2, "movers": 3, "cut": 2, "level": 0.5, "draws": 1, "grid": 3, "grid_prompts": 2, "learn": 2,
 }  # fmt: skip
 
 
@@ -411,6 +411,9 @@ def test_tables_of_a_study_agree_with_each_other(folder):
     told = neutral.set_index("condition")
     assert told.loc["clean", "change"] == 0 and set(conditions) < {*told.index}
     assert any(n.endswith("in the weights") for n in told.index)
+    weights = pd.read_parquet(folder / "in_weights.parquet")
+    assert {"clean", "cut, in the weights", "heads, in the weights"} <= {*weights["condition"]}
+    assert weights["n"].max() == 8 and not weights["condition"].str.startswith("learned,").any()
     tuned = pd.read_parquet(folder / "tuned.parquet")
     assert tuned["right"].is_monotonic_decreasing
     cuts = pd.read_parquet(folder / "channels.parquet")
@@ -425,6 +428,7 @@ def test_tables_of_a_study_agree_with_each_other(folder):
         ({"items": (1,)}, "2 to 20"),
         ({"families": ("C",)}, "A, B"),
         ({"screened": 99}, "train prompts"),
+        ({"in_weights": 99}, "test prompts"),
         ({"wrong": 1}, "not permitted"),
     ],
 )

@@ -176,6 +176,22 @@ class Moved:
         return share * size_at(self.size)
 
 
+@dataclass(frozen=True)
+class InWeights:
+    """An edit made in the weights, so that it holds at every token."""
+
+    edit: Scaled
+
+    @property
+    def kind(self) -> str:
+        """That of the edit, and that it is one of weights."""
+        return f"{self.edit.kind}, in the weights"
+
+    def at(self, items: int, directions: Directions) -> Intervention:
+        """The intervention for lists of so many things."""
+        return self.edit.as_weights(items, directions.weights)
+
+
 Edit = Scaled | Moved
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,12 @@ from interp.intervene.base import Intervention
 from interp.measure.outcomes import evaluate
 from interp.measure.stats import bootstrap_ci
 from interp.models.subject import CausalLM
-from interp.studies.laundry.edits import Edit, Pushed
+from interp.studies.laundry.edits import Edit, InWeights, Pushed, Scaled
 from interp.studies.laundry.tables import Report
 from interp.tasks.prose import Prose
 
+EVERY = "learned"
+"""The kind of edit that has a factor for every head."""
 PROMPT, ANSWER = 64, 32
 """Tokens of a passage that are read, and that are predicted."""
 
@@ -31,6 +33,13 @@ def described(conditions: Mapping[str, Edit | Pushed]) -> pd.DataFrame:
         }
         for name, c in conditions.items()
     )
+
+
+def in_weights(conditions: Iterable[Edit | Pushed]) -> dict[str, InWeights]:
+    """Scaled edits of one size made in the weights, but for factors that most heads have."""
+    scaled = [c for c in conditions if isinstance(c, Scaled) and not isinstance(c.size, Mapping)]
+    found = [InWeights(c) for c in scaled if c.kind != EVERY]
+    return {edit.kind: edit for edit in found}
 
 
 def neutral(

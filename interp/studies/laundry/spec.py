@@ -32,6 +32,9 @@ class LaundrySpec(BaseModel):
     train: int = Field(64, ge=2, description="prompts a length that edits are ranked on")
     validation: int = Field(80, ge=2, description="prompts a length that sizes are tuned on")
     test: int = Field(500, ge=2, description="prompts a length that are run once, at the end")
+    in_weights: int = Field(
+        100, ge=2, description="of them, prompts a length that edits of weights are run on"
+    )
     neutral: int = Field(16, ge=2, description="passages of prose that edits should leave alone")
 
     heads: int = Field(8, ge=1, description="inhibiting heads that are looked into")
@@ -90,6 +93,8 @@ class LaundrySpec(BaseModel):
             raise ValueError(
                 f"screened is {self.screened} and train {self.train}: screened prompts are train prompts"
             )
+        if self.in_weights > self.test:
+            raise ValueError(f"in_weights is {self.in_weights} and test {self.test}: they are test prompts")
         return self
 
     @classmethod
@@ -101,6 +106,7 @@ class LaundrySpec(BaseModel):
             "train": 8,
             "validation": 8,
             "test": 16,
+            "in_weights": 8,
             "neutral": 4,
             "heads": 3,
             "movers": 6,

@@ -2,9 +2,9 @@
 
 `run` makes, in order: `clean` (accuracy by length and place), `heads` (each cut alone at the last token), `components`
 (of the heads that inhibit), `readings` and `channels` (from weights, and cut with controls), `search` (edits on train),
-`tuned` (sizes on validation), `grid-1` to `grid-3` (channels walked over), `answers`, `gains` and
-`over_controls` (the test, run once) and `neutral` (what the edits cost in prose). Running it again goes on where it
-stopped.
+`tuned` (sizes on validation), `grid-1` to `grid-3` (channels walked over), `answers`, `gains` and `over_controls` (the
+test, run once), `in_weights` (on a part of it) and `neutral` (what the edits cost in prose). Running it again goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from interp.locate.channels.weights import Weights
     from interp.models.sites import Head
     from interp.models.subject import CausalLM
-    from interp.studies.laundry.edits import Directions, Edit, Pushed
+    from interp.studies.laundry.edits import Directions, Edit, InWeights, Pushed
     from interp.tasks.base import Example
 
     Condition = Edit | Pushed
@@ -345,7 +345,7 @@ class _Study:
         """Every final edit and its controls on test prompts, once, and on prose."""
         from interp.studies.laundry.carriers import cut_of
         from interp.studies.laundry.edits import Scaled
-        from interp.studies.laundry.final import described
+        from interp.studies.laundry.final import described, in_weights
         from interp.studies.laundry.search import controls
         from interp.studies.laundry.tables import gains, over_controls
 
@@ -367,27 +367,39 @@ class _Study:
         self.job.table("gains", lambda: gains(rows, seed=self.spec.seed))
         kinds = {name: c.kind for name, c in conditions.items()}
         self.job.table("over_controls", lambda: over_controls(rows, kinds, seed=self.spec.seed))
-        self.job.table("neutral", lambda: self._neutral(conditions))
+        weights = in_weights([e for name, e in conditions.items() if name in {*self.finals, "cut"}])
+        self.job.table("in_weights", lambda: self._weights(weights))
+        self.job.table("neutral", lambda: self._neutral(conditions, weights))
 
     def _test(self, items: int, conditions: Mapping[str, Condition]) -> pd.DataFrame:
         return self.answered("test", conditions, "test", only=items)
 
-    def _neutral(self, conditions: Mapping[str, Condition]) -> pd.DataFrame:
+    def _weights(self, conditions: Mapping[str, InWeights]) -> pd.DataFrame:
+        """Gains of the edits as edits of weights, on the first test prompts of each length."""
+        from interp.studies.laundry.tables import gains
+
+        rows = self.answered("test", conditions, "edits of weights", first=self.spec.in_weights)
+        rows["held"] = rows["template"].isin(self.held)
+        return gains(rows, seed=self.spec.seed)
+
+    def _neutral(self, conditions: Mapping[str, Condition], weights: Mapping[str, InWeights]) -> pd.DataFrame:
         """What prose loses, as edits of the longest list would have it."""
-        from interp.studies.laundry.edits import Scaled
         from interp.studies.laundry.final import neutral
 
         longest = max(self.spec.items)
         every: dict[str, Intervention | None] = {"clean": None}
-        every |= {name: c.at(longest, self.directions) for name, c in conditions.items()}
-        for name in [*self.finals, *(["cut"] if "cut" in conditions else [])]:
-            if isinstance(edit := conditions[name], Scaled):
-                every[f"{name}, in the weights"] = edit.as_weights(longest, self.weights)
+        every |= {name: c.at(longest, self.directions) for name, c in {**conditions, **weights}.items()}
         with self.stage("prose") as report:
             return neutral(self.subject, every, self.spec.neutral, seed=self.spec.seed, progress=report)
 
     def answered(
-        self, split: str, conditions: Mapping[str, Condition], what: str, only: int | None = None
+        self,
+        split: str,
+        conditions: Mapping[str, Condition | InWeights],
+        what: str,
+        *,
+        only: int | None = None,
+        first: int | None = None,
     ) -> pd.DataFrame:
         """Answers of a split under conditions and none; sizes may differ from one length of list to the other."""
         from interp.studies.laundry.tables import answers
@@ -397,7 +409,7 @@ class _Study:
             every: dict[str, Intervention | None] = {"clean": None}
             every |= {name: c.at(items, self.directions) for name, c in conditions.items()}
             with self.stage(f"{what}: {items} things") as report:
-                parts.append(answers(self.subject, self.prompts(split, items), every, report))
+                parts.append(answers(self.subject, self.prompts(split, items)[:first], every, report))
         return pd.concat(parts, ignore_index=True)
 
 
