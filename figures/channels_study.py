@@ -1,0 +1,251 @@
+"""Channels and circuits of smollm2: who talks to whom, lists before and after an edit, the circuits and their reuse.
+
+    python figures/channels_study.py [--data figures/data/channels_study] [--out figures/build] [--formats png pdf]
+    python figures/channels_study.py --numbers
+    python figures/channels_study.py --export figures/data/channels_study --channels runs/channels --ioi runs/ioi \\
+        --laundry runs/laundry --reuse runs/reuse
+
+Reads tables and nothing else: in the folder of data, `channels/` holds those of `interp channels smollm2 --out`,
+`ioi/`, `laundry/` and `reuse/` those of `interp study ioi|laundry|circuit-reuse`. What is not there is left out.
+`--export` copies the tables that figures need, with spec and provenance, out of the folders of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp import plot
+from interp.plot.text import number
+
+DATA = Path(__file__).parent / "data" / "channels_study"
+
+TABLES = {
+    "channels": ("channels", "channel_spectrum", "composition"),
+    "ioi": ("edges", "heads", "weights", "predicted"),
+    "laundry": ("gains", "conditions", "grid-1", "grid-2", "grid-3"),
+    "reuse": ("effects", "overlap"),
+}
+"""Tables of each part that figures come from."""
+
+RECORDS = ("spec.yaml", "provenance.json")
+EDITS = 4
+"""Edits of the laundry list that are drawn, the best on validation first."""
+SCORE = "component"
+"""Score by the weights that the edges of the circuit are held against."""
+
+
+def read(data: Path, part: str, name: str) -> pd.DataFrame | None:
+    """A table of a part; None where it was not made, or holds nothing."""
+    path = data / part / f"{name}.parquet"
+    frame = pd.read_parquet(path) if path.is_file() else None
+    return frame if frame is not None and len(frame) else None
+
+
+def figures(data: Path = DATA) -> dict[str, go.Figure]:
+    """Every figure that the tables allow, by its name."""
+    return channel_figures(data) | ioi_figures(data) | laundry_figures(data) | reuse_figures(data)
+
+
+def channel_figures(data: Path) -> dict[str, go.Figure]:
+    """The graph with the heads of the IOI circuit marked, the spectrum, and where heads compose."""
+    out: dict[str, go.Figure] = {}
+    edges, spectrum = read(data, "channels", "channels"), read(data, "channels", "channel_spectrum")
+    composition = read(data, "channels", "composition")
+    if edges is not None:
+        out["channels-study-graph"] = plot.channel_graph(edges, classes(data), by=strength(edges))
+    if spectrum is not None:
+        out["channels-study-spectrum"] = plot.component_spectrum(spectrum)
+    if composition is not None:
+        out["channels-study-composition"] = plot.composition_map(composition)
+    return out
+
+
+def strength(edges: pd.DataFrame) -> str:
+    """Column of the graph's edges: without hubs where that was computed."""
+    return "apart" if "apart" in edges else "value"
+
+
+def classes(data: Path) -> dict[str, str]:
+    """Class of each head of the IOI circuit, of its first stage; of the many the first eight classes."""
+    heads = read(data, "ioi", "heads")
+    if heads is None:
+        return {}
+    own = heads.drop_duplicates("component")
+    kept = list(dict.fromkeys(own["class"]))[:8]
+    return {c: k for c, k in zip(own["component"], own["class"], strict=True) if k in kept}
+
+
+def ioi_figures(data: Path) -> dict[str, go.Figure]:
+    """Path-patching effects stage by stage, and whether the weights know the edges."""
+    out: dict[str, go.Figure] = {}
+    edges, weights = read(data, "ioi", "edges"), read(data, "ioi", "weights")
+    if edges is not None:
+        out["channels-study-ioi"] = plot.circuit_heads(edges.assign(receivers=edges["stage"]), classes(data))
+    if weights is not None:
+        told = known(weights, read(data, "ioi", "predicted"))
+        if (told.groupby("mode")["in_circuit"].nunique() == 2).any():
+            out["channels-study-ioi-edges"] = plot.edge_matrix(told)
+    return out
+
+
+def known(weights: pd.DataFrame, predicted: pd.DataFrame | None, score: str = SCORE) -> pd.DataFrame:
+    """Edges into each stage of the circuit with one score by the weights, and the p-value of its AUROC."""
+    out = weights.rename(columns={"sender": "writer", "chosen": "in_circuit"})
+    out = out.assign(reader=out["stage"], mode=out["stage"], score=out[score])
+    out = out.drop_duplicates(["writer", "reader", "mode"])
+    if predicted is not None:
+        p = predicted[predicted["score"] == score].set_index("stage")["p"]
+        out = out.assign(p=out["stage"].map(p))
+    return out
+
+
+def laundry_figures(data: Path) -> dict[str, go.Figure]:
+    """Accuracy by the number of things before and after the edits, beside their controls; and walks over channels."""
+    out: dict[str, go.Figure] = {}
+    gains, conditions = read(data, "laundry", "gains"), read(data, "laundry", "conditions")
+    if gains is not None:
+        out["channels-study-laundry"] = plot.accuracy_by_items(
+            by_items(gains, conditions), "templates", what="accuracy among the listed things"
+        )
+    for rank in (1, 2, 3):
+        grid = read(data, "laundry", f"grid-{rank}")
+        if grid is not None:
+            out[f"channels-study-grid-{rank}"] = walk(grid)
+    return out
+
+
+def by_items(gains: pd.DataFrame, conditions: pd.DataFrame | None) -> pd.DataFrame:
+    """Accuracies by length of list: the intact model, the first edits, and the controls of the very first.
+
+    A control's kind is its edit's with what is drawn behind a colon; its draws are one line.
+    """
+    rows = gains[gains["items"] > 0].rename(columns={"accuracy": "value"})
+    if conditions is None:
+        return rows
+    kind = conditions.set_index("condition")["kind"].astype(str)
+    edits = [c for c in dict.fromkeys(rows["condition"]) if c != "clean" and ": " not in kind.get(c, "")]
+    rows = rows.assign(kind=rows["condition"].map(kind).fillna(""))
+    control = rows["kind"].str.startswith(f"{edits[0]}: ") if edits else rows["kind"].eq(None)
+    rows = rows.assign(
+        control=rows["kind"].str.partition(": ")[2].where(control, ""),
+        condition=rows["condition"].where(~control, "control"),
+    )
+    return rows[rows["condition"].isin(["clean", "control", *edits[:EDITS]])]
+
+
+def walk(grid: pd.DataFrame) -> go.Figure:
+    """Which place of the list wins over a channel's coordinates in standard deviations, for the longest lists."""
+    rows = grid[grid["point"] >= 0]
+    axes = [c for c in ("s0", "s1", "s2") if c in rows and rows[c].notna().any()]
+    rows = rows.assign(item=rows["place"].astype(int) - int(rows["place"].min()), share=rows["wins"])
+    if len(axes) < 3 and rows["items"].nunique() > 1:
+        return plot.traversal_grid(
+            rows[rows["items"].isin(sorted(set(rows["items"]))[-3:])], axes, facet="items"
+        )
+    rows = rows[rows["items"] == rows["items"].max()]
+    if len(axes) == 3:
+        # Three panels are what a page has room for: the ends and the middle of the third coordinate.
+        steps = np.array(sorted(set(rows["s2"])))
+        rows = rows[rows["s2"].isin(steps[[0, len(steps) // 2, -1]])]
+    return plot.traversal_grid(rows, axes)
+
+
+def reuse_figures(data: Path) -> dict[str, go.Figure]:
+    """Each task's circuit cut on every task, and what the circuits share."""
+    out: dict[str, go.Figure] = {}
+    effects, overlap = read(data, "reuse", "effects"), read(data, "reuse", "overlap")
+    if effects is not None:
+        out["channels-study-reuse"] = plot.cross_task_matrix(judged(effects))
+    if overlap is not None:
+        own = overlap[overlap["stage"] == "all"] if "stage" in overlap else overlap
+        nulls = list(dict.fromkeys(own["null"]))
+        null = "layers" if "layers" in nulls else nulls[0]
+        out["channels-study-overlap"] = plot.overlap_matrix(own[own["null"] == null])
+    return out
+
+
+def judged(effects: pd.DataFrame) -> pd.DataFrame:
+    """Each task in one metric (the choice among candidates, else accuracy), and one kind of control."""
+    has = effects.groupby("task")["metric"].agg(set)
+    first = {
+        t: next((m for m in ("choice", "accuracy", "logit_diff") if m in own), "") for t, own in has.items()
+    }
+    rows = effects[effects["metric"] == effects["task"].map(first)]
+    kinds = [k for k in dict.fromkeys(rows["control"].fillna("")) if k]
+    rows = rows[(rows["condition"] != "control") | (rows["control"] == (kinds[0] if kinds else ""))]
+    return rows[(rows["condition"] != "clean") | ~rows.duplicated(["task", "condition"])]
+
+
+def numbers(data: Path = DATA) -> str:
+    """What the tables say, in a few lines."""
+    lines = []
+    edges, heads, predicted = (
+        read(data, "channels", "channels"), read(data, "ioi", "heads"), read(data, "ioi", "predicted"),
+    )  # fmt: skip
+    if edges is not None:
+        n = int(edges["channel"].max()) + 1 if "channel" in edges else 0
+        beyond = int((edges["q_null"] <= 0.05).sum())
+        lines.append(f"{n} channels; {beyond} of {len(edges)} components beat anti-causal pairs (q 0.05).")
+    if heads is not None:
+        for kind, own in heads.groupby("class", sort=False):
+            lines.append(
+                f"{kind}: {', '.join(f'{r.component} {number(r.effect)}' for r in own.itertuples())}"
+            )
+    if predicted is not None:
+        for r in predicted.itertuples():
+            lines.append(f"{r.stage}, {r.score}: AUROC {number(r.auroc)} (p = {number(r.p, 3)})")
+    gains = read(data, "laundry", "gains")
+    if gains is not None:
+        for r in gains[gains["items"] == 0].itertuples():
+            lines.append(
+                f"{r.condition} ({r.templates} templates): {number(r.base)} to {number(r.accuracy)}, "
+                f"{number(r.gain)} [{number(r.gain_lo)}, {number(r.gain_hi)}]"
+            )
+    return "\n".join(lines)
+
+
+def export(runs: dict[str, Path], to: Path) -> list[Path]:
+    """Copy what figures are made of, with spec and provenance, part by part."""
+    out = []
+    for part, folder in runs.items():
+        (to / part).mkdir(parents=True, exist_ok=True)
+        names = [*(f"{name}.parquet" for name in TABLES[part]), *RECORDS]
+        out += [Path(shutil.copy2(folder / n, to / part / n)) for n in names if (folder / n).is_file()]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DATA, help="a folder with a folder for each part")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
+    parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
+    parser.add_argument("--numbers", action="store_true", help="print what the tables say")
+    parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
+    for part in TABLES:
+        parser.add_argument(f"--{part}", type=Path, help=f"with --export: run folder of {part}")
+    args = parser.parse_args()
+    if args.export is not None:
+        runs = {part: getattr(args, part) for part in TABLES if getattr(args, part) is not None}
+        for path in export(runs, args.export):
+            print(path)
+        return
+    if args.numbers:
+        print(numbers(args.data))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    drawn = {args.out / name: figure for name, figure in figures(args.data).items()}
+    formats = tuple(name for name in args.formats.replace(" ", ",").split(",") if name)
+    for path in plot.write_all(drawn, formats, plotlyjs="directory"):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

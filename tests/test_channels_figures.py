@@ -1,0 +1,164 @@
+"""The figures of the channel study from small tables in the shapes that the studies write."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.plot import circuit_frames as frames
+
+SCRIPT = Path(__file__).parents[1] / "figures" / "channels_study.py"
+EDITS = ("suppress", "learned", "scaled", "swapped", "last")
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("channels_study", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ioi() -> dict[str, pd.DataFrame]:
+    paths = frames.paths_frame()
+    stage = paths["receivers"].map(
+        {"logits": "direct", "movers, q": "mover_q", "S-inhibition, v": "inhibition_v"}
+    )
+    heads = pd.DataFrame([{"component": c, "class": k, "effect": 0.3} for c, k in frames.CLASSES.items()])
+    own = paths[(paths["head"] >= 0)].assign(stage=stage)
+    own = own[own["stage"] == "mover_q"].assign(chosen=lambda f: f["effect"] > 0.1, q=0.01)
+    weights = own.assign(component=own["effect"] + np.linspace(0, 0.02, len(own)), composition=0.1)
+    predicted = pd.DataFrame(
+        {"stage": "mover_q", "score": ["component", "z"], "auroc": [0.99, 0.5], "p": [0.002, 0.5]}
+    )
+    return {
+        "edges": paths.assign(stage=stage, receivers="L22H3.q L24H8.q"), "heads": heads, "weights": weights,
+        "predicted": predicted,
+    }  # fmt: skip
+
+
+def laundry() -> dict[str, pd.DataFrame]:
+    drawn = {f"suppress: random directions, draw {i}": "suppress: random directions" for i in range(3)}
+    others = {"suppress: other components, draw 0": "suppress: other components"}
+    kinds = (
+        {"clean": "clean"}
+        | {e: e for e in EDITS}
+        | drawn
+        | others
+        | {"learned: random directions, draw 0": "learned: r"}
+    )
+    rows: list[dict[str, Any]] = []
+    for templates in ("all", "held"):
+        for items in (0, 3, 6, 10):
+            for i, name in enumerate(kinds):
+                value = 0.5 + 0.01 * i
+                gain = {"base": 0.5, "gain": value - 0.5, "gain_lo": value - 0.55, "gain_hi": value - 0.45}
+                ends = {
+                    "accuracy": value,
+                    "ci_lo": value - 0.04,
+                    "ci_hi": value + 0.04,
+                    "chance": 1 / max(items, 1),
+                }
+                rows.append(
+                    {"condition": name, "items": items, "templates": templates, "n": 500} | ends | gain
+                )
+    grid = frames.grid_frame(3).rename(columns={"c0": "s0", "c1": "s1", "c2": "s2", "share": "wins"})
+    grid = grid.assign(place=grid["item"] + 1, point=0, items=6).drop(columns="item")
+    flat = frames.grid_frame(1).rename(columns={"c0": "s0", "share": "wins"})
+    flat = pd.concat([flat.assign(place=flat["item"] + 1, point=0, items=n) for n in (3, 4)])
+    intact = flat.head(4).assign(point=-1, s0=np.nan)
+    return {
+        "gains": pd.DataFrame(rows),
+        "conditions": pd.DataFrame({"condition": list(kinds), "kind": list(kinds.values())}),
+        "grid-1": pd.concat([flat, intact]).drop(columns="item"), "grid-3": grid,
+    }  # fmt: skip
+
+
+def reuse() -> dict[str, pd.DataFrame]:
+    effects = frames.cross_frame(4)
+    control = effects["condition"].eq("control").map({True: "layer", False: ""})
+    effects = pd.concat([effects.assign(metric=m, control=control) for m in ("choice", "logit_diff")])
+    more = effects[effects["condition"] == "control"].assign(control="any")
+    overlap = pd.concat([frames.overlap_frame(), frames.overlap_frame().assign(null="hypergeometric")])
+    return {
+        "effects": pd.concat([effects, more]),
+        "overlap": pd.concat([overlap.assign(stage=s) for s in ("all", "direct")]),
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("data")
+    channels = {"channels": frames.channels_frame(), "channel_spectrum": frames.spectrum_frame()}
+    channels["composition"] = frames.composition_frame()
+    parts = {"channels": channels, "ioi": ioi(), "laundry": laundry(), "reuse": reuse()}
+    for part, tables in parts.items():
+        (place / part).mkdir()
+        for name, frame in tables.items():
+            frame.to_parquet(place / part / f"{name}.parquet")
+        (place / part / "spec.yaml").write_text("model: m\n")
+    return place
+
+
+def test_every_figure_from_its_tables(study: ModuleType, data: Path) -> None:
+    drawn = study.figures(data)
+    assert set(drawn) == {
+        f"channels-study-{n}"
+        for n in (
+            "graph", "spectrum", "composition", "ioi", "ioi-edges", "laundry", "grid-1", "grid-3", "reuse", "overlap"
+        )
+    }  # fmt: skip
+    assert {t.name for t in drawn["channels-study-graph"].data} >= set(frames.CLASSES.values())
+    assert any("AUROC 1.00" in str(t.name) for t in drawn["channels-study-ioi-edges"].data)
+    notes = " ".join(a.text for a in drawn["channels-study-ioi-edges"].layout.annotations).replace(
+        "<br>", " "
+    )
+    assert "(p = 0.002)" in notes, "of the score that is drawn"
+
+
+def test_of_the_laundry_list_the_first_edits_and_the_controls_of_the_first(
+    study: ModuleType, data: Path
+) -> None:
+    fig = study.figures(data)["channels-study-laundry"]
+    names = {t.name for t in fig.data if t.name}
+    assert names >= {"clean", *EDITS[:4], "control: random directions", "control: other components"}
+    assert not names & {EDITS[4], "control: r"}
+    (median,) = [t for t in fig.data if t.name == "control: random directions" and t.xaxis == "x"]
+    assert list(median.x) == [3, 6, 10] and set(median.customdata) == {3}
+    assert [a.text for a in fig.layout.annotations if a.text.startswith("templates")] == [
+        "templates: all", "templates: held",
+    ]  # fmt: skip
+
+
+def test_walks_leave_out_the_intact_model_and_have_a_panel_a_length(study: ModuleType, data: Path) -> None:
+    drawn = study.figures(data)
+    flat = drawn["channels-study-grid-1"]
+    first = [t for t in flat.data if t.name == "item 1"]
+    assert len(first) == 2 and all(np.isfinite(t.x.astype(float)).all() for t in first)
+    assert [a.text for a in drawn["channels-study-grid-3"].layout.annotations if a.text.startswith("s2")]
+
+
+def test_the_matrix_is_of_the_choice_and_of_one_kind_of_control(study: ModuleType) -> None:
+    rows = study.judged(reuse()["effects"])
+    assert set(rows["metric"]) == {"choice"} and set(rows["control"]) == {"", "layer"}
+    assert (rows["condition"] == "clean").sum() == 5
+
+
+def test_what_is_not_there_is_left_out(study: ModuleType, data: Path, tmp_path: Path) -> None:
+    copied = study.export({"reuse": data / "reuse"}, tmp_path)
+    assert {p.name for p in copied} == {"effects.parquet", "overlap.parquet", "spec.yaml"}
+    assert set(study.figures(tmp_path)) == {"channels-study-reuse", "channels-study-overlap"}
+    assert study.numbers(tmp_path) == "" and study.figures(tmp_path / "none") == {}
+
+
+def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
+    text = study.numbers(data)
+    assert "mover_q, component: AUROC 0.99 (p = 0.002)" in text
+    assert "suppress (held templates): 0.50 to 0.51, 0.01 [\u22120.04, 0.06]" in text
