@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -66,7 +67,7 @@ def gallery(width: Width) -> dict[str, go.Figure]:
 def circuits(width: Width) -> dict[str, go.Figure]:
     """Figures of channels and circuits."""
     c = circuit_frames
-    shape = {"layers": c.LAYERS, "heads": c.HEADS, "kv_heads": c.KV_HEADS}
+    shape: dict[str, Any] = {"layers": c.LAYERS, "heads": c.HEADS, "kv_heads": c.KV_HEADS}
     faithful = c.faithful_frame()
     return {
         "channels": plot.channel_graph(c.readers_frame(), c.CLASSES, **shape, width=width),
