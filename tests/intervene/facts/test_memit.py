@@ -15,7 +15,7 @@ from interp.models.sites import Site
 from tests.intervene.facts.rewrites import contexts, moments, rewrites
 from tests.subjects import ALL, subject
 
-SHORT = Search(steps=3, step=0.2)
+SHORT = Search(steps=2, step=0.2)
 PLAIN = [f for f in ALL if f not in ("gemma2", "gemma3", "olmo2")]
 
 

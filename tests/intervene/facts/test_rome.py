@@ -15,7 +15,7 @@ from interp.models.sites import Site
 from tests.intervene.facts.rewrites import contexts, moments, rewrites
 from tests.subjects import ALL, subject
 
-SHORT = Search(steps=4)
+SHORT = Search(steps=3)
 
 
 def projected(s, layer: int, keys: torch.Tensor) -> torch.Tensor:
