@@ -71,9 +71,9 @@ def score_answer(logits: Float[torch.Tensor, "m v"], example: Example) -> dict[s
         row = logits[place]
         out["rank"] = 1.0 + float((row[others] > row[own]).sum())
         same = [a for a in example.alternatives if len(a) > place and a[:place] == example.answer_ids[:place]]
-        right = [own, *(a[place] for a in same)]
-        wrong = [t for t in others if t not in right]
-        out["choice"] = float(not wrong or bool(row[right].max() >= row[wrong].max()))
+        accepted = [own, *(a[place] for a in same)]
+        wrong = [t for t in others if t not in accepted]
+        out["choice"] = float(not wrong or bool(row[accepted].max() >= row[wrong].max()))
     return out
 
 
