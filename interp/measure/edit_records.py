@@ -121,7 +121,7 @@ def relation_records(
                 break
             if allowed is not None and (table.name, other, wording) not in allowed:
                 continue
-            ids, true = _ask(subject, table.templates[wording], other, table.facts[other])
+            ids, true = _ask(subject, table.wordings[wording], other, table.facts[other])
             if true != rewrite.target:
                 chosen.append(Neighbour(ids, true))
         out.append(EditRecord(rewrite, tuple(prompts), tuple(chosen), name=name, relation=table.name))

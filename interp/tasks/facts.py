@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class Relation:
 
     Attributes:
         templates: wordings that end where the object follows; `{s}` is the subject, `[...]` the words for the relation.
+        more: further wordings, numbered on from those; used where they are asked for, so that what was measured with
+            all `templates` keeps its meaning.
         facts: object of each subject.
         others: other right answers of a subject, where there are any.
     """
@@ -47,8 +50,18 @@ class Relation:
     name: str
     summary: str
     templates: tuple[str, ...]
+    more: tuple[str, ...]
     facts: dict[str, str]
     others: dict[str, tuple[str, ...]]
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """All wordings: `templates` and `more`."""
+        return self.templates + self.more
+
+    def answers(self, subject: str) -> tuple[str, ...]:
+        """All right answers of a subject, that of the table first."""
+        return (self.facts[subject], *self.others.get(subject, ()))
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -57,10 +70,15 @@ class Relation:
 
 
 @cache
-def names() -> tuple[str, ...]:
-    """The relations there are."""
+def names(*, every: bool = False) -> tuple[str, ...]:
+    """The relations that are asked by default, or all there are."""
     found = (files("interp.tasks") / "data" / "facts").iterdir()
-    return tuple(sorted(p.name[:-5] for p in found if p.name.endswith(".json")))
+    there = sorted(p.name[:-5] for p in found if p.name.endswith(".json"))
+    return tuple(n for n in there if every or not _table(n).get("on_request"))
+
+
+def _table(name: str) -> dict[str, Any]:
+    return json.loads((files("interp.tasks") / "data" / "facts" / f"{name}.json").read_text("utf-8"))
 
 
 @cache
@@ -70,16 +88,18 @@ def relation(name: str) -> Relation:
     Raises:
         UsageError: there is no such relation.
     """
-    if name not in names():
-        near = get_close_matches(str(name), names(), 1)
+    known = names(every=True)
+    if name not in known:
+        near = get_close_matches(str(name), known, 1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise UsageError(f"task facts: no relation '{name}'{hint}; take of {', '.join(names())}")
-    data = json.loads((files("interp.tasks") / "data" / "facts" / f"{name}.json").read_text("utf-8"))
+        raise UsageError(f"task facts: no relation '{name}'{hint}; take of {', '.join(known)}")
+    data = _table(name)
     several = {s: [o] if isinstance(o, str) else o for s, o in data["facts"].items()}
     return Relation(
         name,
         data["summary"],
         tuple(data["templates"]),
+        tuple(data.get("more", ())),
         {s: o[0] for s, o in several.items()},
         {s: tuple(o[1:]) for s, o in several.items() if len(o) > 1},
     )
@@ -89,8 +109,9 @@ class Facts(Task):
     """Closed-book facts of several relations.
 
     Args:
-        relations: names of relations; default all.
-        templates: numbers of the wordings to use, counted from 0 in each relation; default all.
+        relations: names of relations; default all but those that are there on request (`person_country`).
+        templates: numbers of the wordings to use, counted from 0 in each relation; default the relation's `templates`,
+            and numbers from there on are those of its `more`.
         shots: solved examples of the same relation in front, with other subjects and other answers.
         n: so many facts, drawn at random; None or `all` for every fact in every wording.
     """
@@ -162,7 +183,7 @@ class Facts(Task):
         self, tokens: Tokens, table: Relation, wording: int, shown: Sequence[str], subject: str
     ) -> Example:
         """The question about one subject, without a foil."""
-        template = table.templates[wording]
+        template = table.wordings[wording]
         answer = table.facts[subject]
         pieces: list[Piece] = []
         for i, other in enumerate(shown, start=1):
@@ -245,9 +266,9 @@ def _wordings(table: Relation, wanted: Sequence[int] | None) -> list[int]:
     if wanted is None:
         return list(range(len(table.templates)))
     for t in wanted:
-        if not isinstance(t, int) or not 0 <= t < len(table.templates):
+        if not isinstance(t, int) or not 0 <= t < len(table.wordings):
             raise UsageError(
-                f"task facts: relation {table.name} has no template {t}; it has 0 to {len(table.templates) - 1}"
+                f"task facts: relation {table.name} has no template {t}; it has 0 to {len(table.wordings) - 1}"
             )
     return list(wanted)
 

@@ -30,13 +30,14 @@ def test_there_are_enough_relations() -> None:
     assert sum(len(relation(name).facts) for name in names()) > 1500
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(every=True))
 def test_table(name: str) -> None:
     table = relation(name)
     assert 30 <= len(table.facts) <= 200
-    assert len(table.templates) >= 4 and len(set(table.templates)) == len(table.templates)
+    assert len(table.templates) >= 4 and len(table.wordings) >= 6
+    assert len(set(table.wordings)) == len(table.wordings)
     assert len(table.objects) >= 6
-    for template in table.templates:
+    for template in table.wordings:
         assert template.count("{s}") == 1 and len(re.findall(r"\[[^\]]+\]", template)) == 1, template
         assert template == template.strip() and "  " not in template
         assert not template.startswith("{s}"), "the first token of a text draws attention to itself"
@@ -83,6 +84,18 @@ def test_all_is_every_fact_in_every_wording() -> None:
         (s, t) for s in table.facts for t in range(len(table.templates))
     }
     assert [e.key() for e in ask(relations="animal_young")] == [e.key() for e in every]
+
+
+def test_further_wordings_are_asked_on_request_only() -> None:
+    # What was measured with all wordings was measured with the first ones: their numbers and draws stay.
+    default = task("facts")
+    assert {t for _, _, t in default._order} == set(range(5))
+    assert "person_country" not in default.params["relations"] and len(default.params["relations"]) == 18
+    table = relation("painter")
+    assert all(e.meta["template"] < len(table.templates) for e in ask(relations="painter"))
+    (asked,) = (e for e in ask(relations="painter", templates=[5]) if e.meta["subject"] == "Guernica")
+    assert asked.text == "Everybody who has seen Guernica knows the name of its painter,"
+    assert "Akira Kurosawa" in {e.meta["subject"] for e in ask(relations="person_country", templates=0)}
 
 
 def test_spans() -> None:
