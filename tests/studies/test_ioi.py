@@ -212,6 +212,10 @@ def test_all_parts_and_going_on(model: CausalLM, tmp_path: Path) -> None:
     whole = (every["logit_diff"] - every["empty"]) / (every["clean"] - every["empty"])
     assert every["faithfulness"].to_numpy() == pytest.approx(whole.to_numpy(), abs=1e-5)
     assert set(tables["confirm"]["sender"]) == set(edges.loc[edges["chosen"], "sender"])
+    assert set(tables["predicted"]["stage"]) == {*tables["weights"]["stage"], "all"}
+    every_pair = tables["predicted"].query("stage == 'all' and score == 'z'").iloc[0]
+    assert every_pair["n"] == len(tables["weights"])
+    assert every_pair["positives"] == tables["weights"]["chosen"].sum() > 0
     assert {"cut", "control", "clean"} <= set(tables["knockout"]["condition"])
     before = (tmp_path / "run" / "edges.parquet").read_bytes()
     (tmp_path / "run" / "predicted.parquet").unlink()

@@ -331,13 +331,16 @@ class _Study:
         def make() -> pd.DataFrame:
             from interp.studies.ioi.weights import SCORES, predicted
 
+            # Scores of different inputs do not compare, their ranks within a stage do.
+            ranks = pairs.assign(**pairs.groupby("stage")[list(SCORES)].rank(pct=True))
+            groups = [*pairs.groupby("stage", sort=False), *([("all", ranks)] if len(ranks) else [])]
             rows = []
-            for stage, own in pairs.groupby("stage", sort=False):
+            for stage, own in groups:
                 for score in SCORES:
                     found = predicted(
                         own[score].to_numpy(float),
                         own["chosen"].to_numpy(bool),
-                        own["layer"].to_numpy(),
+                        (own["stage"] + own["layer"].astype(str).str.rjust(4)).to_numpy(str),
                         draws=self.spec.draws,
                         seed=self.spec.seed,
                     )
