@@ -2,7 +2,8 @@
 
 `run` goes from a model's name to a folder with tables, figures and one page: locate on one set of needles, cut the
 top heads (every dose, with matched controls), measure on needles of *another kind in another haystack*, on induction,
-on closed-book facts the model knows, and on natural prose. Running it again skips what is done.
+on closed-book facts the model knows, and on natural prose. Then which heads talk to which, by their weights, and what
+deleting what the retrieval heads read does to the needles. Running it again skips what is done.
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ class AtlasSpec(BaseModel):
     facts_keep: int = Field(96, ge=1, description="known facts that cuts are measured on")
     prose_n: int = Field(16, ge=2)
     induction_n: int = Field(24, ge=1)
+    channels: int = Field(2000, ge=0, description="component scores kept of each mode; 0 leaves channels out")
+    channel_modes: tuple[Literal["Q", "K", "V"], ...] = Field(
+        ("Q", "K", "V"), min_length=1, description="what channels are read as"
+    )
+    channel_doses: tuple[int, ...] = Field(
+        (5, 10, 20, 50), min_length=1, description="components deleted of those that the top heads read"
+    )
+    channel_controls: int = Field(5, ge=0, description="draws of other components a dose")
     patch_n: int = Field(1, ge=0, description="examples of activation patching")
     patch_length: int = 80
     patch_direction: Literal["denoise", "noise", "both"] = "both"
@@ -98,6 +107,9 @@ class AtlasSpec(BaseModel):
             "facts_keep": 32,
             "prose_n": 8,
             "induction_n": 12,
+            "channels": 1000,
+            "channel_doses": (50,),
+            "channel_controls": 3,
             "patch_n": 1,
             "patch_length": 80,
             "patch_direction": "denoise",
@@ -116,8 +128,8 @@ def run(
     """Run an atlas into a folder, going on where an earlier run of the same spec stopped.
 
     Args:
-        folder: holds spec.yaml, scores, groups, instances, effects, patch (Parquet), rows.json, provenance.json,
-            report.html and figures/.
+        folder: holds spec.yaml, scores, groups, instances, effects, channels, channel_spectrum, channel_effects, patch
+            (Parquet), rows.json, provenance.json, report.html and figures/.
         subject: the model, if it is loaded already.
         stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
         static: write PDF, SVG and PNG figures; default where a browser is found.
@@ -176,6 +188,8 @@ class _Atlas:
         parts = [self.job.table(f"parts/{name}", make) for name, make in self.measurements().items()]
         effects = pd.concat([p for p in parts if len(p)], ignore_index=True)
         write_frame(self.job.folder / "effects.parquet", effects)
+        if spec.channels:
+            self.channels()
         if spec.patch_n:
             self.job.table("patch", self.patch)
         self.job.json("rows", self.rows)
@@ -323,6 +337,60 @@ class _Atlas:
         from interp.tasks.registry import task
 
         return task("prose", n=self.spec.prose_n, seed=self.spec.seed)
+
+    # -- channels ----------------------------------------------------------------------------------------------------
+
+    def channels(self) -> None:
+        """Which heads talk to which, and what deleting what the top heads read does to short needles and to prose."""
+        from interp import atlas_channels
+        from interp.locate.channels.locator import Channels
+
+        fitted: list[Channels] = []
+
+        def fit() -> Channels:
+            if not fitted:
+                with self.stage("channels between heads, by their weights") as report:
+                    found = Channels(self.spec.channel_modes, kept=self.spec.channels, seed=self.spec.seed)
+                    fitted.append(found.fit(self.subject, progress=report))
+            return fitted[0]
+
+        edges = self.job.table("channels", lambda: atlas_channels.table(fit()))
+        self.job.table("channel_spectrum", lambda: atlas_channels.spectra(fit()))
+        self.job.table("channel_effects", lambda: self.deleted(edges))
+
+    def deleted(self, edges: pd.DataFrame) -> pd.DataFrame:
+        """Effects of deleting the components that the top heads read, beside others of the same writers."""
+        from interp import atlas_channels
+        from interp.locate.channels.weights import Weights
+        from interp.models.sites import Head
+
+        spec = self.spec
+        heads = [h for h in self.ranked(spec.top) if isinstance(h, Head)]
+        parts = atlas_channels.read_by(self.subject, edges, heads)
+        if not parts:
+            self.job.remark("no channel that a retrieval head reads was found, so none was cut")
+            return pd.DataFrame()
+        plan = atlas_channels.Deletions(Weights(self.subject)).plan
+        length = min(spec.measure_lengths)
+        niah = self.niah("measure", length, spec.measure_n)
+        asked: list[tuple[Task, Role, tuple[str, ...], tuple[int, ...], int]] = [
+            (
+                niah,
+                "target",
+                ("accuracy", "logit_diff", "logprob"),
+                spec.channel_doses,
+                spec.channel_controls,
+            ),
+            (self.prose(), "off_target", ("nll",), (max(spec.channel_doses),), 0),
+        ]
+        frames = []
+        for task, role, metrics, doses, controls in asked:
+            with self.stage(f"delete channels: {task.name}") as report:
+                conditions = list(plan(parts, doses, controls, spec.seed))
+                options = {"role": role, "locator": "Channels", "seed": spec.seed, "progress": report}
+                found = atlas_channels.effects(self.subject, task, conditions, metrics, **options)  # type: ignore[arg-type]
+            frames.append(found.assign(task=f"niah {length}") if role == "target" else found)
+        return pd.concat(frames, ignore_index=True)
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 

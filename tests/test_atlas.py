@@ -31,6 +31,10 @@ SPEC = AtlasSpec(
     facts_keep=4,
     prose_n=2,
     induction_n=3,
+    channels=300,
+    channel_modes=("K",),
+    channel_doses=(4, 12),
+    channel_controls=2,
     patch_n=1,
     patch_length=64,
 )
@@ -58,6 +62,7 @@ def folder(smollm2, tmp_path_factory) -> Path:
     job = run(SPEC, place, subject=smollm2, static=False)
     assert job.skipped == ["scores", "groups", "instances", "parts/dose-zero", "parts/all-niah-96"]
     assert "patch" in job.done and "rows" in job.done
+    assert {"channels", "channel_spectrum", "channel_effects"} <= set(job.done)
     return place
 
 
@@ -84,6 +89,23 @@ def test_the_cut_takes_recall_and_controls_do_not(folder):
     niah = effects[effects.task == "niah 96"]
     cut, controls = niah[niah.condition == "cut"].delta.item(), niah[niah.condition == "control"].delta
     assert len(controls) == 2 and cut < -0.5 and cut < controls.min() - 0.5
+
+
+def test_components_that_the_heads_read_are_deleted(folder, smollm2):
+    from interp.atlas_channels import read_by
+    from interp.models.sites import component
+
+    edges, rows = (pd.read_parquet(folder / f"{n}.parquet") for n in ("channels", "channel_effects"))
+    assert list(rows.columns) == COLUMNS and set(rows.task) == {"niah 96", "prose"}
+    assert set(edges["mode"]) == {"K"}
+    scores = pd.read_parquet(folder / "scores.parquet").query("method == 'copy'")
+    top = scores.sort_values("score", ascending=False, kind="stable").component[:5]
+    parts = [repr(p) for p in read_by(smollm2, edges, [component(c) for c in top])]
+    niah = rows.query("metric == 'logprob'")
+    cuts = niah[niah.condition == "cut"]
+    assert cuts.components.tolist() == [" ".join(parts[:k]) for k in cuts.k] and cuts.k.tolist() == [4, 12]
+    assert niah[niah.condition == "control"].groupby("k").size().tolist() == [2, 2]
+    assert rows[(rows.task == "prose") & (rows.condition == "cut")].k.tolist() == [12]
 
 
 def test_done_is_done(folder, smollm2):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.cli import compare, models, reproduce, study, tasks, work
+from interp.cli import circuits, compare, models, reproduce, study, tasks, work
 from interp.cli.console import err, say
 from interp.errors import InterpError
 
@@ -77,4 +77,6 @@ app.add_typer(study.app, name="study")
 app.add_typer(reproduce.app, name="reproduce")
 for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
     app.command()(_command)
+app.command()(circuits.channels)
+app.command()(circuits.circuit)
 app.command("compare-heads")(compare.compare_heads)

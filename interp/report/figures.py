@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -85,6 +85,7 @@ def charts(tables: Tables) -> list[Chart]:
                 lambda: effect_table(effects, k),
             ),
         ]  # fmt: skip
+    out += channel_charts(tables)
     if patch is not None:
         out.append(
             Chart("patching", "patch", lambda w: plot.patch_map(patch, width=w), lambda: patch_table(patch))
@@ -97,6 +98,80 @@ def charts(tables: Tables) -> list[Chart]:
             )
         )  # fmt: skip
     return out
+
+
+def channel_charts(tables: Tables) -> list[Chart]:
+    """Figures of the channel section: the graph, the spectrum with its nulls, and what deleting channels does."""
+    from interp import plot
+
+    out: list[Chart] = []
+    edges, spectrum, effects = tables.channels, tables.channel_spectrum, tables.channel_effects
+    if edges is not None:
+        shape: dict[str, Any] = {key: tables.provenance.get(key) for key in ("layers", "heads", "kv_heads")}
+        marked = dict.fromkeys(tables.top_heads, "retrieval heads")
+        out.append(
+            Chart(
+                "channels", "channels",
+                lambda w: plot.channel_graph(edges, marked, width=w, **shape),
+                lambda: edge_table(edges),
+            )
+        )  # fmt: skip
+    if spectrum is not None:
+        out.append(
+            Chart(
+                "spectrum", "channel_spectrum", lambda w: plot.component_spectrum(spectrum, width=w),
+                lambda: spectrum_table(spectrum),
+            )
+        )  # fmt: skip
+    if effects is not None:
+        out.append(
+            Chart(
+                "channel-cut", "channel_effects",
+                lambda w: plot.control_strip(effects, "logprob", _largest(effects), width=w),
+                lambda: effect_table(effects, metric=None),
+            )
+        )  # fmt: skip
+        if effects["k"].nunique() > 2:
+            out.append(
+                Chart(
+                    "channel-doses", "channel_effects", lambda w: plot.dose_curve(effects, width=w),
+                    lambda: effect_table(effects),
+                )
+            )  # fmt: skip
+    return out
+
+
+def _largest(effects: pd.DataFrame) -> int:
+    return int(effects["k"].max())
+
+
+def edge_table(edges: pd.DataFrame, top: int = 100) -> pd.DataFrame:
+    """The strongest components and who reads them."""
+    columns = [
+        "writer",
+        "component",
+        "reader",
+        "mode",
+        "value",
+        "writer_share",
+        "q",
+        "q_apart",
+        "q_null",
+        "channel",
+    ]
+    return edges.head(top)[[c for c in columns if c in edges]]
+
+
+def spectrum_table(spectrum: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of pairs of components by the tenth that their cosine falls in."""
+    tenth = (spectrum["low"] * 10).astype(int) / 10
+    by = (
+        [spectrum["mode"], tenth.rename("cosine from")]
+        if "mode" in spectrum
+        else [tenth.rename("cosine from")]
+    )
+    columns = [c for c in ("causal", "anticausal", "expected") if c in spectrum]
+    return spectrum.groupby(by, sort=False)[columns].sum().reset_index()
 
 
 def write_figures(folder: str | Path, *, static: bool | None = None, width: Width = "double") -> list[Path]:

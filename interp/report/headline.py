@@ -36,7 +36,10 @@ def sentence(tables: Tables) -> str:
 
 def facts(tables: Tables) -> list[Fact]:
     """The headline numbers that the tables give."""
-    found = [_scored(tables), _main_effect(tables), _controls(tables), _off_target(tables), _accepted(tables)]
+    found = [
+        _scored(tables), _main_effect(tables), _controls(tables), _off_target(tables), _deleted(tables),
+        _accepted(tables),
+    ]  # fmt: skip
     return [fact for fact in found if fact is not None]
 
 
@@ -183,6 +186,27 @@ def _off_target(tables: Tables) -> Fact | None:
         return None
     worst = min(others, key=lambda panel: float(panel.cut["delta"].iloc[0]))
     return Fact(signed(float(worst.cut["delta"].iloc[0])), f"accuracy on {worst.task}, which should not move")
+
+
+def _deleted(tables: Tables) -> Fact | None:
+    """What deleting the components that the heads read does to accuracy, beside others of the same writers."""
+    effects = tables.channel_effects
+    if effects is None:
+        return None
+    try:
+        told = [p for p in panels(rows_of(effects, "accuracy", "channels"), "channels") if not p.at_chance]
+    except UsageError:
+        return None
+    if not told:
+        return None
+    largest = at_k(told[:1], int(told[0].cut["k"].max()), "channels")[0]
+    cut, draws = largest.cut.iloc[0], largest.control["value"].dropna()
+    others = f"as many others of the same writers: {number(float(draws.mean()))}" if len(draws) else ""
+    return Fact(
+        f"{number(float(largest.clean['value']))} \u2192 {number(float(cut['value']))}",
+        f"accuracy on {largest.task}, {count(int(cut['k']), 'component')} that they read deleted",
+        others,
+    )
 
 
 def _accepted(tables: Tables) -> Fact | None:

@@ -32,7 +32,10 @@ WIDE: theme.Width = "page"
 NARROW: theme.Width = "single"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLE_ROWS = 100
-NAMED = ("heads", "ranking", "attention", "matrix", "controls", "patching", "instances")
+NAMED = (
+    "heads", "ranking", "attention", "matrix", "controls", "channels", "spectrum", "channel-cut", "channel-doses",
+    "patching", "instances",
+)  # fmt: skip
 """Figures that the template asks for by name."""
 
 
@@ -105,6 +108,7 @@ def html(tables: Tables) -> str:
         top_heads=sections.top_heads(tables),
         cuts=sections.cuts(tables),
         costs=sections.costs(tables),
+        top_channels=sections.top_channels(tables),
         scoring=sections.scoring(tables),
         spec=sections.flat(tables.spec),
         provenance=sections.flat(tables.provenance),

@@ -9,15 +9,20 @@ from typing import Any
 
 import pandas as pd
 
+from interp.plot.channels import MODES
 from interp.plot.text import number, percent, signed, visible
 from interp.report.figures import effect_table, score_table
 from interp.report.tables import Tables
 
 TOP_HEADS = 15
+TOP_CHANNELS = 12
 _ABSENT = {
     "scores": ("Layer by head map and ranking", "scores.parquet"),
     "rows": ("Example prompt and attention rows", "rows.json"),
     "effects": ("Dose curves, effect matrix and controls", "effects.parquet"),
+    "channels": ("Graph of channels", "channels.parquet"),
+    "channel_spectrum": ("Spectrum of components", "channel_spectrum.parquet"),
+    "channel_effects": ("Effect of deleted channels", "channel_effects.parquet"),
     "patch": ("Activation patching", "patch.parquet"),
     "instances": ("Scoring diagnostics", "instances.parquet"),
 }
@@ -146,6 +151,43 @@ def costs(tables: Tables) -> list[dict[str, str]]:
             }
         )  # fmt: skip
     return out
+
+
+def top_channels(tables: Tables) -> list[dict[str, Any]]:
+    """The strongest channels that the heads of the main cut read: their components, and how far beyond chance."""
+    edges, scores = tables.channels, tables.scores
+    need = {"writer", "component", "reader", "mode", "value", "q", "channel", "place"}
+    if edges is None or not need <= set(edges):
+        return []
+    names = set(tables.top_heads)
+    if scores is not None and {"component", "layer", "kv_head"} <= set(scores):
+        own = scores[scores["component"].isin(names)]
+        groups = zip(own["layer"], own["kv_head"], strict=True)
+        names |= {f"L{int(layer)}KV{int(kv)}" for layer, kv in groups if pd.notna(kv)}
+    found = edges[(edges["channel"] >= 0) & edges["reader"].isin(names)].sort_values(["channel", "place"])
+    out = []
+    for _, rows in found.groupby("channel", sort=False):
+        first = rows.iloc[0]
+        out.append(
+            {
+                "reader": str(first["reader"]),
+                "mode": MODES.get(str(first["mode"]), (str(first["mode"]), ""))[0],
+                "components": [
+                    f"{w}.{int(c)}" for w, c in zip(rows["writer"], rows["component"], strict=True)
+                ],
+                "value": number(float(first["value"])),
+                "q": _tiny(float(first["q"])),
+                "q_null": _tiny(float(first["q_null"])) if "q_null" in rows else "\u2013",
+            }
+        )
+    return out[:TOP_CHANNELS]
+
+
+def _tiny(value: float) -> str:
+    """A q-value, small ones by their power of ten."""
+    if not math.isfinite(value):
+        return "\u2013"
+    return number(value, 3) if value >= 0.001 else f"< 10^{math.ceil(math.log10(max(value, 1e-300)))}"
 
 
 def scoring(tables: Tables) -> dict[str, Any] | None:

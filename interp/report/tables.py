@@ -12,7 +12,16 @@ import yaml
 
 from interp.errors import BrokenData, MissingResource
 
-FRAMES = ("scores", "groups", "instances", "effects", "patch")
+FRAMES = (
+    "scores",
+    "groups",
+    "instances",
+    "effects",
+    "channels",
+    "channel_spectrum",
+    "channel_effects",
+    "patch",
+)
 
 
 @dataclass
@@ -24,6 +33,9 @@ class Tables:
     groups: pd.DataFrame | None = None
     instances: pd.DataFrame | None = None
     effects: pd.DataFrame | None = None
+    channels: pd.DataFrame | None = None
+    channel_spectrum: pd.DataFrame | None = None
+    channel_effects: pd.DataFrame | None = None
     patch: pd.DataFrame | None = None
     rows: dict[str, Any] | None = None
     spec: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +48,16 @@ class Tables:
         if not said and self.effects is not None and "subject" in self.effects:
             said = self.effects["subject"].iloc[0]
         return str(said or self.folder.name)
+
+    @property
+    def top_heads(self) -> list[str]:
+        """The heads of the main cut, best first; ten where the spec does not say how many."""
+        scores = self.scores
+        if scores is None or not {"method", "score", "component"} <= set(scores.columns):
+            return []
+        own = scores[scores["method"] == scores["method"].iloc[0]]
+        best = own.sort_values("score", ascending=False, kind="stable")["component"]
+        return best.head(self.top or 10).tolist()
 
     @property
     def top(self) -> int | None:

@@ -42,6 +42,17 @@ def readers_frame(n: int = 120, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("value", ascending=False, ignore_index=True)
 
 
+def channels_frame(seed: int = 0) -> pd.DataFrame:
+    """Readers with the number of the channel that a row is of, every other one of none."""
+    rows = readers_frame(seed=seed)
+    number = rows.groupby(["reader", "mode"], sort=False).ngroup()
+    rows = rows.assign(channel=number.where(number % 2 == 0, -1), writer_share=0.1)
+    # The order in a channel is not that of the rows.
+    return rows.assign(
+        place=rows.groupby("channel").cumcount(ascending=False).where(rows["channel"] >= 0, -1)
+    )
+
+
 def spectrum_frame(d: int = 64, modes: Sequence[str] = MODES, seed: int = 0) -> pd.DataFrame:
     """Histograms of cosines: the causal ones with a heavy tail, the anti-causal with a lighter one."""
     rng = np.random.default_rng([seed, d])

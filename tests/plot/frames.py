@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from tests.plot import circuit_frames
+
 SUBJECT = "synthetic-30x9"
 HOSTILE = "<script>alert(1)</script>"
 """A token that must show as text wherever tokens are shown."""
@@ -153,6 +155,19 @@ def effects_frame(
     return pd.DataFrame(rows)
 
 
+def deleted_frame(seed: int = 0, ks: tuple[int, ...] = (46,)) -> pd.DataFrame:
+    """Components that the best heads read, deleted: needles in three metrics with draws of others, prose without."""
+    effects = effects_frame(seed)
+    rows = effects[(effects["scope"] == "all") | (effects["condition"] == "clean")]
+    rows = rows[rows["task"].isin(["niah_words", "english prose"]) & rows["k"].isin([0, 10])]
+    rows = rows[(rows["task"] == "niah_words") | (rows["condition"] != "control")]
+    rows = pd.concat([rows, rows[rows["metric"] == "accuracy"].assign(metric="logprob")])
+    cut = rows["k"] > 0
+    said = {"mechanism": "channels", "locator": "Channels"}
+    parts = [rows[~cut], *(rows[cut].assign(k=k, mode="delete", reference="") for k in ks)]
+    return pd.concat(parts, ignore_index=True).assign(**said)
+
+
 _PROSE = (
     "The harbour office kept its ledgers in a cupboard that smelled of rope and cold tea . Every spring the clerk "
     "copied the tide tables by hand , because the printed ones were set for another coast . Nobody thanked her , "
@@ -259,6 +274,8 @@ def write_run(folder: Path, *, seed: int = 0, without: tuple[str, ...] = ()) -> 
     frames = {
         "scores": scores, "groups": groups_frame(scores), "instances": instances_frame(seed=seed),
         "effects": effects_frame(seed=seed), "patch": patch_frame(seed=seed),
+        "channels": circuit_frames.channels_frame(seed=seed), "channel_spectrum": circuit_frames.spectrum_frame(),
+        "channel_effects": deleted_frame(seed=seed),
     }  # fmt: skip
     for name, frame in frames.items():
         if name not in without:

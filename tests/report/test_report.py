@@ -17,9 +17,9 @@ from interp.report import render
 from interp.report.figures import attention_table, charts, effect_table, score_table, write_figures
 from interp.report.headline import facts, sentence
 from interp.report.prompt import parts
-from interp.report.sections import costs, cuts, files, scoring, top_heads
+from interp.report.sections import costs, cuts, files, scoring, top_channels, top_heads
 from interp.report.tables import read
-from tests.plot.frames import HOSTILE, effects_frame, rows_json, scores_frame, write_run
+from tests.plot.frames import HOSTILE, deleted_frame, effects_frame, rows_json, scores_frame, write_run
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,39 @@ def test_headline_numbers(run: Path) -> None:
     assert told["scoring prompts accepted"] == f"{instances['accepted'].sum()} of 64"
 
 
+def test_deleted_channels_are_headlined_beside_their_controls(run: Path) -> None:
+    rows = deleted_frame().query("metric == 'accuracy'")
+    cut, controls = (
+        rows[rows["condition"] == "cut"]["value"].item(),
+        rows[rows["condition"] == "control"]["value"],
+    )
+    (fact,) = [f for f in facts(read(run)) if "deleted" in f.label]
+    assert fact.value == f"0.94 \u2192 {cut:.2f}"
+    assert fact.label == "accuracy on niah_words, 46 components that they read deleted"
+    assert fact.note == f"as many others of the same writers: {controls.mean():.2f}"
+
+
+def test_the_channels_of_the_best_heads_are_listed_by_their_rank(run: Path) -> None:
+    tables = read(run)
+    rows = top_channels(tables)
+    edges = tables.channels
+    assert edges is not None and rows
+    heads = scores_frame().query("method == 'copy'").nlargest(10, "score")
+    names = {*heads["component"], *(f"L{r.layer}KV{r.kv_head}" for r in heads.itertuples())}
+    own = edges[(edges["channel"] >= 0) & edges["reader"].isin(names)].sort_values(["channel", "place"])
+    assert [r["reader"] for r in rows] == own.drop_duplicates("channel")["reader"].tolist()[:12]
+    first = own[own["channel"] == own["channel"].min()]
+    assert rows[0]["components"] == [f"{r.writer}.{r.component}" for r in first.itertuples()]
+    assert rows[0]["q"] == "< 10^-30"
+
+
+def test_a_dose_of_deleted_channels_is_drawn_where_there_are_several(run: Path, tmp_path: Path) -> None:
+    assert "channel-doses" not in {chart.name for chart in charts(read(run))}
+    folder = write_run(tmp_path / "r")
+    deleted_frame(ks=(10, 46)).to_parquet(folder / "channel_effects.parquet")
+    assert "channel-doses" in {chart.name for chart in charts(read(folder))}
+
+
 def test_an_unclear_effect_is_worded_as_one(tmp_path: Path) -> None:
     effects = effects_frame()
     cut = effects["condition"] == "cut"
@@ -103,7 +136,9 @@ def test_an_unclear_effect_is_worded_as_one(tmp_path: Path) -> None:
 
 
 def test_at_chance_no_effect_is_headlined(tmp_path: Path) -> None:
-    tables = read(with_effects(tmp_path / "r", effects_frame().assign(status="at chance")))
+    folder = with_effects(tmp_path / "r", effects_frame().assign(status="at chance"))
+    deleted_frame().assign(status="at chance").to_parquet(folder / "channel_effects.parquet")
+    tables = read(folder)
     assert "at chance on every target task, so no effect of a cut is reported" in sentence(tables)
     assert not [f for f in facts(tables) if "\u2192" in f.value]
 
@@ -125,6 +160,15 @@ def test_the_size_of_the_main_cut_comes_from_the_spec(tmp_path: Path) -> None:
 ABSENT = {
     "scores": ("Layer by head map and ranking: left out, the run has no scores.parquet", 'id="heads"'),
     "effects": ("Dose curves, effect matrix and controls: left out, the run has no effects", 'id="matrix"'),
+    "channels": ("Graph of channels: left out, the run has no channels.parquet", 'id="channels"'),
+    "channel_spectrum": (
+        "Spectrum of components: left out, the run has no channel_spectrum",
+        'id="spectrum"',
+    ),
+    "channel_effects": (
+        "Effect of deleted channels: left out, the run has no channel_eff",
+        'id="channel-cut"',
+    ),
     "patch": ("Activation patching: left out, the run has no patch.parquet", 'id="patching"'),
     "rows": ("Example prompt and attention rows: left out, the run has no rows.json", 'id="prompt"'),
     "instances": ("Scoring diagnostics: left out, the run has no instances.parquet", 'id="scoring"'),
@@ -134,7 +178,12 @@ ABSENT = {
 
 
 @pytest.mark.parametrize(
-    "without", [("scores", "rows", "spec"), ("effects", "patch", "instances", "provenance")], ids=" ".join
+    "without",
+    [
+        ("scores", "rows", "spec", "channels"),
+        ("effects", "patch", "instances", "provenance", "channel_spectrum", "channel_effects"),
+    ],
+    ids=" ".join,
 )
 def test_absent_tables_are_said(tmp_path: Path, page: str, without: tuple[str, ...]) -> None:
     less = render(write_run(tmp_path / "r", without=without)).read_text(encoding="utf-8")
@@ -224,7 +273,7 @@ def test_two_renders_are_the_same_bytes(run: Path, page: str) -> None:
 
 def test_every_figure_has_words_and_numbers(page: str) -> None:
     figures = re.findall(r"<figure\b.*?</figure>", page, flags=re.S)
-    assert len(figures) == 12
+    assert len(figures) == 15
     for figure in figures:
         assert len(re.search(r'role="img" aria-label="([^"]*)"', figure)[1]) > 40  # type: ignore[index]
         assert "<h3" in figure and "<tbody><tr>" in figure and 'class="explain"' in figure
@@ -312,7 +361,8 @@ def test_figures_into_files(tmp_path: Path) -> None:
     paths = write_figures(folder, static=False, width="single")
     stems = {p.stem for p in paths}
     assert stems == {
-        "heads", "ranking", "attention", "dose-answer", "dose-all", "matrix", "controls", "patching", "instances",
+        "heads", "ranking", "attention", "dose-answer", "dose-all", "matrix", "controls", "patching",
+        "instances", "channels", "spectrum", "channel-cut",
     }  # fmt: skip
     assert {p.suffix for p in paths} == {".json", ".html"}
     assert (folder / "figures" / "plotly.min.js").exists()
