@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -120,6 +121,16 @@ class Ablate(Atom):
 
     def group(self) -> tuple[Any, ...]:
         return self.mode, self.scope, self.keys, id(self.reference), self.seed
+
+    def at(self, site: Site) -> Ablate:
+        return replace(self, components=self._by_layer.get(site.layer, ()))
+
+    @cached_property
+    def _by_layer(self) -> dict[int | None, tuple[Component, ...]]:
+        found: dict[int | None, list[Component]] = {}
+        for part in self.components:
+            found.setdefault(part.layer, []).append(part)
+        return {layer: tuple(parts) for layer, parts in found.items()}
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
         columns = batch.scope_columns(self.scope, 0, batch.width)

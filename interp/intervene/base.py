@@ -51,6 +51,10 @@ class Intervention(ABC):
                 every[site] = every[site] | columns if site in every else columns
         return every
 
+    def at(self, site: Site) -> Intervention:
+        """The part of it that edits a site, or more than that: what `lower` gives for the site is the same."""
+        return self
+
     def lower(self, subject: CausalLM, batch: Batch) -> dict[Site, list[Tap]]:
         """Taps that do this to every row of a batch."""
         return lower_conditions(subject, batch, [self], torch.zeros(len(batch), dtype=torch.long))
@@ -69,6 +73,9 @@ class Atom(Intervention):
 
     def atoms(self) -> tuple[Atom, ...]:
         return (self,)
+
+    def at(self, site: Site) -> Atom:
+        return self
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -103,6 +110,9 @@ class Compose(Intervention):
 
     def atoms(self) -> tuple[Atom, ...]:
         return self.parts
+
+    def at(self, site: Site) -> Compose:
+        return Compose(tuple(part.at(site) for part in self.parts))
 
 
 def lower_conditions(

@@ -69,8 +69,9 @@ def resample_fill(subject: CausalLM, batch: Batch, site: Site, reference: Refere
         if not batch.examples:
             raise UsageError("resampling from the twin needs examples, not bare ids")
         # Before the pass, not in it: the twins are runs of the same model.
-        kept = len({id(e) for e in batch.examples})
-        twins = [reference.twins(subject, e, site.kind, kept)[layer] for e in batch.examples]  # type: ignore[arg-type]
+        own = {id(e): e for e in batch.examples}
+        found = {i: reference.twins(subject, e, site.kind, len(own))[layer] for i, e in own.items()}  # type: ignore[arg-type]
+        twins = [found[id(e)] for e in batch.examples]
         return lambda frame: _by_twin(twins, batch, frame)
     bank = reference.bank(subject, site.kind)[layer]
 

@@ -99,6 +99,33 @@ def test_references_and_draws(family: str) -> None:
     assert gap(model, cuts, batch) < 1e-4
 
 
+def test_a_cut_of_many_layers_is_lowered_once_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subject("llama")
+    data = examples((24, 17))
+    wide = ablate(
+        [*model.heads(), *(f"M{i}" for i in range(3))], "resample", reference=Reference(pool="twin")
+    )
+    items = [
+        wide,
+        ablate("L2H1", "resample", reference=wide.reference) + wide,
+        ablate("L0H1", "knockout", "answer"),
+    ]
+    asked = []
+    twins = Reference.twins
+
+    def counted(self: Reference, model: CausalLM, example: object, kind: str, kept: int) -> torch.Tensor:
+        asked.append(kind)
+        return twins(self, model, example, kind, kept)
+
+    batch = model.batch(data)
+    wanted = naive(model, items, batch)
+    monkeypatch.setattr(Reference, "twins", counted)
+    found = dict(model.each(items, batch))
+    assert max(float((found[i] - wanted[i]).abs().max()) for i in range(3)) < 1e-4
+    # Two examples at the six sites of three layers; the composed cut has one step more at z of layer 2.
+    assert len(asked) <= 2 * 2 * (6 + 1)
+
+
 @pytest.mark.parametrize("family", ["llama", "neox", "gemma3"])
 def test_applied_interventions_hold_for_all(family: str) -> None:
     model = subject(family)
