@@ -13,11 +13,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interp.intervene.ablate import ablate
+    from interp.intervene.attention import set_attention
     from interp.intervene.edit import WeightEdit
     from interp.intervene.export import to_nnsight
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.intervene.trace import trace_map
+    from interp.locate.channels.locator import Channels
+    from interp.locate.circuits.path_patching import path_patch
     from interp.locate.compare import compare as compare_heads
     from interp.locate.duo import DuoGates
     from interp.locate.interop import read_heads, write_heads
@@ -44,6 +47,8 @@ _PUBLIC = {
     "Record": "interp.models.engines.base:Record",
     "RetrievalHeads": "interp.locate.retrieval_heads:RetrievalHeads",
     "DuoGates": "interp.locate.duo:DuoGates",
+    "Channels": "interp.locate.channels.locator:Channels",
+    "circuits": "interp.locate.circuits",
     "Stop": "interp.measure.sequential:Stop",
     "compare_heads": "interp.locate.compare:compare",
     "read_heads": "interp.locate.interop:read_heads",
@@ -51,6 +56,8 @@ _PUBLIC = {
     "properties": "interp.locate.properties",
     "ablate": "interp.intervene.ablate:ablate",
     "patch": "interp.intervene.patch:patch",
+    "path_patch": "interp.locate.circuits.path_patching:path_patch",
+    "set_attention": "interp.intervene.attention:set_attention",
     "trace_map": "interp.intervene.trace:trace_map",
     "screen": "interp.locate.screen:screen",
     "project_out": "interp.intervene.subspace:project_out",
@@ -66,6 +73,7 @@ _PUBLIC = {
 
 __all__ = [
     "MLP",
+    "Channels",
     "DuoGates",
     "Example",
     "Head",
@@ -79,17 +87,20 @@ __all__ = [
     "WeightEdit",
     "ablate",
     "atlas",
+    "circuits",
     "compare_heads",
     "errors",
     "known_to",
     "load",
     "measure",
     "patch",
+    "path_patch",
     "plot",
     "project_out",
     "properties",
     "read_heads",
     "screen",
+    "set_attention",
     "task",
     "to_nnsight",
     "trace_map",

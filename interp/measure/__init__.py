@@ -16,6 +16,7 @@ _NAMES = {
     "evaluate": "interp.measure.outcomes",
     "measure_generated": "interp.measure.generation",
     "contrast": "interp.measure.effects",
+    "cross_task": "interp.measure.cross_task",
     "dose": "interp.measure.plans",
     "sufficient": "interp.measure.plans",
     "with_controls": "interp.measure.plans",

@@ -103,7 +103,7 @@ def test_a_cut_of_many_layers_is_lowered_once_a_site(monkeypatch: pytest.MonkeyP
     model = subject("llama")
     data = examples((24, 17))
     wide = ablate(
-        [*model.heads(), *(f"M{i}" for i in range(3))], "resample", reference=Reference(pool="twin")
+        [*model.heads(), *(f"M{i}" for i in range(3))], "resample", reference=Reference(None, "twin")
     )
     items = [
         wide,

@@ -178,7 +178,7 @@ class _Study:
 
     def overlap(self) -> None:
         """What the circuits share: whole, stage by stage, and all of them together."""
-        from interp.locate.circuits.overlap import core, overlaps
+        from interp.locate.circuits.sharing import core, overlaps
         from interp.studies.reuse.circuits import heads_of
 
         if len(self.circuits) < 2:

@@ -15,7 +15,7 @@ from interp.intervene.ablate import ablate
 from interp.intervene.reference import Reference
 from interp.locate.circuits.attribution import edge_scores, node_scores
 from interp.locate.circuits.circuit import Circuit, auroc, ranked, select
-from interp.locate.circuits.faithfulness import SIZES, cmd, cpr, faithfulness
+from interp.locate.circuits.faithful import SIZES, cmd, cpr, faithfulness
 from interp.locate.circuits.graph import Graph, edge
 from interp.locate.circuits.patched import EdgeRuns, edge_effects
 from interp.locate.circuits.streams import Pairs, Written

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from interp.errors import UsageError
-from interp.locate.circuits.overlap import core, intersection_pmf, overlap, overlaps
+from interp.locate.circuits.sharing import core, intersection_pmf, overlap, overlaps
 from interp.models.sites import MLP, Head
 
 UNIVERSE = [Head(i, j) for i in range(3) for j in range(4)] + [MLP(i) for i in range(3)]
