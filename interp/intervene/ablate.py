@@ -122,7 +122,7 @@ class Ablate(Atom):
     def group(self) -> tuple[Any, ...]:
         return self.mode, self.scope, self.keys, id(self.reference), self.seed
 
-    def at(self, site: Site) -> Ablate:
+    def part_at(self, site: Site) -> Ablate:
         return replace(self, components=self._by_layer.get(site.layer, ()))
 
     @cached_property

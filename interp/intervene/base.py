@@ -51,7 +51,7 @@ class Intervention(ABC):
                 every[site] = every[site] | columns if site in every else columns
         return every
 
-    def at(self, site: Site) -> Intervention:
+    def part_at(self, site: Site) -> Intervention:
         """The part of it that edits a site, or more than that: what `lower` gives for the site is the same."""
         return self
 
@@ -74,7 +74,7 @@ class Atom(Intervention):
     def atoms(self) -> tuple[Atom, ...]:
         return (self,)
 
-    def at(self, site: Site) -> Atom:
+    def part_at(self, site: Site) -> Atom:
         return self
 
     @abstractmethod
@@ -111,8 +111,8 @@ class Compose(Intervention):
     def atoms(self) -> tuple[Atom, ...]:
         return self.parts
 
-    def at(self, site: Site) -> Compose:
-        return Compose(tuple(part.at(site) for part in self.parts))
+    def part_at(self, site: Site) -> Compose:
+        return Compose(tuple(part.part_at(site) for part in self.parts))
 
 
 def lower_conditions(

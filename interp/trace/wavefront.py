@@ -124,7 +124,7 @@ class Wave(Session):
         numbers = sorted({b.condition for b in chosen})
         of = torch.cat([torch.full((len(b.rows),), numbers.index(b.condition)) for b in chosen])
         taps = [t for e in subject._edits if inherit for t in e.lower(subject, sub).get(site, [])]
-        lowered = lower_conditions(subject, sub, [self.conditions[n].at(site) for n in numbers], of)
+        lowered = lower_conditions(subject, sub, [self.conditions[n].part_at(site) for n in numbers], of)
         if unsaid := set(lowered) - set().union(*(b.sites for b in chosen)):
             raise EngineError(
                 f"an intervention edits {min(unsaid)}, which its `touches` does not name: name every site it lowers to"
