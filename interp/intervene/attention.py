@@ -13,6 +13,7 @@ layer that is edited is made for each head: heads x queries x keys numbers for t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -151,15 +152,20 @@ class SetAttention(Atom):
     ) -> dict[Site, list[Tap]]:
         first: SetAttention = atoms[0][1]
         check_kernel(subject, "set_attention")
-        members: dict[int, torch.Tensor] = {}
+        # A head that a condition names twice is scaled twice: what is named again is of the next tap.
+        named: Counter[tuple[int, Head]] = Counter()
+        members: dict[int, list[torch.Tensor]] = {}
         for number, atom in atoms:
             for head in atom.heads:
                 subject.check(head)
-                nobody = torch.zeros(n, subject.n_heads, dtype=torch.bool, device=batch.ids.device)
-                members.setdefault(head.layer, nobody)[number, head.head] = True
+                again, every = named[number, head], members.setdefault(head.layer, [])
+                named[number, head] += 1
+                if again == len(every):
+                    every.append(torch.zeros(n, subject.n_heads, dtype=torch.bool, device=batch.ids.device))
+                every[again][number, head.head] = True
         return {
-            Site("attention", layer): [_Set(first, Units(batch, member, of, first.at))]
-            for layer, member in members.items()
+            Site("attention", layer): [_Set(first, Units(batch, member, of, first.at)) for member in every]
+            for layer, every in members.items()
         }
 
 

@@ -98,6 +98,30 @@ def test_rows_that_are_set_have_the_weights_asked_for_and_other_heads_their_own(
     assert odds == pytest.approx(4, rel=1e-4)
 
 
+def test_scaling_twice_scales_by_the_product_and_heads_named_once_once():
+    """Side by side with other conditions too; a pattern set twice is what it is when set once."""
+    s, batch = subject("llama"), subject("llama").batch(examples((40, 21)))
+
+    def by(heads, factor):
+        return set_attention(heads, "value", how="scale", factor=factor)
+
+    wanted = by("L0H1", 4.0) + by("L0H3 L2H0", 2.0)
+    keep = set_attention("L0H1 L1H2", "value", how="keep")
+    pairs = [
+        (by("L0H1 L0H3", 2.0) + by("L0H1 L2H0", 2.0), wanted),
+        (keep + keep, keep),
+        (by("L0H3", 2.0), by("L0H3", 2.0)),
+    ]
+    every = dict(s.each([item for pair in pairs for item in pair], batch, keep=3))
+    for i, (found, equal) in enumerate(pairs):
+        with s.apply(found):
+            alone = s.run(batch, keep=3).logits
+        with s.apply(equal):
+            torch.testing.assert_close(s.run(batch, keep=3).logits, alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(every[2 * i], every[2 * i + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(every[2 * i], alone, atol=1e-4, rtol=0)
+
+
 def test_a_row_that_sees_none_of_the_tokens_keeps_its_attention():
     s, data = subject("mistral"), examples((40, 18))
     batch = s.batch(data)

@@ -60,12 +60,16 @@ def reading_p(
         spectrum: squared singular values of its reader.
         d: width of the residual stream.
     """
-    t = spectrum / spectrum.sum(-1, keepdims=True)
-    a = np.concatenate([t, np.zeros_like(t[:, :1])], 1) - square[:, None]
-    times = np.concatenate([np.ones_like(t), np.full_like(t[:, :1], d - t.shape[1])], 1)
-    top, bottom = t.max(-1) - square, -square
+    # Near the middle the root of the saddle point lies below what fp32 can tell from 0.
+    x, own = square.astype(np.float64), spectrum.astype(np.float64)
+    t = own / own.sum(-1, keepdims=True)
+    a, times = t - x[:, None], np.ones_like(t)
+    if d > t.shape[1]:  # the directions that the reader does not see
+        a = np.concatenate([a, -x[:, None]], 1)
+        times = np.concatenate([times, np.full((len(x), 1), d - t.shape[1])], 1)
+    top, bottom = a.max(-1), a.min(-1)
     out = np.where(top <= 0, 0.0, 1.0)
-    inside = (top > 0) & (square > 0) & ((times * (a != 0)).sum(-1) > 0)
+    inside = (top > 0) & (bottom < 0)
     a, times = a[inside], times[inside]
     low, high = 1 / (2 * bottom[inside]), 1 / (2 * top[inside])
     for _ in range(80):  # the derivative of the cumulant function rises from -inf to inf in between

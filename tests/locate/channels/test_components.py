@@ -115,6 +115,14 @@ def test_p_values_of_readers_are_right_far_out():
     flat = reading_p(np.array([0.05, 0.07]), np.ones((2, k)), d)
     assert flat == pytest.approx(stats.beta.sf(np.array([0.05, 0.07]) * k, k / 2, (d - k) / 2), rel=0.02)
     assert reading_p(np.array([0.0, 0.2]), np.ones((2, k)), d).tolist() == [1.0, 0.0]
+    # At the mean, 1 / d, numbers in fp32 are worth as much as those in fp64.
+    mean, even = np.array([1 / 64]), np.ones((1, 18))
+    (single,) = reading_p(mean.astype(np.float32), even.astype(np.float32), 64)
+    assert single == pytest.approx(stats.beta.sf(18 / 64, 9, 23), rel=0.02)
+    # A reader of all directions sees some share of any of them.
+    whole = reading_p(np.array([0.1, 0.2, 0.5, 0.6, 0.8]), np.tile([3.0, 1.0], (5, 1)), 2)
+    wanted = [1.0, 1.0, 0.5, stats.beta.sf(0.7, 0.5, 0.5), 0.0]
+    assert whole == pytest.approx(np.array(wanted), rel=0.15)
 
 
 def test_q_values_of_some_tests_out_of_many():
