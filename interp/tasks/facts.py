@@ -195,7 +195,7 @@ class Facts(Task):
         candidates = self._options(tokens, table, template)
         if ids != candidates[answer]:
             raise Redraw(f"'{answer}' tokenises differently after the template's last word")
-        apart = max(_shared(ids, c) for c in candidates.values() if c != ids)
+        apart = max(shared_start(ids, c) for c in candidates.values() if c != ids)
         score_at = min(apart, len(ids) - 1)
         alike = [c for c in candidates.values() if c[: score_at + 1] == ids[: score_at + 1]]
         return Example(
@@ -291,7 +291,7 @@ def wording_pieces(template: str, subject: str) -> list[Piece]:
     return out
 
 
-def _shared(a: Ids, b: Ids) -> int:
+def shared_start(a: Ids, b: Ids) -> int:
     """Tokens that two answers begin with alike; all of the shorter one if it begins the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

@@ -210,17 +210,64 @@ _BUILT_IN = (
         "scenes written for this project; after Merullo et al. (arXiv 2310.08744)",
         {"shots": 1, "objects": 3, "n": 64, "seed": 0},
     ),
+    TaskInfo(
+        "conflict",
+        "interp.tasks.conflict:Conflict",
+        "a fact asked for behind statements of another answer: memory against context",
+        "facts compiled for this project; after Xie et al. (arXiv 2305.13300)",
+        {
+            "counter": 1,
+            "memory": 0,
+            "irrelevant": 0,
+            "order": "both",
+            "relations": None,
+            "n": 64,
+            "seed": 0,
+        },
+    ),
+    TaskInfo(
+        "acronym",
+        "interp.tasks.prior:Acronym",
+        "the first letters of four words, which are a likely answer or not",
+        "words chosen for this project; after Zhang et al. (arXiv 2504.12585)",
+        {"prior": "both", "shots": 2, "n": 64, "seed": 0},
+    ),
+    TaskInfo(
+        "shift_cipher",
+        "interp.tasks.prior:ShiftCipher",
+        "four letters moved along the alphabet, which spell a likely answer or not",
+        "words chosen for this project; after McCoy et al. (arXiv 2309.13638)",
+        {"shift": 1, "prior": "both", "shots": 2, "n": 64, "seed": 0},
+    ),
+    TaskInfo(
+        "counting",
+        "interp.tasks.prior:Counting",
+        "how often a word stands in a list: a round number, or one beside it",
+        "lists generated for this project; after McCoy et al. (arXiv 2309.13638)",
+        {"largest": 80, "prior": "both", "shots": 0, "n": 64, "seed": 0},
+    ),
 )
 
 NAMES: dict[str, TaskInfo] = {info.name: info for info in _BUILT_IN}
 """Every task by name; `register` adds to it."""
+
+FILES: dict[str, TaskInfo] = {
+    "facts_file": TaskInfo(
+        "facts_file",
+        "interp.tasks.facts_file:FactsFile",
+        "facts of a file shaped like known_1000, a relation of LRE or patterns of ParaRel",
+        "a file of the user's",
+        {"path": None, "shape": None, "facts": None, "skip": False, "n": None, "seed": 0},
+    )
+}
+"""Tasks that are nothing without a file, `path`."""
 
 
 def task(name: str | Path, **params: Any) -> Task:
     """A task by name, or from a file of examples that ends in .jsonl.
 
     Args:
-        name: of `NAMES`, or a path.
+        name: of `NAMES` or `FILES`, or a path.
         params: parameters of the task; those left out keep the defaults that `NAMES` shows.
 
     Raises:
@@ -231,12 +278,14 @@ def task(name: str | Path, **params: Any) -> Task:
 
         _check(str(name), params, {"n": None, "seed": 0})
         return JsonlTask(name, **params)
-    info = NAMES.get(str(name))
+    info = NAMES.get(str(name)) or FILES.get(str(name))
     if info is None:
         raise UsageError(
             f"no task '{name}'{_hint(str(name), NAMES)}; there are {', '.join(NAMES)}, or a path to a .jsonl file"
         )
     _check(info.name, params, info.params)
+    if info.name in FILES and not params.get("path"):
+        raise UsageError(f"task {info.name} reads a file; pass path=...")
     made = info.load()
     if isinstance(made, type):
         return made(**params)

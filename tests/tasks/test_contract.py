@@ -101,6 +101,20 @@ laundry = st.fixed_dictionaries(
 colored_objects = st.fixed_dictionaries(
     {"shots": st.integers(0, 6), "objects": st.integers(2, 4), "n": st.just(4), "seed": seeds}
 )
+conflict = st.fixed_dictionaries(
+    {
+        "counter": st.integers(1, 2),
+        "memory": st.integers(0, 2),
+        "irrelevant": st.integers(0, 2),
+        "order": st.sampled_from(["both", "memory_first", "counter_first"]),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+priors = {"prior": st.sampled_from(["both", "high", "low"]), "n": st.just(4), "seed": seeds}
+acronym = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3)})
+shift_cipher = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3), "shift": st.integers(1, 25)})
+counting = st.fixed_dictionaries({**priors, "shots": st.integers(0, 2), "largest": st.just(100)})
 asked = st.one_of(
     st.tuples(st.just("niah"), needles),
     st.tuples(st.just("induction"), induction),
@@ -115,6 +129,10 @@ asked = st.one_of(
     st.tuples(st.just("ioi"), ioi),
     st.tuples(st.just("laundry"), laundry),
     st.tuples(st.just("colored_objects"), colored_objects),
+    st.tuples(st.just("conflict"), conflict),
+    st.tuples(st.just("acronym"), acronym),
+    st.tuples(st.just("shift_cipher"), shift_cipher),
+    st.tuples(st.just("counting"), counting),
 )
 
 
@@ -179,6 +197,7 @@ import tests.tokenizers
 from interp.tasks import NAMES, task
 tokens = tests.tokenizers.tokens("llama")
 names = "facts induction niah prose multi_key multi_value multi_hop paraphrase reading ioi laundry colored_objects"
+names += " conflict acronym shift_cipher counting"
 for name in names.split():
     examples = task(name, n=6, seed=3).examples(tokens)
     twins = [t for e in examples for t in e.corrupt.values()]
@@ -199,7 +218,7 @@ def test_same_bytes_in_every_process() -> None:
         for seed in ("0", "1", "4711")
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == 12
+    assert outputs.pop().count("\n") == 16
 
 
 @pytest.mark.parametrize(
@@ -217,6 +236,9 @@ def test_same_bytes_in_every_process() -> None:
         ("arithmetic", {"n": 60}),
         ("laundry", {"n": 60, "items": [4, 5, 6]}),
         ("colored_objects", {"n": 60, "objects": 4}),
+        ("acronym", {"n": 60}),
+        ("shift_cipher", {"n": 60}),
+        ("counting", {"n": 60}),
     ],
 )
 def test_a_uniform_guesser_scores_chance(name: str, params: dict[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""Memory or context: which of two answers a model gives where they contradict each other.
+
+For examples whose answer is the memory's and whose foil is the context's, as those of the task `conflict`. The
+memorisation ratio is f_mem / (f_mem + f_counter), as in Xie et al. (arXiv 2305.13300); what is neither is told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import NoAcceptedExample, UsageError
+from interp.measure.next_token import Speaker, log_probs, speaker
+from interp.measure.stats import proportion_ci
+from interp.models.subject import CausalLM
+from interp.tasks.base import Example, Task
+from interp.tasks.facts import common_prefix
+
+MEMORY, CONTEXT, OTHER = "memory", "context", "other"
+BY = ("counter", "memory", "irrelevant", "first")
+
+
+def sides(subject: CausalLM, task: Task | Sequence[Example], *, speak: Speaker | None = None) -> pd.DataFrame:
+    """The side that a model takes in each example, by its likeliest token where the two answers part ways.
+
+    Interventions that are applied hold.
+
+    Returns:
+        one row an example: side (`memory`, `context` or `other`), margin (log-probability of the memory's token less
+        that of the context's, in nats), cluster, and `meta`.
+
+    Raises:
+        NoAcceptedExample: there is no example.
+        UsageError: an example has no foil, or one answer begins the other.
+    """
+    examples = list(task.examples(subject) if isinstance(task, Task) else task)
+    if not examples:
+        raise NoAcceptedExample("there is no example to take a side in")
+    at = []
+    for e in examples:
+        where = common_prefix((e.answer_ids, e.foil_ids)) if e.foil_ids else -1
+        if where < 0 or e.answer_ids[where] == e.foil_ids[where]:
+            raise UsageError(f"{e.task}: an example's answer and foil cannot be told apart by one token")
+        at.append(where)
+    prompts = [e.ids + e.answer_ids[:i] for e, i in zip(examples, at, strict=True)]
+    rows = []
+    for e, i, logs in zip(examples, at, log_probs(speak or speaker(subject), prompts), strict=True):
+        context, prefix = e.foil_ids[i], e.answer_ids[:i]
+        memory = {a[i] for a in (e.answer_ids, *e.alternatives) if len(a) > i and a[:i] == prefix} - {context}
+        best = int(logs.argmax())
+        side = MEMORY if best in memory else CONTEXT if best == context else OTHER
+        margin = float(logs[e.answer_ids[i]] - logs[context])
+        about = {k: v for k, v in e.meta.items() if np.isscalar(v)}
+        rows.append({**about, "side": side, "margin": margin, "cluster": e.cluster or e.key()})
+    return pd.DataFrame(rows)
+
+
+def memorisation(frame: pd.DataFrame, by: Sequence[str] = BY) -> pd.DataFrame:
+    """Memorisation ratio by condition.
+
+    Args:
+        frame: of `sides`.
+        by: columns whose combinations are told apart (the relation, a domain).
+
+    Returns:
+        one row a group: n, f_memory, f_context, f_other (shares of all examples), ratio (f_memory over f_memory +
+        f_context; NaN where neither is given), ci_lo and ci_hi (95 %, over clusters), n_clusters, margin (its mean).
+
+    Raises:
+        UsageError: the frame has no such column.
+    """
+    if missing := {"side", "cluster", *by} - set(frame.columns):
+        raise UsageError(f"memorisation: the frame has no column {sorted(missing)[0]!r}")
+    groups = frame.groupby(list(by), sort=True) if by else [((), frame)]
+    rows = []
+    for key, part in groups:
+        shares = {f"f_{s}": float((part["side"] == s).mean()) for s in (MEMORY, CONTEXT, OTHER)}
+        decided = part[part["side"] != OTHER]
+        values = (decided["side"] == MEMORY).to_numpy(float)
+        lo, hi = proportion_ci(values, decided["cluster"].to_numpy()) if len(values) else (np.nan, np.nan)
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "n": len(part),
+                **shares,
+                "ratio": float(values.mean()) if len(values) else np.nan,
+                "ci_lo": lo,
+                "ci_hi": hi,
+                "n_clusters": int(decided["cluster"].nunique()),
+                "margin": float(part["margin"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,190 @@
+"""Knowledge conflicts: what stands in the context against what the weights hold.
+
+After Xie et al. (ICLR 2024, arXiv 2305.13300), with facts and wordings of this package: a fact's other object is stated
+in front of the question, alone, beside statements of the true one in either order, in unequal amounts, and with
+statements about other subjects. The answer is the memory's, the foil the context's; `interp.measure.conflict` counts
+which of them a model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from interp.errors import UsageError
+from interp.models.tokens import Tokens
+from interp.tasks.base import Example, Ids, Piece, Redraw, Task, assemble, continuations, listed, whole_number
+from interp.tasks.facts import Relation, common_prefix, relation, surface, wording_pieces
+from interp.tasks.fictional import named
+from interp.tasks.pairs import in_turn
+
+Order = Literal["memory_first", "counter_first", "both"]
+
+
+class Conflict(Task):
+    """A fact asked for behind statements that contradict it, support it, or have nothing to do with it.
+
+    Statements are the relation's other wordings; those of one side differ in wording, and those of both sides share
+    them, so that sides differ in the object alone. Spans: `evidence` (for the memory's answer, with `value` left out,
+    since nothing has to be copied), `counter_evidence` with `counter_value`, `irrelevant`, `query`, `subject`. The twin
+    `needle_drop` states the counterfactual of another subject, so that nothing contradicts the memory.
+
+    Args:
+        counter: statements of the wrong object.
+        memory: statements of the right one.
+        irrelevant: statements about other subjects, with objects that are not asked about, in front.
+        order: which side comes first where both are there; `both` takes turns.
+        relations: of `interp.tasks.fictional.named()`; default all.
+    """
+
+    name = "conflict"
+    source = "facts compiled for this project; after Xie et al. (arXiv 2305.13300)"
+
+    def __init__(
+        self,
+        counter: int = 1,
+        memory: int = 0,
+        irrelevant: int = 0,
+        order: Order = "both",
+        relations: str | Sequence[str] | None = None,
+        n: int = 64,
+        seed: int = 0,
+    ):
+        self.counter = whole_number(self.name, "counter", counter, 1)
+        self.memory = whole_number(self.name, "memory", memory, 0)
+        self.irrelevant = whole_number(self.name, "irrelevant", irrelevant, 0)
+        if order not in get_args(Order):
+            raise UsageError(f"task conflict: order is {order!r}; take of {', '.join(get_args(Order))}")
+        self.order = order
+        chosen = list(named()) if relations is None else listed(self.name, "relations", relations)
+        self.relations = [relation(r) for r in dict.fromkeys(chosen)]
+        for table in self.relations:
+            most = min(len(table.wordings) - 1, len(table.objects) - 2)
+            if max(counter, memory, irrelevant) > most:
+                raise UsageError(
+                    f"task conflict: {max(counter, memory, irrelevant)} statements of one sort, and relation "
+                    f"{table.name} has wordings and answers for {most}"
+                )
+        super().__init__(
+            n=n,
+            seed=seed,
+            counter=counter,
+            memory=memory,
+            irrelevant=irrelevant,
+            order=order,
+            relations=chosen,
+        )
+
+    def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
+        table = self.relations[in_turn(index, len(self.relations), self.name, self.seed, "relation")]
+        subjects = [str(s) for s in rng.permutation(list(table.facts))]
+        about = next(s for s in subjects if not surface(s, table.facts[s]))
+        told = set(table.answers(about))
+        false = next(
+            table.facts[s]
+            for s in subjects
+            if not told & set(table.answers(s)) and not surface(about, table.facts[s])
+        )
+        # What has to do with neither: other subjects, whose objects are not in question.
+        apart = [s for s in subjects if s != about and not {*told, false} & set(table.answers(s))]
+        if len(apart) <= self.irrelevant:
+            raise Redraw("too few subjects have other objects")
+        wordings = [int(w) for w in rng.permutation(len(table.wordings))]
+        first = (
+            self.order == "memory_first"
+            if self.order != "both"
+            else bool(in_turn(index, 2, self.name, self.seed, "order"))
+        )
+
+        def ask(of: str) -> Example:
+            return self._ask(tokens, table, wordings, about, false, of, apart[: self.irrelevant], first)
+
+        clean = ask(about)
+        outside = {i for i in range(len(clean.ids))} - {
+            i for s in clean.spans_of("counter_evidence") for i in range(s.start, s.end)
+        }
+        for other in apart[self.irrelevant :]:
+            twin = ask(other)
+            if twin.spans == clean.spans and all(twin.ids[i] == clean.ids[i] for i in outside):
+                return replace(clean, corrupt={"needle_drop": twin})
+        return clean
+
+    def _ask(
+        self,
+        tokens: Tokens,
+        table: Relation,
+        wordings: Sequence[int],
+        about: str,
+        false: str,
+        of: str,
+        others: Sequence[str],
+        memory_first: bool,
+    ) -> Example:
+        """The example whose counterfactual is told of the subject `of`."""
+        query, *rest = wordings
+        true = table.facts[about]
+        pieces: list[Piece] = []
+        for i, other in enumerate(others):
+            words = _words(table.wordings[rest[i]], other)
+            pieces += [Piece(f"{words} {table.facts[other]}.", "irrelevant", i), Piece("\n")]
+        memory = [
+            [Piece(f"{_words(table.wordings[rest[i]], about)} {true}.", "evidence", i), Piece("\n")]
+            for i in range(self.memory)
+        ]
+        counter = [
+            [
+                Piece(_words(table.wordings[rest[i]], of), None, i, "counter_evidence"),
+                Piece(f" {false}", "counter_value", i, "counter_evidence"),
+                Piece(".", None, i, "counter_evidence"),
+                Piece("\n"),
+            ]
+            for i in range(self.counter)
+        ]
+        for side in (memory, counter) if memory_first else (counter, memory):
+            pieces += [p for statement in side for p in statement]
+        pieces += [Piece(p.text, p.role, 0, "query") for p in wording_pieces(table.wordings[query], about)]
+        prompt, answer, spans, text = assemble(tokens, pieces, f" {true}")
+        last = table.wordings[query].replace("[", "").replace("]", "").rsplit(" ", 1)[-1]
+        ours, theirs, *more = continuations(
+            tokens, last, [f" {x}" for x in (true, false, *table.others.get(about, ()))]
+        )
+        if answer != ours or _begins(ours, theirs):
+            raise Redraw("the answers cannot be told apart behind the question")
+        return Example(
+            task=self.name,
+            ids=prompt.ids,
+            answer_ids=answer,
+            text=text,
+            offsets=prompt.offsets,
+            spans=spans,
+            alternatives=tuple(m for m in more if m != theirs),
+            foil_ids=theirs,
+            candidates=(answer, theirs),
+            chance=0.5,
+            cluster=about,
+            group=f"{table.name}: {about}",
+            meta={
+                "relation": table.name,
+                "subject": about,
+                "memory_answer": true,
+                "context_answer": false,
+                "counter": self.counter if of == about else 0,
+                "memory": self.memory,
+                "irrelevant": self.irrelevant,
+                "first": "memory" if memory_first and self.memory else "counter",
+                "template": query,
+                "score_at": common_prefix((answer, theirs)),
+            },
+        )
+
+
+def _words(template: str, subject: str) -> str:
+    return "".join(p.text for p in wording_pieces(template, subject))
+
+
+def _begins(a: Ids, b: Ids) -> bool:
+    shorter = min(len(a), len(b))
+    return a[:shorter] == b[:shorter]
