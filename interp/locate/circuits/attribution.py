@@ -239,7 +239,7 @@ class _Clusters:
     """Sums of the examples' scores, cluster by cluster."""
 
     def __init__(self, examples: Sequence[Example], shape: tuple[int, int]):
-        self.names, self.of = np.unique([e.cluster for e in examples], return_inverse=True)
+        self.names, self.of = np.unique([e.cluster or e.key() for e in examples], return_inverse=True)
         self.counts = np.bincount(self.of)
         self.sums = np.zeros((len(self.names), *shape), dtype=np.float32)
         self.seen = 0

@@ -147,7 +147,7 @@ def faithfulness(
             done += 1
             if progress:
                 progress(done, len(batches) * len(values), "runs")
-    clusters = [e.cluster for e in examples]
+    clusters = [e.cluster or e.key() for e in examples]
     about = {"level": level, "ablation": ablation, "reference": source.name, "metric": metric}
     rows = [
         {"order": label, **about, "share": s, "items": k}

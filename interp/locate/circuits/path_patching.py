@@ -270,7 +270,7 @@ def _long(
             "head": np.repeat([s.head if isinstance(s, Head) else -1 for s in senders], n),
             "receivers": " ".join(map(repr, receivers)),
             "example": np.tile(np.arange(n), len(senders)),
-            "cluster": np.tile([e.cluster for e in examples], len(senders)),
+            "cluster": np.tile([e.cluster or e.key() for e in examples], len(senders)),
             "value": values.ravel(),
             "clean": np.tile(ends[0], len(senders)),
             "corrupt": np.tile(ends[1], len(senders)),

@@ -14,7 +14,9 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.intervene.ablate import ablate
 from interp.locate.circuits.attribution import edge_scores, node_scores
+from interp.locate.circuits.faithful import faithfulness
 from interp.locate.circuits.patched import edge_effects
+from interp.locate.circuits.path_patching import path_patch
 from interp.models.sites import Head
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
@@ -186,6 +188,15 @@ def test_errors_are_of_clusters():
     wanted = np.sqrt(2 * (rest[0] ** 2 + (rest[1] + rest[2]) ** 2)) / 3
     np.testing.assert_allclose(frame.se, wanted, atol=1e-5)
     assert set(frame.n_clusters) == {2} and set(frame.n) == {3}
+
+
+def test_examples_without_a_cluster_are_each_their_own():
+    s, data = subject("llama"), [replace(e, cluster="") for e in DATA]
+    edges = edge_scores(s, data, steps=1)
+    paths = path_patch(s, data, "logits", senders="L1H0 L2H1")
+    curve = faithfulness(s, data, edges, sizes=(0.5, 1.0)).frame
+    assert {*edges.n_clusters, *paths.n_clusters, *curve.n_clusters} == {3}
+    assert not (edges.se.isna().any() or paths.se.isna().any() or curve.ci_lo.isna().any())
 
 
 def test_log_probabilities_have_scores_too():
