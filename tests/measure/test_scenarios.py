@@ -14,6 +14,8 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from interp.errors import NoAcceptedExample, UsageError
+from interp.intervene.tracing.cells import How
+from interp.intervene.tracing.maps import trace_maps
 from interp.measure.scenario_sets import combination, examples
 from interp.measure.scenarios import (
     EXACT,
@@ -31,6 +33,7 @@ from interp.tasks.base import Ids, check_example
 from interp.tasks.facts import relation, wording_pieces
 from interp.tasks.fictional import named, sort_of, sorts
 from interp.tasks.generic import openings
+from tests.tiny import byte_tokenizer, tiny
 
 
 def whole_words() -> Tokens:
@@ -340,3 +343,16 @@ def test_a_census_of_the_default_model(smollm2: CausalLM) -> None:
     made = examples(found, GENERIC).examples(smollm2)
     logits = smollm2.run(smollm2.batch(made), keep=1).logits[:, -1]
     assert logits.argmax(-1).tolist() == [e.answer_ids[0] for e in made]
+
+
+def test_maps_can_be_split_by_scenario() -> None:
+    model = CausalLM(tiny("llama"), Tokens(byte_tokenizer()), name="tiny")
+    found = scenarios(model, relations=COUNTRIES, subjects=1, sentences=3)
+    made = [e for e in examples(found, GENERIC).examples(model) if e.corrupt][:1]
+    logits = model.run(model.batch(made), keep=1).logits[0, -1]
+    assert made and made[0].answer_ids == (int(logits.argmax()),)
+    maps = trace_maps(model, made, How(corruption=("subject_swap",), layers=(0,)), by=["scenario"])
+    assert set(maps["scenario"]) == {GENERIC} and set(maps["token_id"]) == {made[0].answer_ids[0]}
+    (twin,) = made[0].corrupt.values()
+    swapped = model.run(model.batch([twin]), keep=1).logits[0, -1].softmax(-1)
+    assert maps["low"].iloc[0] == pytest.approx(float(swapped[made[0].answer_ids[0]]), abs=1e-5)
