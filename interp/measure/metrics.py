@@ -3,7 +3,8 @@
 One pass gives all: `accuracy` (1 where greedy decoding gives the answer), `logit_diff` (answer minus foil, at the
 first token where they differ), `logprob` (of the whole answer, nats), `rank` (among the candidates' tokens at the
 first position that tells them apart, 1 is best; candidates that share the answer's token there count as one with it),
-`nll` (nats a token) and `choice` (1 where the best candidate there is right). Exponentiate a mean `nll` for perplexity.
+`nll` (nats a token) and `choice` (1 where a right candidate beats all others there; a tie is wrong). Exponentiate a mean
+`nll` for perplexity.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def score_answer(logits: Float[torch.Tensor, "m v"], example: Example) -> dict[s
         same = [a for a in example.alternatives if len(a) > place and a[:place] == example.answer_ids[:place]]
         accepted = [own, *(a[place] for a in same)]
         wrong = [t for t in others if t not in accepted]
-        out["choice"] = float(not wrong or bool(row[accepted].max() >= row[wrong].max()))
+        out["choice"] = float(not wrong or bool(row[accepted].max() > row[wrong].max()))
     return out
 
 

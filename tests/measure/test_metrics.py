@@ -69,6 +69,7 @@ def test_choice_is_among_candidates_and_right_by_an_alternative_too():
         score_answer(beaten, example(alternatives=((3, 4),)))["choice"] == 0.0
     )  # it parts before that token
     assert score_answer(beaten, example(alternatives=((2,),)))["choice"] == 0.0
+    assert score_answer(torch.zeros(3, 9), example())["choice"] == 0.0  # all alike: nothing was chosen
 
 
 def test_no_foil_and_no_candidates_give_nan_and_not_zero():
