@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import interp
 from interp.cli import app
 from interp.intervene.attention import set_attention
-from interp.locate.circuits.sharing import overlap
 from interp.locate.circuits.path_patching import path_patch
+from interp.locate.circuits.sharing import overlap
 from interp.measure import evaluate
 from interp.measure.cross_task import cross_task
 from interp.measure.effects import measure

@@ -3,8 +3,8 @@
 One pass gives all: `accuracy` (1 where greedy decoding gives the answer), `logit_diff` (answer minus foil, at the
 first token where they differ), `logprob` (of the whole answer, nats), `rank` (among the candidates' tokens at the
 first position that tells them apart, 1 is best; candidates that share the answer's token there count as one with it),
-`nll` (nats a token) and `choice` (1 where a right candidate beats all others there; a tie is wrong). Exponentiate a mean
-`nll` for perplexity.
+`nll` (nats a token) and `choice` (1 where a right candidate beats all others there; a tie is wrong). Exponentiate a
+mean `nll` for perplexity.
 """
 
 from __future__ import annotations
