@@ -76,12 +76,13 @@ class ComponentScores:
         """Cosines of all pairs of components in a mode, beside both nulls.
 
         Returns:
-            low and high end of each bin, counts `causal` and `anticausal`, and `expected`: what random directions
-            would give of as many causal pairs.
+            low and high end of each bin, counts `causal` and `anticausal` (the reader in an earlier layer than the
+            writer: what a head makes of its own values is no chance), and `expected`: what random directions would
+            give of as many causal pairs.
         """
         causal, anti = np.zeros(BINS, int), np.zeros(BINS, int)
         for (kind, found, writer, reader), counts in self.histograms.items():
-            if (kind, found) == ("pairs", mode):
+            if (kind, found) == ("pairs", mode) and writer != reader:
                 (causal if writer < reader else anti)[:] += counts
         edges = np.linspace(0, 1, BINS + 1)
         mass = np.diff(stats.beta.cdf(edges**2, 0.5, (self.d - 1) / 2))

@@ -66,6 +66,9 @@ def test_scores_are_those_of_whole_matrices(family):
         assert len(counts) == BINS
     causal = sum(c.sum() for (kind, _, i, j), c in found.histograms.items() if kind == "pairs" and i < j)
     assert causal == pairs
+    # As many pairs stand the wrong way around as the right one; those of one layer are of neither kind.
+    for spectrum in map(found.spectrum, "QKV"):
+        assert spectrum["anticausal"].sum() == spectrum["causal"].sum() > 0
     top = found.pairs.iloc[0]
     assert top["p"] == cosine_p(np.array([top["value"]]), s.d_model)[0]
     assert (found.pairs["p"].diff().dropna() >= 0).all() and (found.pairs["q"] >= found.pairs["p"]).all()
