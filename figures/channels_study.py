@@ -2,12 +2,14 @@
 
     python figures/channels_study.py [--data figures/data/channels_study] [--out figures/build] [--formats png pdf]
     python figures/channels_study.py --numbers
+    python figures/channels_study.py --readme
     python figures/channels_study.py --export figures/data/channels_study --channels runs/channels --ioi runs/ioi \\
         --laundry runs/laundry --reuse runs/reuse
 
 Reads tables and nothing else: in the folder of data, `channels/` holds those of `interp channels smollm2 --out`,
 `ioi/`, `laundry/` and `reuse/` those of `interp study ioi|laundry|circuit-reuse`. What is not there is left out.
-`--export` copies the tables that figures need, with spec and provenance, out of the folders of the runs.
+`--readme` writes the numbers into the README beside the data, which a test compares with it. `--export` copies the
+tables that figures and numbers need, with spec and provenance, out of the folders of the runs.
 """
 
 from __future__ import annotations
@@ -24,14 +26,19 @@ from interp import plot
 from interp.plot.text import number
 
 DATA = Path(__file__).parent / "data" / "channels_study"
+README = DATA / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = {
     "channels": ("channels", "channel_spectrum", "composition"),
     "ioi": ("edges", "heads", "weights", "predicted"),
-    "laundry": ("gains", "conditions", "grid-1", "grid-2", "grid-3"),
+    "laundry": (
+        "clean", "heads", "channels", "conditions", "gains", "over_controls", "in_weights", "neutral",
+        "grid-1", "grid-2", "grid-3",
+    ),
     "reuse": ("effects", "overlap"),
-}
-"""Tables of each part that figures come from."""
+}  # fmt: skip
+"""Tables of each part that figures and numbers come from."""
 
 RECORDS = ("spec.yaml", "provenance.json")
 EDITS = 4
@@ -183,31 +190,92 @@ def judged(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(data: Path = DATA) -> str:
-    """What the tables say, in a few lines."""
-    lines = []
-    edges, heads, predicted = (
-        read(data, "channels", "channels"), read(data, "ioi", "heads"), read(data, "ioi", "predicted"),
-    )  # fmt: skip
-    if edges is not None:
-        n = int(edges["channel"].max()) + 1 if "channel" in edges else 0
-        beyond = int((edges["q_null"] <= 0.05).sum())
-        lines.append(f"{n} channels; {beyond} of {len(edges)} components beat anti-causal pairs (q 0.05).")
-    if heads is not None:
-        for kind, own in heads.groupby("class", sort=False):
-            lines.append(
-                f"{kind}: {', '.join(f'{r.component} {number(r.effect)}' for r in own.itertuples())}"
-            )
-    if predicted is not None:
-        for r in predicted.itertuples():
-            lines.append(f"{r.stage}, {r.score}: AUROC {number(r.auroc)} (p = {number(r.p, 3)})")
-    gains = read(data, "laundry", "gains")
-    if gains is not None:
-        for r in gains[gains["items"] == 0].itertuples():
-            lines.append(
-                f"{r.condition} ({r.templates} templates): {number(r.base)} to {number(r.accuracy)}, "
-                f"{number(r.gain)} [{number(r.gain_lo)}, {number(r.gain_hi)}]"
-            )
+    """What the tables say, as the README beside the data has it."""
+    blocks = (_channels, _ioi, _predicted, _lists, _lengths)
+    return "\n\n".join(text for block in blocks if (text := block(data)))
+
+
+def _channels(data: Path) -> str:
+    edges = read(data, "channels", "channels")
+    if edges is None:
+        return ""
+    n = int(edges["channel"].max()) + 1 if "channel" in edges else 0
+    beyond = int((edges["q_null"] <= 0.05).sum())
+    return f"{n} channels; {beyond} of {len(edges)} components beat anti-causal pairs (q 0.05)."
+
+
+def _ioi(data: Path) -> str:
+    heads = read(data, "ioi", "heads")
+    if heads is None:
+        return ""
+    return "\n".join(
+        f"- {kind}: {', '.join(f'{r.component} {number(r.effect)}' for r in own.itertuples())}"
+        for kind, own in heads.groupby("class", sort=False)
+    )
+
+
+def _predicted(data: Path) -> str:
+    predicted = read(data, "ioi", "predicted")
+    if predicted is None:
+        return ""
+    return "\n".join(
+        f"- {r.stage}, {r.score}: AUROC {number(r.auroc)} (p = {number(r.p, 3)})"
+        for r in predicted.itertuples()
+    )
+
+
+def _lists(data: Path) -> str:
+    """Each edit over all lengths: test accuracy, templates that only the test has, and what prose pays."""
+    gains, over = read(data, "laundry", "gains"), read(data, "laundry", "over_controls")
+    conditions, neutral = read(data, "laundry", "conditions"), read(data, "laundry", "neutral")
+    if gains is None or over is None or conditions is None or neutral is None:
+        return ""
+    what = conditions.set_index("condition")
+    prose = neutral.set_index("condition")
+    rows = gains[(gains["items"] == 0) & ~gains["condition"].str.contains(":", regex=False)]
+    held = rows[rows["templates"] == "held"].set_index("condition")
+    lines = [
+        "| edit at the last token | what | accuracy | gain, 95 % interval | over its controls | new templates | "
+        "whole vocabulary | prose, nats a token |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows[rows["templates"] == "all"].itertuples():
+        name, own = str(r.condition), over[(over["condition"] == r.condition) & (over["items"] == 0)]
+        beside = "; ".join(f"{str(c.control).partition(': ')[2]} {number(c.gain)}" for c in own.itertuples())
+        edit = f"{what.at[name, 'edit']}, {what.at[name, 'size']}" if name in what.index else "intact"
+        gain = f"{number(r.gain)} [{number(r.gain_lo)}, {number(r.gain_hi)}]" if name in what.index else ""
+        paid = number(prose.at[name, "change"]) if name in what.index else ""
+        lines.append(
+            f"| {name} | {edit} | {number(r.accuracy)} | {gain} | {beside} | {number(held.at[name, 'accuracy'])} | "
+            f"{number(r.full)} | {paid} |"
+        )
     return "\n".join(lines)
+
+
+def _lengths(data: Path) -> str:
+    """Accuracy by the number of things, of the intact model and the edits that gain."""
+    gains = read(data, "laundry", "gains")
+    if gains is None:
+        return ""
+    rows = gains[(gains["templates"] == "all") & (gains["items"] > 0)]
+    rows = rows[~rows["condition"].str.contains(":", regex=False)]
+    lengths = sorted(set(rows["items"]))
+    lines = [
+        f"| things | {' | '.join(f'{int(n)}' for n in lengths)} |",
+        "|---" * (len(lengths) + 1) + "|",
+        "| chance | " + " | ".join(number(1 / n) for n in lengths) + " |",
+    ]
+    for name, own in rows.groupby("condition", sort=False):
+        by = own.set_index("items")["accuracy"]
+        lines.append(f"| {name} | " + " | ".join(number(by[n]) for n in lengths) + " |")
+    return "\n".join(lines)
+
+
+def written(page: str, block: str) -> str:
+    """A page with the block of results in its place."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def export(runs: dict[str, Path], to: Path) -> list[Path]:
@@ -228,6 +296,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
     parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
     parser.add_argument("--numbers", action="store_true", help="print what the tables say")
+    parser.add_argument("--readme", action="store_true", help="write it into the README of the data")
     parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
     for part in TABLES:
         parser.add_argument(f"--{part}", type=Path, help=f"with --export: run folder of {part}")
@@ -239,6 +308,9 @@ def main() -> None:
         return
     if args.numbers:
         print(numbers(args.data))
+        return
+    if args.readme:
+        README.write_text(written(README.read_text(), numbers()))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     drawn = {args.out / name: figure for name, figure in figures(args.data).items()}

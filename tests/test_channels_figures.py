@@ -74,9 +74,14 @@ def laundry() -> dict[str, pd.DataFrame]:
     flat = frames.grid_frame(1).rename(columns={"c0": "s0", "share": "wins"})
     flat = pd.concat([flat.assign(place=flat["item"] + 1, point=0, items=n) for n in (3, 4)])
     intact = flat.head(4).assign(point=-1, s0=np.nan)
+    edits = pd.DataFrame({"condition": list(kinds), "kind": list(kinds.values())})
     return {
-        "gains": pd.DataFrame(rows),
-        "conditions": pd.DataFrame({"condition": list(kinds), "kind": list(kinds.values())}),
+        "gains": pd.DataFrame(rows).assign(full=0.31),
+        "conditions": edits[edits["condition"] != "clean"].assign(edit="L1H2", size="2.5"),
+        "over_controls": pd.DataFrame(
+            {"condition": "suppress", "control": "suppress: random directions", "items": [0, 3], "gain": [0.07, 0.5]}
+        ),
+        "neutral": pd.DataFrame({"condition": list(kinds), "change": 0.26}),
         "grid-1": pd.concat([flat, intact]).drop(columns="item"), "grid-3": grid,
     }  # fmt: skip
 
@@ -161,4 +166,13 @@ def test_what_is_not_there_is_left_out(study: ModuleType, data: Path, tmp_path: 
 def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     text = study.numbers(data)
     assert "mover_q, component: AUROC 0.99 (p = 0.002)" in text
-    assert "suppress (held templates): 0.50 to 0.51, 0.01 [\u22120.04, 0.06]" in text
+    row = "| suppress | L1H2, 2.5 | 0.51 | 0.01 [\u22120.04, 0.06] | random directions 0.07 | 0.51 | 0.31 | 0.26 |"
+    assert row in text and "random directions, draw" not in text
+    assert "| things | 3 | 6 | 10 |" in text and "| chance | 0.33 | 0.17 | 0.10 |" in text
+
+
+def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> None:
+    page = study.README.read_text()
+    assert study.written(page, study.numbers()) == page
+    # A number that the tables do not have is not in it.
+    assert study.written(page, "none of it") != page
