@@ -103,9 +103,11 @@ def test_components_that_the_heads_read_are_deleted(folder, smollm2):
     parts = [repr(p) for p in read_by(smollm2, edges, [component(c) for c in top])]
     niah = rows.query("metric == 'logprob'")
     cuts = niah[niah.condition == "cut"]
-    assert cuts.components.tolist() == [" ".join(parts[:k]) for k in cuts.k] and cuts.k.tolist() == [4, 12]
+    assert cuts.components.tolist() == [" ".join(parts[:k]) for k in cuts.k]
+    # A dose of more components than these heads read is all that they read, and says how many.
+    assert len(parts) > 4 and cuts.k.tolist() == sorted({min(k, len(parts)) for k in (4, 12)})
     assert niah[niah.condition == "control"].groupby("k").size().tolist() == [2, 2]
-    assert rows[(rows.task == "prose") & (rows.condition == "cut")].k.tolist() == [12]
+    assert rows[(rows.task == "prose") & (rows.condition == "cut")].k.tolist() == [cuts.k.max()]
 
 
 def test_done_is_done(folder, smollm2):
