@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,12 +32,12 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = {
     "channels": ("channels", "channel_spectrum", "composition"),
-    "ioi": ("edges", "heads", "weights", "predicted"),
+    "ioi": ("edges", "heads", "confirm", "faithfulness", "knockout", "weights", "predicted"),
     "laundry": (
         "clean", "heads", "channels", "conditions", "gains", "over_controls", "in_weights", "neutral",
         "grid-1", "grid-2", "grid-3",
     ),
-    "reuse": ("effects", "overlap"),
+    "reuse": ("tasks", "effects", "overlap", "matrix", "repair_contrast", "repair_split"),
 }  # fmt: skip
 """Tables of each part that figures and numbers come from."""
 
@@ -191,7 +192,10 @@ def judged(effects: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(data: Path = DATA) -> str:
     """What the tables say, as the README beside the data has it."""
-    blocks = (_channels, _ioi, _predicted, _lists, _lengths)
+    blocks = (
+        _channels, _ioi, _work, _alone, _knockout, _predicted, _lists, _lengths,
+        _floors, _shared, _matrix, _repair, _sure,
+    )  # fmt: skip
     return "\n\n".join(text for block in blocks if (text := block(data)))
 
 
@@ -205,13 +209,86 @@ def _channels(data: Path) -> str:
 
 
 def _ioi(data: Path) -> str:
-    heads = read(data, "ioi", "heads")
+    """Heads by class and stage, with what the same path does on the other seed."""
+    heads, confirm = read(data, "ioi", "heads"), read(data, "ioi", "confirm")
     if heads is None:
         return ""
-    return "\n".join(
-        f"- {kind}: {', '.join(f'{r.component} {number(r.effect)}' for r in own.itertuples())}"
-        for kind, own in heads.groupby("class", sort=False)
+    again = {} if confirm is None else confirm.set_index(["sender", "stage"])["effect"].to_dict()
+    lines = [
+        "| class | head | stage | effect, 95 % interval | on the other seed |",
+        "|---|---|---|---|---|",
+    ]
+    for r, kind in zip(heads.itertuples(), heads["class"], strict=True):
+        other = again.get((r.component, r.stage))
+        lines.append(
+            f"| {kind} | {r.component} | {r.stage} | {_ends(r)} | {'' if other is None else number(other)} |"
+        )
+    if confirm is not None:
+        lines.append(
+            f"\n{int(confirm['confirmed'].sum())} of {len(confirm)} chosen paths have the same sign on the other seed "
+            "and a q-value up to 0.05."
+        )
+    return "\n".join(lines)
+
+
+def _ends(row: Any) -> str:
+    return f"{number(row.effect)} [{number(row.ci_lo)}, {number(row.ci_hi)}]"
+
+
+def _work(data: Path) -> str:
+    """Token-layers of each stage's paths against two full passes a sender."""
+    edges = read(data, "ioi", "edges")
+    if edges is None or "naive_token_layers" not in edges:
+        return ""
+    own = edges.groupby(["stage", "receivers"], sort=False)[["token_layers", "naive_token_layers"]].first()
+    ratios = own["naive_token_layers"] / own["token_layers"]
+    return (
+        f"Paths of all heads took {number(ratios.min(), 1)} to {number(ratios.max(), 1)} times fewer token-layers than "
+        "two full passes a sender."
     )
+
+
+def _alone(data: Path) -> str:
+    """What the circuit does with all other heads replaced."""
+    found = read(data, "ioi", "faithfulness")
+    if found is None:
+        return ""
+    lines = [
+        "| others replaced by | kept | heads | logit difference | share of the intact model, 95 % interval |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for (mode, kept), own in found.groupby(["mode", "kept"], sort=False):
+        share = f"{number(own['faithfulness'].mean())}"
+        if len(own) > 1:
+            low, high = own["faithfulness"].min(), own["faithfulness"].max()
+            share += f" (of {len(own)} draws, {number(low)} to {number(high)})"
+        else:
+            share += f" [{number(own['ci_lo'].iloc[0])}, {number(own['ci_hi'].iloc[0])}]"
+        lines.append(
+            f"| {mode} | {kept} | {int(own['k'].iloc[0])} | {number(own['logit_diff'].mean())} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def _knockout(data: Path) -> str:
+    """Each class cut, beside matched others."""
+    rows = read(data, "ioi", "knockout")
+    if rows is None:
+        return ""
+    own = rows[rows["metric"] == "logit_diff"]
+    lines = [
+        "| cut | heads | logit difference | change, 95 % interval | matched others |",
+        "|---|---|---|---|---|",
+    ]
+    for name, part in own.groupby("class", sort=False):
+        cut = part[part["condition"] == "cut"].iloc[0]
+        drawn = part[part["condition"] == "control"]["delta"]
+        beside = f"{number(drawn.mean())} (of {len(drawn)} draws)" if len(drawn) else ""
+        lines.append(
+            f"| {name} | {cut['components']} | {number(cut['value'])} | {number(cut['delta'])} "
+            f"[{number(cut['ci_lo'])}, {number(cut['ci_hi'])}] | {beside} |"
+        )
+    return "\n".join(lines)
 
 
 def _predicted(data: Path) -> str:
@@ -268,6 +345,91 @@ def _lengths(data: Path) -> str:
     for name, own in rows.groupby("condition", sort=False):
         by = own.set_index("items")["accuracy"]
         lines.append(f"| {name} | " + " | ".join(number(by[n]) for n in lengths) + " |")
+    return "\n".join(lines)
+
+
+def _floors(data: Path) -> str:
+    """Which tasks the model does above the floor."""
+    tasks = read(data, "reuse", "tasks")
+    if tasks is None:
+        return ""
+    lines = ["| task | setting | among candidates, 95 % interval | chance | |", "|---|---|---|---|---|"]
+    for r in tasks.itertuples():
+        lines.append(
+            f"| {r.task} | {r.settings} | {number(r.choice)} [{number(r.ci_lo)}, {number(r.ci_hi)}] "
+            f"| {number(r.chance)} | {'taken' if r.taken else r.status} |"
+        )
+    return "\n".join(lines)
+
+
+def _shared(data: Path) -> str:
+    """Heads that circuits share, against heads drawn from the same layers."""
+    overlap = read(data, "reuse", "overlap")
+    if overlap is None:
+        return ""
+    own = overlap[(overlap["null"] == "layers") & (overlap["stage"] == "all")]
+    lines = ["| circuits | heads | shared | expected of the same layers | q |", "|---|---|---|---|---|"]
+    for r in own.itertuples():
+        lines.append(
+            f"| {r.a}, {r.b} | {r.n_a}, {r.n_b} | {r.shared} | {number(r.expected, 1)} | {number(r.q, 3)} |"
+        )
+    return "\n".join(lines)
+
+
+def _matrix(data: Path) -> str:
+    """Change of the choice among candidates when each circuit is cut, and beyond heads of the same layers."""
+    matrix = read(data, "reuse", "matrix")
+    if matrix is None:
+        return ""
+    own = matrix[(matrix["metric"] == "choice") & (matrix["control"] == "layer")]
+    circuits = list(dict.fromkeys(own["circuit"]))
+    lines = [
+        f"| task (intact) | {' | '.join(f'circuit of {c}' for c in circuits)} |",
+        "|---" * (len(circuits) + 1) + "|",
+    ]
+    for task, part in own.groupby("task", sort=False):
+        by = part.set_index("circuit")
+        first = by.iloc[0]
+        if first["status"] != "ok":
+            lines.append(f"| {task} ({first['status']}) |" + " |" * len(circuits))
+            continue
+        cells = (f"{number(by.at[c, 'delta'])} ({number(by.at[c, 'excess'])})" for c in circuits)
+        lines.append(f"| {task} ({number(first['clean'])}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _repair(data: Path) -> str:
+    """Heads of Colored Objects whose attention is set, beside random heads of the same layers."""
+    rows = read(data, "reuse", "repair_contrast")
+    if rows is None:
+        return ""
+    lines = [
+        "| heads | look at | chosen | metric | after | change, 95 % interval | random heads, mean (sd) | rank |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows[rows["metric"].isin(["choice", "accuracy"])].itertuples():
+        lines.append(
+            f"| {r.components} | {r.keys} | {r.locator} | {r.metric} | {number(r.value)} | {number(r.delta)} "
+            f"[{number(r.ci_lo)}, {number(r.ci_hi)}] | {number(r.control_mean)} ({number(r.control_sd)}) | "
+            f"{int(r.rank)} of {int(r.n_controls) + 1} |"
+        )
+    return "\n".join(lines)
+
+
+def _sure(data: Path) -> str:
+    """The same by how sure the intact model was, beyond random heads."""
+    rows = read(data, "reuse", "repair_split")
+    if rows is None:
+        return ""
+    own = rows[rows["metric"] == "choice"]
+    quarters = sorted(set(own["class"]))
+    lines = [
+        "| choice beyond random heads | " + " | ".join(f"quarter {int(q) + 1}" for q in quarters) + " |",
+        "|---" * (len(quarters) + 1) + "|",
+    ]
+    for name, part in own.groupby("set", sort=False):
+        by = part.set_index("class")
+        lines.append(f"| {name} | " + " | ".join(f"{number(by.at[q, 'excess'])}" for q in quarters) + " |")
     return "\n".join(lines)
 
 

@@ -31,7 +31,30 @@ def ioi() -> dict[str, pd.DataFrame]:
     stage = paths["receivers"].map(
         {"logits": "direct", "movers, q": "mover_q", "S-inhibition, v": "inhibition_v"}
     )
-    heads = pd.DataFrame([{"component": c, "class": k, "effect": 0.3} for c, k in frames.CLASSES.items()])
+    ends = {"stage": "direct", "effect": 0.3, "ci_lo": 0.2, "ci_hi": 0.4}
+    heads = pd.DataFrame([{"component": c, "class": k} | ends for c, k in frames.CLASSES.items()])
+    confirm = pd.DataFrame(
+        {
+            "sender": list(frames.CLASSES),
+            "stage": "direct",
+            "effect": 0.25,
+            "confirmed": [False, *[True] * (len(heads) - 1)],
+        }
+    )
+    kept = {
+        "kept": ["circuit", "matched", "matched"],
+        "k": 9,
+        "faithfulness": [0.9, 0.1, 0.3],
+        "logit_diff": [3.0, 1.0, 2.0],
+    }
+    alone = pd.DataFrame({"mode": "mean", "ci_lo": 0.8, "ci_hi": 1.1} | kept)
+    cut = {"class": "name mover", "components": "L22H3", "metric": "logit_diff", "value": 1.5}
+    cut |= {
+        "condition": ["cut", "control", "control"],
+        "delta": [-2.0, -0.1, -0.3],
+        "ci_lo": -2.5,
+        "ci_hi": -1.5,
+    }
     own = paths[(paths["head"] >= 0)].assign(stage=stage)
     own = own[own["stage"] == "mover_q"].assign(chosen=lambda f: f["effect"] > 0.1, q=0.01)
     weights = own.assign(component=own["effect"] + np.linspace(0, 0.02, len(own)), composition=0.1)
@@ -39,8 +62,9 @@ def ioi() -> dict[str, pd.DataFrame]:
         {"stage": "mover_q", "score": ["component", "z"], "auroc": [0.99, 0.5], "p": [0.002, 0.5]}
     )
     return {
-        "edges": paths.assign(stage=stage, receivers="L22H3.q L24H8.q"), "heads": heads, "weights": weights,
-        "predicted": predicted,
+        "edges": paths.assign(stage=stage, receivers="L22H3.q L24H8.q", token_layers=10, naive_token_layers=65),
+        "heads": heads, "weights": weights, "predicted": predicted, "confirm": confirm, "faithfulness": alone,
+        "knockout": pd.DataFrame(cut),
     }  # fmt: skip
 
 
@@ -92,10 +116,50 @@ def reuse() -> dict[str, pd.DataFrame]:
     effects = pd.concat([effects.assign(metric=m, control=control) for m in ("choice", "logit_diff")])
     more = effects[effects["condition"] == "control"].assign(control="any")
     overlap = pd.concat([frames.overlap_frame(), frames.overlap_frame().assign(null="hypergeometric")])
+    floor = {
+        "task": ["a", "a"],
+        "settings": ["{}", "{1}"],
+        "choice": [0.4, 0.8],
+        "ci_lo": [0.2, 0.7],
+        "ci_hi": 0.9,
+    }
+    floor |= {"chance": 0.25, "taken": [False, True], "status": ["at chance", "ok"]}
+    cells = {
+        "task": ["a", "a", "b", "b"],
+        "circuit": ["a", "b"] * 2,
+        "metric": "choice",
+        "control": "layer",
+        "clean": 0.8,
+    }
+    cells |= {
+        "delta": [-0.5, -0.1, 0.0, 0.0],
+        "excess": [-0.4, 0.05, 0.0, 0.0],
+        "status": ["ok", "ok", *["at chance"] * 2],
+    }
+    repair = {
+        "components": "L1H2 L3H4",
+        "keys": "value",
+        "locator": "two",
+        "metric": ["choice", "logit_diff"],
+    }
+    repair |= {
+        "value": 0.9,
+        "delta": 0.4,
+        "ci_lo": 0.3,
+        "ci_hi": 0.5,
+        "control_mean": 0.1,
+        "control_sd": 0.02,
+        "rank": 2,
+    }
+    sure = {"set": "two", "class": [0, 1], "metric": "choice", "excess": [0.33, 0.22]}
     return {
         "effects": pd.concat([effects, more]),
-        "overlap": pd.concat([overlap.assign(stage=s) for s in ("all", "direct")]),
-    }
+        "overlap": pd.concat(
+            [overlap.assign(stage=s, n_a=9, n_b=8, expected=1.4, q=0.004) for s in ("all", "direct")]
+        ),
+        "tasks": pd.DataFrame(floor), "matrix": pd.DataFrame(cells), "repair_split": pd.DataFrame(sure),
+        "repair_contrast": pd.DataFrame(repair).assign(n_controls=20),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +222,32 @@ def test_the_matrix_is_of_the_choice_and_of_one_kind_of_control(study: ModuleTyp
 
 def test_what_is_not_there_is_left_out(study: ModuleType, data: Path, tmp_path: Path) -> None:
     copied = study.export({"reuse": data / "reuse"}, tmp_path)
-    assert {p.name for p in copied} == {"effects.parquet", "overlap.parquet", "spec.yaml"}
+    assert {p.name for p in copied} == {*(f"{n}.parquet" for n in study.TABLES["reuse"]), "spec.yaml"}
     assert set(study.figures(tmp_path)) == {"channels-study-reuse", "channels-study-overlap"}
-    assert study.numbers(tmp_path) == "" and study.figures(tmp_path / "none") == {}
+    assert "AUROC" not in study.numbers(tmp_path) and "| things" not in study.numbers(tmp_path)
+    assert study.numbers(tmp_path / "none") == "" and study.figures(tmp_path / "none") == {}
 
 
 def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     text = study.numbers(data)
     assert "mover_q, component: AUROC 0.99 (p = 0.002)" in text
+    assert "| name mover | L22H3 | direct | 0.30 [0.20, 0.40] | 0.25 |" in text
+    assert f"{len(frames.CLASSES) - 1} of {len(frames.CLASSES)} chosen paths have the same sign" in text
+    assert "Paths of all heads took 6.5 to 6.5 times fewer token-layers" in text
+    assert "| mean | circuit | 9 | 3.00 | 0.90 [0.80, 1.10] |" in text
+    assert "| mean | matched | 9 | 1.50 | 0.20 (of 2 draws, 0.10 to 0.30) |" in text
+    assert (
+        "| name mover | L22H3 | 1.50 | \u22122.00 [\u22122.50, \u22121.50] | \u22120.20 (of 2 draws) |"
+        in text
+    )
+    assert "| a | {} | 0.40 [0.20, 0.90] | 0.25 | at chance |" in text
+    assert (
+        "| a (0.80) | \u22120.50 (\u22120.40) | \u22120.10 (0.05) |" in text
+        and "| b (at chance) | | |" in text
+    )
+    assert "| L1H2 L3H4 | value | two | choice | 0.90 | 0.40 [0.30, 0.50] | 0.10 (0.02) | 2 of 21 |" in text
+    assert "| 9, 8 | " in text and "| 1.4 | 0.004 |" in text
+    assert "logit_diff | 0.90" not in text and "| two | 0.33 | 0.22 |" in text
     row = "| suppress | L1H2, 2.5 | 0.51 | 0.01 [\u22120.04, 0.06] | random directions 0.07 | 0.51 | 0.31 | 0.26 |"
     assert row in text and "random directions, draw" not in text
     assert "| things | 3 | 6 | 10 |" in text and "| chance | 0.33 | 0.17 | 0.10 |" in text
