@@ -24,6 +24,7 @@ from interp.intervene.tracing.cells import NOISE, How, asked
 from interp.intervene.tracing.maps import trace_maps
 from interp.intervene.tracing.places import LAST_OF, places_of
 from interp.locate.base import Locator
+from interp.locate.facts.flow import check_metric
 from interp.locate.facts.neurons import agreement, neuron_table
 from interp.measure.stats import cluster_se
 from interp.models.batch import plan
@@ -105,13 +106,14 @@ class FactMLPs(Locator):
             reference: what should not need the facts; without it layers that are vital for all look like fact stores.
 
         Raises:
-            UsageError: no data, or examples without subject, twin or foil.
+            UsageError: no data, no such metric, or examples without subject, twin or foil.
             NoAcceptedExample: there is no example.
         """
         if data is None:
             raise UsageError(
                 "FactMLPs learns from facts: fit(model, known_to(model, facts), reference=other_task)"
             )
+        check_metric(self.metric)
         if self.exact < 1 or self.check < 0 or not 0 <= self.n_layers <= subject.n_layers:
             raise UsageError(
                 f"exact={self.exact}, check={self.check}, n_layers={self.n_layers}: measure at least one neuron a "

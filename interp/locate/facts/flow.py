@@ -120,8 +120,7 @@ _COLUMNS += ["value", "clean", "effect", "relative"]
 
 
 def _check(metric: str, window: int, parts: str, sources: Sequence[str]) -> None:
-    if metric not in METRICS:
-        raise UsageError(f"metric={metric!r}: write one of {', '.join(map(repr, METRICS))}")
+    check_metric(metric)
     if window < 1:
         raise UsageError(f"window={window}: a window is one layer wide or more")
     if parts not in ("layers", "heads"):
@@ -200,14 +199,21 @@ def _marked(example: Example, groups: dict[str, list[int]], sources: Sequence[st
     return replace(example, spans=example.spans + spans)
 
 
-def answer_values(
+def check_metric(metric: str) -> None:
+    """Raise `UsageError` unless there is such a metric."""
+    if metric not in METRICS:
+        raise UsageError(f"metric={metric!r}: write one of {', '.join(map(repr, METRICS))}")
+
+
+def answer_metric(
     logits: Float[torch.Tensor, "b v"], examples: Sequence[Example], metric: str
-) -> Float[np.ndarray, " b"]:
-    """A metric of each row's first answer token.
+) -> Float[torch.Tensor, " b"]:
+    """A metric of each row's first answer token, that gradients can be taken of.
 
     Raises:
-        UsageError: there is no foil to compare with.
+        UsageError: no such metric, or there is no foil to compare with.
     """
+    check_metric(metric)
     logits = logits.float()
     own = logits[range(len(examples)), [e.answer_ids[0] for e in examples]]
     if metric == "logit_diff":
@@ -215,11 +221,16 @@ def answer_values(
             raise UsageError(
                 f"{examples[0].task}: an example has no foil; take metric 'probability' or 'logprob'"
             )
-        found = own - logits[range(len(examples)), [e.foil_ids[0] for e in examples]]
-    else:
-        found = own - logits.logsumexp(-1)
-        found = found.exp() if metric == "probability" else found
-    out: np.ndarray = found.double().cpu().numpy()
+        return own - logits[range(len(examples)), [e.foil_ids[0] for e in examples]]
+    logprob = own - logits.logsumexp(-1)
+    return logprob.exp() if metric == "probability" else logprob
+
+
+def answer_values(
+    logits: Float[torch.Tensor, "b v"], examples: Sequence[Example], metric: str
+) -> Float[np.ndarray, " b"]:
+    """`answer_metric` as numbers."""
+    out: np.ndarray = answer_metric(logits, examples, metric).double().cpu().numpy()
     return out
 
 

@@ -64,7 +64,8 @@ def logit_lens(
         answer, rank (1 is best, over the whole vocabulary), top (the best token's id, at the first token of the place).
     """
     rows: list[dict[str, Any]] = []
-    for i, example, where, states in _states(subject, task, kind, places, layers, role, n):
+    examples = asked_all(subject, task, n)
+    for i, example, where, states in _states(subject, examples, kind, places, layers, role):
         answer = example.answer_ids[0]
         for layer, hidden in states.items():
             logits = read(subject, hidden, norm=norm)
@@ -91,15 +92,13 @@ def logit_lens(
 
 def _states(
     subject: CausalLM,
-    task: Task | Sequence[Example],
+    examples: Sequence[Example],
     kind: str,
     places: Sequence[str],
     layers: Iterable[int] | None,
     role: str,
-    n: int | None,
 ) -> list[tuple[int, Example, list[str], dict[int, torch.Tensor]]]:
     """Of each prompt the places that it has, token by token, and their states by layer."""
-    examples = asked_all(subject, task, n)
     chosen = list(range(subject.n_layers) if layers is None else layers)
     found: dict[int, tuple[list[str], dict[int, torch.Tensor]]] = {}
     for group in plan([len(e.ids) for e in examples], TOKENS):
@@ -196,7 +195,7 @@ def enrichment(
         raise UsageError(f"attributes: there are none of {lacking[0]!r}; name its token ids")
     every = {token for tokens in attributes.values() for token in tokens}
     rows = []
-    for i, example, _, states in _states(subject, task, kind, [place], layers, role, n):
+    for i, example, _, states in _states(subject, examples, kind, [place], layers, role):
         cluster = example.cluster or example.key()
         own = set(attributes[cluster])
         others = every - own

@@ -17,7 +17,7 @@ from scipy import stats
 
 from interp.intervene.ablate import Ablate
 from interp.intervene.tracing.places import places_of
-from interp.locate.facts.flow import answer_values
+from interp.locate.facts.flow import answer_metric, answer_values
 from interp.locate.gradients import gradients
 from interp.models.batch import plan
 from interp.models.sites import Neuron, Site
@@ -43,7 +43,10 @@ def screened(
     for group in plan([len(e.ids) for e in examples], TOKENS):
         members = [examples[i] for i in group]
         batch = subject.batch(members)
-        last = _metric(members, metric)
+
+        def last(logits: torch.Tensor, members: Sequence[Example] = members) -> torch.Tensor:
+            return answer_metric(logits[:, -1], members, metric)
+
         _, values, grads = gradients(subject, batch, sites, last)
         at = torch.tensor([places_of(e).index(place) for e in members]) + batch.pad.cpu()
         rows = torch.arange(len(members))
@@ -53,24 +56,6 @@ def screened(
             activation[group, j] = value.double().cpu().numpy()
             attribution[group, j] = (value * grad).double().cpu().numpy()
     return activation, attribution
-
-
-class _metric:
-    """The metric of each row's one answer token, that gradients can be taken of."""
-
-    def __init__(self, examples: Sequence[Example], metric: str):
-        self.rows = torch.arange(len(examples))
-        self.answer = torch.tensor([e.answer_ids[0] for e in examples])
-        self.foil = torch.tensor([e.foil_ids[0] if e.foil_ids else 0 for e in examples])
-        self.metric = metric
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        row = logits[:, -1].float()
-        own = row[self.rows, self.answer]
-        if self.metric == "logit_diff":
-            return own - row[self.rows, self.foil]
-        logprob = own - row.logsumexp(-1)
-        return logprob.exp() if self.metric == "probability" else logprob
 
 
 def neuron_table(

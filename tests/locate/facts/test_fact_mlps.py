@@ -135,6 +135,10 @@ def test_fit_leaves_tidy_tables_and_refuses_what_it_cannot_use() -> None:
     for options in ({"exact": 0}, {"n_layers": 9}, {"check": -1}):
         with pytest.raises(UsageError, match="measure at least one"):
             FactMLPs(**options).fit(model, PROMPTS)
+    with pytest.raises(UsageError, match="metric='rank'"):
+        FactMLPs(metric="rank").fit(model, PROMPTS)
+    with pytest.raises(UsageError, match="no foil"):
+        screened(model, [replace(PROMPTS[0], foil_ids=())], [0], "logit_diff", PLACE)
     ending = replace(PROMPTS[0], spans=(Span(7, 9, "subject"),))
     with pytest.raises(UsageError, match="every subject ends its prompt"):
         FactMLPs().fit(model, [ending])
