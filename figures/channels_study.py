@@ -292,13 +292,25 @@ def _knockout(data: Path) -> str:
 
 
 def _predicted(data: Path) -> str:
+    """Do scores of the weights know the paths: AUROC by stage, against the same layers' other heads."""
     predicted = read(data, "ioi", "predicted")
     if predicted is None:
         return ""
-    return "\n".join(
-        f"- {r.stage}, {r.score}: AUROC {number(r.auroc)} (p = {number(r.p, 3)})"
-        for r in predicted.itertuples()
-    )
+    own = predicted.dropna(subset="auroc")
+    scores = list(dict.fromkeys(own["score"]))
+    lines = [
+        f"| stage | paths of pairs | by layers alone | {' | '.join(scores)} |",
+        "|---" * (len(scores) + 3) + "|",
+    ]
+    for stage, part in own.groupby("stage", sort=False):
+        by = part.set_index("score")
+        first = by.iloc[0]
+        cells = (f"{number(by.at[c, 'auroc'])} (p {number(by.at[c, 'p'], 4)})" for c in scores)
+        lines.append(
+            f"| {stage} | {int(first['positives'])} of {int(first['n'])} | {number(first['expected'])} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
 
 
 def _lists(data: Path) -> str:

@@ -59,8 +59,12 @@ def ioi() -> dict[str, pd.DataFrame]:
     own = own[own["stage"] == "mover_q"].assign(chosen=lambda f: f["effect"] > 0.1, q=0.01)
     weights = own.assign(component=own["effect"] + np.linspace(0, 0.02, len(own)), composition=0.1)
     predicted = pd.DataFrame(
-        {"stage": "mover_q", "score": ["component", "z"], "auroc": [0.99, 0.5], "p": [0.002, 0.5]}
-    )
+        {
+            "stage": ["mover_q", "mover_q", "mover_k"],
+            "score": ["component", "z", "z"],
+            "auroc": [0.99, 0.5, np.nan],
+        }
+    ).assign(p=[0.002, 0.5, np.nan], expected=0.62, positives=3, n=40)
     return {
         "edges": paths.assign(stage=stage, receivers="L22H3.q L24H8.q", token_layers=10, naive_token_layers=65),
         "heads": heads, "weights": weights, "predicted": predicted, "confirm": confirm, "faithfulness": alone,
@@ -224,13 +228,16 @@ def test_what_is_not_there_is_left_out(study: ModuleType, data: Path, tmp_path: 
     copied = study.export({"reuse": data / "reuse"}, tmp_path)
     assert {p.name for p in copied} == {*(f"{n}.parquet" for n in study.TABLES["reuse"]), "spec.yaml"}
     assert set(study.figures(tmp_path)) == {"channels-study-reuse", "channels-study-overlap"}
-    assert "AUROC" not in study.numbers(tmp_path) and "| things" not in study.numbers(tmp_path)
+    assert "by layers alone" not in study.numbers(tmp_path) and "| things" not in study.numbers(tmp_path)
     assert study.numbers(tmp_path / "none") == "" and study.figures(tmp_path / "none") == {}
 
 
 def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     text = study.numbers(data)
-    assert "mover_q, component: AUROC 0.99 (p = 0.002)" in text
+    assert (
+        "| mover_q | 3 of 40 | 0.62 | 0.99 (p 0.0020) | 0.50 (p 0.5000) |" in text
+        and "| mover_k |" not in text
+    )
     assert "| name mover | L22H3 | direct | 0.30 [0.20, 0.40] | 0.25 |" in text
     assert f"{len(frames.CLASSES) - 1} of {len(frames.CLASSES)} chosen paths have the same sign" in text
     assert "Paths of all heads took 6.5 to 6.5 times fewer token-layers" in text
