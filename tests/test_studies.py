@@ -361,7 +361,7 @@ def test_rows_of_the_study_can_be_computed_again(smollm2):
     short = cells[(cells["length_asked"] <= 256) & cells["mode"].isin(["", "uniform"])]
     today = date.today().toordinal()
     by_cluster: dict[str, list[Any]] = {}
-    for e in heads._Study(spec, None, smollm2, None).grid("map").examples(smollm2):
+    for e in heads.HeadsStudy(spec, None, smollm2).grid("map").examples(smollm2):
         by_cluster.setdefault(e.cluster, []).append(e)
     for row in short.sample(6, random_state=today).itertuples():
         example = by_cluster[row.cluster][row.example]

@@ -362,7 +362,7 @@ def test_a_walk_tells_where_the_winner_stands(model, prompts):
 
 
 def test_the_test_prompts_are_new_and_some_templates_are_too(model):
-    job = study._Study(LaundrySpec(**SMALL), None, model, None)  # type: ignore[arg-type]
+    job = study.LaundryStudy(LaundrySpec(**SMALL), None, model)  # type: ignore[arg-type]
     assert len(job.held) == 4
     texts = {split: [e.text for e in job.prompts(split)] for split in study.SPLITS}
     assert [len(t) for t in texts.values()] == [12, 12, 20]
@@ -371,7 +371,7 @@ def test_the_test_prompts_are_new_and_some_templates_are_too(model):
         assert not {e.meta["template"] for e in job.prompts(split)} & {*job.held}
     assert {e.meta["template"] for e in job.prompts("test")} & {*job.held}
     with pytest.raises(UsageError, match="8 templates"):
-        _ = study._Study(LaundrySpec(**{**SMALL, "held": 8}), None, model, None).held  # type: ignore[arg-type]
+        _ = study.LaundryStudy(LaundrySpec(**{**SMALL, "held": 8}), None, model).held  # type: ignore[arg-type]
 
 
 def test_a_study_goes_on_where_it_stopped(model, folder, tmp_path):

@@ -14,7 +14,7 @@ from interp.studies.tables import adjusted, areas, by_locator, joined, map_effec
 
 if TYPE_CHECKING:
     from interp.measure.effects import Role
-    from interp.studies.heads import _Study
+    from interp.studies.heads import HeadsStudy
     from interp.tasks.base import Example, Task
 
 OTHERS = ("norm", "entropy")
@@ -27,7 +27,7 @@ HAYSTACK = ("paraphrase", "multi_key", "multi_value", "multi_hop")
 """Tasks in a haystack that take a length and a half of the prose."""
 
 
-def needle_map(study: _Study) -> None:
+def needle_map(study: HeadsStudy) -> None:
     """Held-out needles of the whole grid, uncut, with the top heads cut and with matched others cut."""
     spec, subject = study.spec, study.subject
     units: dict[str, list[Example]] = {}
@@ -53,7 +53,7 @@ def needle_map(study: _Study) -> None:
     study.write("map", map_effects(cells, seed=spec.seed))
 
 
-def dose_curves(study: _Study) -> None:
+def dose_curves(study: HeadsStudy) -> None:
     """Held-out needles of one length under cuts of the first k heads of every score type, with controls."""
     spec, subject = study.spec, study.subject
 
@@ -81,10 +81,10 @@ def dose_curves(study: _Study) -> None:
         rows, measured = study.measured(task, plan, "dose curves")
         return rows, areas(measured, plan, seed=spec.seed)
 
-    _two(study, "dose", make)
+    study.together(("dose", "dose_areas"), make)
 
 
-def sufficient_sets(study: _Study) -> None:
+def sufficient_sets(study: HeadsStudy) -> None:
     """Only the first k heads of a score type may see the needle: the edges of all others to it are knocked out."""
     spec, subject = study.spec, study.subject
 
@@ -108,23 +108,10 @@ def sufficient_sets(study: _Study) -> None:
         rows, measured = study.measured(task, plan, "sufficient sets")
         return rows, areas(measured, plan, seed=spec.seed)
 
-    _two(study, "sufficient", make)
+    study.together(("sufficient", "sufficient_areas"), make)
 
 
-def _two(study: _Study, name: str, make: Callable[[], tuple[pd.DataFrame, pd.DataFrame]]) -> None:
-    """Effects and areas of one measurement as two tables."""
-    made: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-
-    def once() -> tuple[pd.DataFrame, pd.DataFrame]:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    study.job.table(f"{name}_areas", lambda: once()[1])
-    study.job.table(name, lambda: once()[0])
-
-
-def specificity(study: _Study) -> None:
+def specificity(study: HeadsStudy) -> None:
     """The top heads of several score types cut everywhere, on tasks that should fall and tasks that should not."""
     parts = []
     for name in study.spec.tasks:
@@ -134,7 +121,7 @@ def specificity(study: _Study) -> None:
     study.write("specificity", adjusted(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame())
 
 
-def _on(study: _Study, name: str) -> pd.DataFrame:
+def _on(study: HeadsStudy, name: str) -> pd.DataFrame:
     """Effects of all cuts on one task."""
     spec, subject = study.spec, study.subject
     task, role = _task(study, name)
@@ -168,7 +155,7 @@ def _on(study: _Study, name: str) -> pd.DataFrame:
     return by_locator(told.effects, plan, ("cut",)).assign(task=name)
 
 
-def _task(study: _Study, name: str) -> tuple[Task, Role]:
+def _task(study: HeadsStudy, name: str) -> tuple[Task, Role]:
     """A task by the name that the spec has for it, and what it is for."""
     from interp.measure.known import known_to
     from interp.tasks.base import FixedTask
@@ -192,7 +179,7 @@ def _task(study: _Study, name: str) -> tuple[Task, Role]:
     return task("prose", **n), "off_target"
 
 
-PARTS: dict[str, Callable[[_Study], None]] = {
+PARTS: dict[str, Callable[[HeadsStudy], None]] = {
     "map": needle_map,
     "dose": dose_curves,
     "sufficient": sufficient_sets,

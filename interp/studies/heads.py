@@ -9,15 +9,13 @@ context with several). Running it again goes on where it stopped; each part depe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from interp.errors import BrokenData, NoAcceptedExample
-from interp.runs import Run, write_frame
+from interp.studies.base import Study
 from interp.studies.spec import MECHANISM, HeadsSpec
 
 if TYPE_CHECKING:
@@ -27,11 +25,7 @@ if TYPE_CHECKING:
     from interp.measure.effects import Measured
     from interp.measure.plans import Condition
     from interp.models.sites import Component
-    from interp.models.subject import CausalLM
     from interp.tasks.base import Task
-
-Report = Callable[[int, int, str], None]
-Stage = Callable[[str], AbstractContextManager[Report | None]]
 
 REFERENCE = 16
 """Examples that means of heads are taken over."""
@@ -40,65 +34,20 @@ GRIDS = ("scores", "own", "several")
 """Fits of the part `scores`: the grid, the scores with passes of their own, the grid with several needles a context."""
 
 
-def run(
-    spec: HeadsSpec, folder: str | Path, *, subject: CausalLM | None = None, stage: Stage | None = None
-) -> Run:
-    """Run a study into a folder, going on where an earlier run of the same spec stopped.
-
-    Args:
-        folder: holds spec.yaml, provenance.json, the tables, and under parts/ what a killed run goes on from.
-        subject: the model, if it is loaded already.
-        stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
-
-    Returns:
-        the run; its `done` and `skipped` name the parts.
-
-    Raises:
-        UsageError: the folder holds another study or other weights.
-        NoAcceptedExample: the model recalls no needle of the grid, so no head can be scored.
-    """
-    job = Run(Path(folder), spec)
-    _Study(spec, job, subject, stage or (lambda name: nullcontext(None))).tables()
-    return job
-
-
-class _Study:
-    """The parts of one study. The model is loaded when the first of them needs it."""
-
-    def __init__(self, spec: HeadsSpec, job: Run, subject: CausalLM | None, stage: Stage):
-        self.spec = spec
-        self.job = job
-        self.stage = stage
-        self._given = subject
-        self._fits: dict[str, RetrievalHeads] = {}
-
-    @cached_property
-    def subject(self) -> CausalLM:
-        if self._given is not None:
-            return self._given
-        from interp.models.load import load
-
-        with self.stage("load model"):
-            return load(self.spec.model, device=self.spec.device, dtype=self.spec.dtype)
+class HeadsStudy(Study[HeadsSpec]):
+    """The parts of a study of retrieval heads."""
 
     def tables(self) -> None:
-        """Every part of the spec, in order."""
-        s = self.subject
-        self.job.provenance(
-            model=s.name,
-            fingerprint=s.fingerprint,
-            dtype=str(s.dtype).removeprefix("torch."),
-            device=str(s.device),
-            seed=self.spec.seed,
-            layers=s.n_layers,
-            heads=s.n_heads,
-            kv_heads=s.n_kv_heads,
-        )
+        """Every part of the spec, in order.
+
+        Raises:
+            NoAcceptedExample: the model recalls no needle of the grid, so no head can be scored.
+        """
         self.score()
         from interp.studies import cuts
 
         for part in self.spec.parts:
-            make: Callable[[_Study], None] | None = cuts.PARTS.get(part)
+            make: Callable[[HeadsStudy], None] | None = cuts.PARTS.get(part)
             if make is not None:
                 make(self)
         if "agreement" in self.spec.parts:
@@ -122,6 +71,10 @@ class _Study:
 
     def _wanted(self, grid: str) -> bool:
         return {"scores": True, "own": bool(self.spec.own_scores), "several": self.spec.several}[grid]
+
+    @cached_property
+    def _fits(self) -> dict[str, RetrievalHeads]:
+        return {}
 
     def fit(self, grid: str) -> RetrievalHeads:
         """The locator fitted on a grid; what is in its folder already is read."""
@@ -269,6 +222,5 @@ class _Study:
                 "modes", lambda: modes(self.fit("scores"), self.fit("several"), top=self.top, seed=spec.seed)
             )
 
-    def write(self, name: str, frame: pd.DataFrame) -> None:
-        """A table made of parts, written again each time."""
-        write_frame(self.job.folder / f"{name}.parquet", frame)
+
+run = HeadsStudy.run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from interp.studies.base import StudySpec
 from interp.tasks.needles import KINDS
 
 Mode = Literal["zero", "mean", "resample", "uniform", "mean_query"]
@@ -28,19 +30,38 @@ OWN_PASSES = ("cri", "induction", "echo")
 """Scores that take passes of their own, one a head (`cri`) or over other sequences."""
 
 
-class HeadsSpec(BaseModel):
+class HeadsSpec(StudySpec):
     """A study of retrieval heads; two runs of the same spec and weights give the same tables.
 
     Heads are chosen on needles of `kinds` in the train half of the haystack; everything is measured on needles of
     `held_kinds` in the test half.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "lengths": (128, 256, 512),
+        "depths": 3,
+        "needles": 4,
+        "own_lengths": (128,),
+        "own_needles": 2,
+        "map_needles": 2,
+        "map_modes": ("mean",),
+        "map_controls": 2,
+        "doses": (1, 5, 10, 20),
+        "dose_length": 256,
+        "dose_n": 16,
+        "dose_controls": 5,
+        "other_controls": 1,
+        "keep": (1, 5, 20, 50),
+        "keep_scores": ("copy", "needle_mass"),
+        "keep_n": 8,
+        "keep_controls": 2,
+        "tasks": ("needle", "multi_key", "induction", "arithmetic", "facts", "prose"),
+        "task_scores": ("copy", "needle_mass"),
+        "task_length": 128,
+        "task_n": 8,
+        "task_controls": 2,
+    }
 
-    model: str
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    dtype: str = "auto"
     parts: tuple[Part, ...] = PARTS
 
     method: str = Field("copy", description="score that ranks the heads of the main cut")
@@ -117,32 +138,3 @@ class HeadsSpec(BaseModel):
             if absent := [s for s in wanted if s not in every]:
                 raise ValueError(f"{name} has '{absent[0]}', which is none of the scores {', '.join(every)}")
         return self
-
-    @classmethod
-    def quick(cls, model: str, **changes: Any) -> HeadsSpec:
-        """The same parts with less of everything, to see whether all of it runs."""
-        small: dict[str, Any] = {
-            "lengths": (128, 256, 512),
-            "depths": 3,
-            "needles": 4,
-            "own_lengths": (128,),
-            "own_needles": 2,
-            "map_needles": 2,
-            "map_modes": ("mean",),
-            "map_controls": 2,
-            "doses": (1, 5, 10, 20),
-            "dose_length": 256,
-            "dose_n": 16,
-            "dose_controls": 5,
-            "other_controls": 1,
-            "keep": (1, 5, 20, 50),
-            "keep_scores": ("copy", "needle_mass"),
-            "keep_n": 8,
-            "keep_controls": 2,
-            "tasks": ("needle", "multi_key", "induction", "arithmetic", "facts", "prose"),
-            "task_scores": ("copy", "needle_mass"),
-            "task_length": 128,
-            "task_n": 8,
-            "task_controls": 2,
-        }
-        return cls(model=model, **{**small, **changes})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from interp.studies.base import StudySpec
 
 StageName = Literal[
     "direct", "mover_q", "mover_k", "mover_v", "suppressor_q", "suppressor_k", "inhibition_q", "inhibition_v",
@@ -13,18 +16,13 @@ StageName = Literal[
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
-class IOISpec(BaseModel):
+class IOISpec(StudySpec):
     """A study of the circuit for indirect objects; two runs of the same spec and weights give the same tables.
 
     Heads are found on prompts of `seed` and confirmed on those of `seed + 1`, which have other names, places, objects.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    dtype: str = "auto"
+    SMALL: ClassVar[Mapping[str, Any]] = {"n": 32, "held": 32, "controls": 4, "draws": 500}
 
     stages: tuple[StageName, ...] = Field(STAGES, description="paths that are patched, see `classes`")
     n: int = Field(
@@ -43,8 +41,3 @@ class IOISpec(BaseModel):
 
     controls: int = Field(20, ge=0, description="matched sets of heads beside each class and the circuit")
     draws: int = Field(2000, ge=1, description="permutations of the scores from weights")
-
-    @classmethod
-    def quick(cls, model: str, **changes: Any) -> IOISpec:
-        """The same parts on fewer prompts, to see whether all of it runs."""
-        return cls(model=model, **{"n": 32, "held": 32, "controls": 4, "draws": 500, **changes})

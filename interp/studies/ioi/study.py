@@ -9,66 +9,27 @@ know the edges). Running it again goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from interp.runs import Run, write_frame
+from interp.studies.base import Study
 from interp.studies.ioi.classes import CLASSES, STEPS, Step, circuit, classed, judged, members
 from interp.studies.ioi.spec import IOISpec
 
 if TYPE_CHECKING:
     from interp.intervene.reference import Reference
     from interp.models.sites import Head
-    from interp.models.subject import CausalLM
     from interp.tasks.base import Example, Task
 
-Report = Callable[[int, int, str], None]
-Stage = Callable[[str], AbstractContextManager[Report | None]]
 MECHANISM = "IOI circuit"
 
 
-def run(
-    spec: IOISpec, folder: str | Path, *, subject: CausalLM | None = None, stage: Stage | None = None
-) -> Run:
-    """Run a study into a folder, going on where an earlier run of the same spec stopped.
-
-    Args:
-        folder: holds spec.yaml, provenance.json, the tables, and under parts/ what a killed run goes on from.
-        subject: the model, if it is loaded already.
-        stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
-
-    Raises:
-        UsageError: the folder holds another study or other weights.
-        NoAcceptedExample: the tokenizer makes no prompt of the templates.
-    """
-    job = Run(Path(folder), spec)
-    _Study(spec, job, subject, stage or (lambda name: nullcontext(None))).tables()
-    return job
-
-
-class _Study:
-    """The parts of one study. The model is loaded when the first of them needs it."""
-
-    def __init__(self, spec: IOISpec, job: Run, subject: CausalLM | None, stage: Stage):
-        self.spec = spec
-        self.job = job
-        self.stage = stage
-        self._given = subject
-
-    @cached_property
-    def subject(self) -> CausalLM:
-        if self._given is not None:
-            return self._given
-        from interp.models.load import load
-
-        with self.stage("load model"):
-            return load(self.spec.model, device=self.spec.device, dtype=self.spec.dtype)
+class IOIStudy(Study[IOISpec]):
+    """The parts of a study of indirect objects."""
 
     @property
     def steps(self) -> list[Step]:
@@ -89,18 +50,11 @@ class _Study:
         return [marked(e) for e in self.task(held).examples(self.subject)]
 
     def tables(self) -> None:
-        """All parts, in order."""
-        s = self.subject
-        self.job.provenance(
-            model=s.name,
-            fingerprint=s.fingerprint,
-            dtype=str(s.dtype).removeprefix("torch."),
-            device=str(s.device),
-            seed=self.spec.seed,
-            layers=s.n_layers,
-            heads=s.n_heads,
-            kv_heads=s.n_kv_heads,
-        )
+        """All parts, in order.
+
+        Raises:
+            NoAcceptedExample: the tokenizer makes no prompt of the templates.
+        """
         self.locate()
         self.templates()
         self.confirm()
@@ -134,8 +88,8 @@ class _Study:
             # A head keeps the class of its first stage: it may serve later ones too, which its rows tell.
             self.heads = pd.concat(found, ignore_index=True)
         self.edges = pd.concat(edges, ignore_index=True)
-        write_frame(self.job.folder / "edges.parquet", self.edges)
-        write_frame(self.job.folder / "heads.parquet", self.heads)
+        self.write("edges", self.edges)
+        self.write("heads", self.heads)
 
     def receivers(self, step: Step) -> list[str]:
         """Names of what a stage sends to."""
@@ -293,7 +247,7 @@ class _Study:
             if heads:
                 file = f"parts/knockout-{name.replace(' ', '-').lower()}"
                 parts.append(self.job.table(file, partial(self._cut, name, heads)))
-        write_frame(self.job.folder / "knockout.parquet", pd.concat(parts, ignore_index=True))
+        self.write("knockout", pd.concat(parts, ignore_index=True))
 
     def _cut(self, name: str, heads: Sequence[str]) -> pd.DataFrame:
         from interp.intervene.ablate import ablate
@@ -372,6 +326,9 @@ class _Study:
             parts.append(known.rename_axis("sender").reset_index().assign(stage=step.name))
         columns = ["sender", "layer", "head", "effect", "q", "chosen", *SCORES, "stage"]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+run = IOIStudy.run
 
 
 def _effects(values: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -7,7 +7,7 @@ the senders' layers, and the AUROC of pairs within a layer is reported beside th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from interp.locate.channels.factors import Factors, Mode
 from interp.locate.channels.null import without_hubs
 from interp.locate.channels.parts import Parts, readers, writers
 from interp.locate.channels.weights import Weights
+from interp.models.cache import Progress
 from interp.models.sites import Head
 from interp.models.subject import CausalLM
 from interp.tasks.base import stable_seed
@@ -32,7 +33,7 @@ model rotates them."""
 def pair_scores(
     subject: CausalLM,
     wanted: Mapping[Mode, Sequence[Head]],
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Scores of all earlier heads towards the heads that are asked about.
 

@@ -10,9 +10,9 @@ import pandas as pd
 from interp.intervene.base import Intervention
 from interp.measure.outcomes import evaluate
 from interp.measure.stats import bootstrap_ci
+from interp.models.cache import Progress
 from interp.models.subject import CausalLM
 from interp.studies.laundry.edits import Edit, InWeights, Pushed, Scaled
-from interp.studies.laundry.tables import Report
 from interp.tasks.prose import Prose
 
 EVERY = "learned"
@@ -48,7 +48,7 @@ def neutral(
     n: int,
     *,
     seed: int,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Loss of natural prose when every token that predicts is edited; of edits of weights, every token.
 

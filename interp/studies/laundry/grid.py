@@ -9,9 +9,10 @@ import pandas as pd
 
 from interp.intervene.coordinates import traverse
 from interp.intervene.subspace import Subspace
+from interp.models.cache import Progress
 from interp.models.subject import CausalLM
 from interp.studies.laundry.screen import written
-from interp.studies.laundry.tables import Report, places
+from interp.studies.laundry.tables import places
 from interp.tasks.base import Example
 
 SPAN = 3.0
@@ -25,7 +26,7 @@ def walked(
     space: Subspace,
     examples: Sequence[Example],
     points: int,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The channel's coordinates set at the last token to the mean and up to `SPAN` standard deviations to each side.
 

@@ -8,7 +8,7 @@ absolute changes, which leaves most heads as they are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from interp.models.batch import Batch, plan
+from interp.models.cache import Progress
 from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
@@ -46,7 +47,7 @@ def learn_factors(
     steps: int,
     *,
     heads: Sequence[Head] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "layers heads"]:
     """What is to be added to the factor 1 of each head's z at the last token.
 

@@ -13,11 +13,12 @@ from interp.intervene.base import Intervention
 from interp.intervene.coordinates import scale_coordinates
 from interp.measure.stats import bootstrap_ci, cluster_se
 from interp.models.batch import plan, role_tokens
+from interp.models.cache import Progress
 from interp.models.engines.base import Record, Rows
 from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
 from interp.studies.laundry.edits import Directions, Part
-from interp.studies.laundry.tables import TOKENS, Report, answers
+from interp.studies.laundry.tables import TOKENS, answers
 from interp.tasks.base import Example
 
 LEAST = 0.1
@@ -25,7 +26,7 @@ LEAST = 0.1
 
 
 def screen_heads(
-    subject: CausalLM, examples: Sequence[Example], *, seed: int, progress: Report | None = None
+    subject: CausalLM, examples: Sequence[Example], *, seed: int, progress: Progress | None = None
 ) -> pd.DataFrame:
     """Every head cut (to zero) at the last token, and what it looks at there.
 
@@ -112,7 +113,7 @@ def screen_components(
     directions: Directions,
     *,
     seed: int,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Every OV component of some heads cut at the last token.
 

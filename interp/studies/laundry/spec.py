@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from interp.studies.base import StudySpec
 from interp.tasks.laundry import FAMILIES, LARGEST
 
 
-class LaundrySpec(BaseModel):
+class LaundrySpec(StudySpec):
     """A study of the laundry list; two runs of the same spec and weights give the same tables.
 
     Heads, channels and edits are chosen on train prompts, sizes of edits on validation prompts, and test prompts are
     run once, at the end. Some templates of each family are in the test prompts only.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    dtype: str = "auto"
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "items": (3, 5),
+        "screened": 4,
+        "train": 8,
+        "validation": 8,
+        "test": 16,
+        "in_weights": 8,
+        "neutral": 4,
+        "heads": 3,
+        "movers": 6,
+        "cut": 3,
+        "counts": (1, 3),
+        "sizes": (2, 4),
+        "steps": (-2, 2),
+        "learn": 4,
+        "kept": (20,),
+        "finer": (0.75, 1),
+        "draws": 1,
+        "grid": 3,
+        "grid_prompts": 4,
+    }
 
     items: tuple[int, ...] = Field(tuple(range(3, 11)), description="lengths of lists")
     families: tuple[str, ...] = FAMILIES
@@ -96,29 +113,3 @@ class LaundrySpec(BaseModel):
         if self.in_weights > self.test:
             raise ValueError(f"in_weights is {self.in_weights} and test {self.test}: they are test prompts")
         return self
-
-    @classmethod
-    def quick(cls, model: str, **changes: Any) -> LaundrySpec:
-        """The same parts with less of everything, to see whether all of it runs."""
-        small: dict[str, Any] = {
-            "items": (3, 5),
-            "screened": 4,
-            "train": 8,
-            "validation": 8,
-            "test": 16,
-            "in_weights": 8,
-            "neutral": 4,
-            "heads": 3,
-            "movers": 6,
-            "cut": 3,
-            "counts": (1, 3),
-            "sizes": (2, 4),
-            "steps": (-2, 2),
-            "learn": 4,
-            "kept": (20,),
-            "finer": (0.75, 1),
-            "draws": 1,
-            "grid": 3,
-            "grid_prompts": 4,
-        }
-        return cls(model=model, **{**small, **changes})

@@ -9,17 +9,15 @@ where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from interp.errors import NoAcceptedExample, UsageError
-from interp.runs import Run, write_frame
+from interp.studies.base import Study
 from interp.studies.laundry.spec import LaundrySpec
 
 if TYPE_CHECKING:
@@ -27,56 +25,18 @@ if TYPE_CHECKING:
     from interp.locate.channels.channels import Channel
     from interp.locate.channels.weights import Weights
     from interp.models.sites import Head
-    from interp.models.subject import CausalLM
     from interp.studies.laundry.edits import Directions, Edit, InWeights, Pushed
     from interp.tasks.base import Example
 
     Condition = Edit | Pushed
 
-Report = Callable[[int, int, str], None]
-Stage = Callable[[str], AbstractContextManager[Report | None]]
 SPLITS = ("train", "validation", "test")
 LEARNED = ("learned", "learned inhibitors")
 """Kinds of edit whose factors are learned: of all heads, and of those that inhibit."""
 
 
-def run(
-    spec: LaundrySpec, folder: str | Path, *, subject: CausalLM | None = None, stage: Stage | None = None
-) -> Run:
-    """Run a study into a folder, going on where an earlier run of the same spec stopped.
-
-    Args:
-        folder: holds spec.yaml, provenance.json, the tables, and under parts/ what a killed run goes on from.
-        subject: the model, if it is loaded already.
-        stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
-
-    Raises:
-        UsageError: the folder holds another study or other weights.
-        NoAcceptedExample: no prompt of a template that the study asks for can be made.
-    """
-    job = Run(Path(folder), spec)
-    _Study(spec, job, subject, stage or (lambda name: nullcontext(None))).tables()
-    return job
-
-
-class _Study:
-    """The parts of one study. The model is loaded when the first of them needs it."""
-
-    def __init__(self, spec: LaundrySpec, job: Run, subject: CausalLM | None, stage: Stage):
-        self.spec = spec
-        self.job = job
-        self.stage = stage
-        self._given = subject
-        self._prompts: dict[tuple[str, int], list[Example]] = {}
-
-    @cached_property
-    def subject(self) -> CausalLM:
-        if self._given is not None:
-            return self._given
-        from interp.models.load import load
-
-        with self.stage("load model"):
-            return load(self.spec.model, device=self.spec.device, dtype=self.spec.dtype)
+class LaundryStudy(Study[LaundrySpec]):
+    """The parts of a study of the laundry list."""
 
     @cached_property
     def weights(self) -> Weights:
@@ -90,20 +50,16 @@ class _Study:
 
         return Directions(self.weights)
 
+    def facts(self) -> dict[str, Any]:
+        """What made the run, with the templates that were held out."""
+        return {**super().facts(), "held": list(self.held)}
+
     def tables(self) -> None:
-        """Every part, in order."""
-        s = self.subject
-        self.job.provenance(
-            model=s.name,
-            fingerprint=s.fingerprint,
-            dtype=str(s.dtype).removeprefix("torch."),
-            device=str(s.device),
-            seed=self.spec.seed,
-            layers=s.n_layers,
-            heads=s.n_heads,
-            kv_heads=s.n_kv_heads,
-            held=list(self.held),
-        )
+        """Every part, in order.
+
+        Raises:
+            NoAcceptedExample: no prompt of a template that the study asks for can be made.
+        """
         self.clean()
         self.screen()
         self.find_channels()
@@ -127,6 +83,10 @@ class _Study:
                 raise UsageError(f"held is {self.spec.held}, and family {family} has {len(names)} templates")
             out += names[len(names) - self.spec.held :]
         return tuple(out)
+
+    @cached_property
+    def _prompts(self) -> dict[tuple[str, int], list[Example]]:
+        return {}
 
     def prompts(self, split: str, items: int | None = None) -> list[Example]:
         """Prompts of a split, of one length of list or of all; those of train and validation without held templates."""
@@ -314,7 +274,7 @@ class _Study:
             "parts/tuned", lambda: self.answered("validation", edits, "sizes on validation")
         )
         self.tuned = ranked(rows, edits)
-        write_frame(self.job.folder / "tuned.parquet", self.tuned)
+        self.write("tuned", self.tuned)
         self.finals: dict[str, Edit] = best_of_kinds(self.tuned, edits)
         self.first = str(self.tuned[self.tuned["kind"] != "clean"]["kind"].iloc[0])
         sizes = by_length(rows, edits, self.first)
@@ -363,7 +323,7 @@ class _Study:
         ]
         rows = pd.concat(parts, ignore_index=True)
         rows["held"] = rows["template"].isin(self.held)
-        write_frame(self.job.folder / "answers.parquet", rows)
+        self.write("answers", rows)
         self.job.table("gains", lambda: gains(rows, seed=self.spec.seed))
         kinds = {name: c.kind for name, c in conditions.items()}
         self.job.table("over_controls", lambda: over_controls(rows, kinds, seed=self.spec.seed))
@@ -411,6 +371,9 @@ class _Study:
             with self.stage(f"{what}: {items} things") as report:
                 parts.append(answers(self.subject, self.prompts(split, items)[:first], every, report))
         return pd.concat(parts, ignore_index=True)
+
+
+run = LaundryStudy.run
 
 
 def _head(name: str) -> Head:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +13,19 @@ from interp.intervene.base import Intervention
 from interp.measure.metrics import score_at
 from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci, sign_flip
 from interp.models.batch import plan
+from interp.models.cache import Progress
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example
 
 TOKENS = 1024
 """Padded tokens of a batch."""
 
-Report = Callable[[int, int, str], None]
-
 
 def answers(
     subject: CausalLM,
     examples: Sequence[Example],
     conditions: Mapping[str, Intervention | None],
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """What is answered under each condition.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from interp.models.cache import Progress
 from interp.models.sites import Head, component
 
 if TYPE_CHECKING:
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
     from interp.studies.reuse.spec import ReuseSpec
     from interp.tasks.base import Example
 
-Report = Callable[[int, int, str], None]
-Locate = Callable[["CausalLM", "Sequence[Example]", "ReuseSpec", "Report | None"], pd.DataFrame]
+Locate = Callable[["CausalLM", "Sequence[Example]", "ReuseSpec", "Progress | None"], pd.DataFrame]
 
 COLUMNS = ["stage", "component", "layer", "head", "score", "ci_lo", "ci_hi"]
 
 
 def by_paths(
-    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Report | None
+    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Progress | None
 ) -> pd.DataFrame:
     """Path patching, first to the logits, then to queries, keys or values of the heads that the stage before found.
 
@@ -49,7 +49,7 @@ def by_paths(
 
 
 def by_patches(
-    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Report | None
+    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Progress | None
 ) -> pd.DataFrame:
     """Exact patches of each head's output at all tokens, from the corrupt run into the clean one."""
     from interp.intervene.patch import patch
@@ -62,7 +62,7 @@ def by_patches(
 
 
 def by_screen(
-    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Report | None
+    subject: CausalLM, examples: Sequence[Example], spec: ReuseSpec, report: Progress | None
 ) -> pd.DataFrame:
     """Attribution patching of each head's output: a gradient in place of a run for each."""
     from interp.locate.screen import screen

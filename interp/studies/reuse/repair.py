@@ -18,10 +18,11 @@ import torch
 from interp.intervene.attention import SetAttention, set_attention
 from interp.measure.effects import COLUMNS, DRAWS_FOR_P, contrast, effect_rows
 from interp.measure.metrics import score_at
-from interp.measure.outcomes import TOKENS, Outcomes, Progress, evaluate
+from interp.measure.outcomes import TOKENS, Outcomes, evaluate
 from interp.measure.plans import CLEAN, Condition, with_controls
 from interp.measure.stats import bootstrap_ci, sign_flip
 from interp.models.batch import plan
+from interp.models.cache import Progress
 from interp.models.sites import Head
 from interp.tasks.base import Example
 

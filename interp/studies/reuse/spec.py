@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from interp.studies.base import StudySpec
 
 Part = Literal["tasks", "circuits", "overlap", "matrix", "repair"]
 PARTS: tuple[Part, ...] = ("tasks", "circuits", "overlap", "matrix", "repair")
@@ -24,19 +27,26 @@ LADDER: Settings = {
 """Settings of each task, hardest or shortest first; the first at which the model is above the floor is taken."""
 
 
-class ReuseSpec(BaseModel):
+class ReuseSpec(StudySpec):
     """A study of circuit reuse; two runs of the same spec and weights give the same tables.
 
     Settings and circuits are chosen on examples of `seed`, everything is measured on examples of `seed + 1`; needles
     also have another half of the haystack.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "tasks": {"ioi": ({},), "induction": ({"length": 12},), "laundry": ({"items": 2},)},
+        "n": 16,
+        "locate_n": 6,
+        "stages": ("logits", "q"),
+        "controls": 2,
+        "match": ("layer",),
+        "repair_train": 8,
+        "repair_validation": 8,
+        "repair_test": 16,
+        "repair_sizes": (1, 4),
+    }
 
-    model: str
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    dtype: str = "auto"
     parts: tuple[Part, ...] = PARTS
 
     tasks: Settings = Field(LADDER, description="settings of each task, tried in turn")
@@ -81,20 +91,3 @@ class ReuseSpec(BaseModel):
         if not self.repair_sizes or min(self.repair_sizes) < 1 or not self.repair_to:
             raise ValueError("repair_sizes and repair_to need one entry or more, sizes of 1 or more")
         return self
-
-    @classmethod
-    def quick(cls, model: str, **changes: Any) -> ReuseSpec:
-        """The same parts with less of everything, to see whether all of it runs."""
-        small: dict[str, Any] = {
-            "tasks": {"ioi": ({},), "induction": ({"length": 12},), "laundry": ({"items": 2},)},
-            "n": 16,
-            "locate_n": 6,
-            "stages": ("logits", "q"),
-            "controls": 2,
-            "match": ("layer",),
-            "repair_train": 8,
-            "repair_validation": 8,
-            "repair_test": 16,
-            "repair_sizes": (1, 4),
-        }
-        return cls(model=model, **{**small, **changes})

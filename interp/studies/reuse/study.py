@@ -8,77 +8,33 @@ stage. `overlap`: what circuits share, against chance. `matrix`: each circuit cu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from interp.errors import BrokenData, NoAcceptedExample
-from interp.runs import Run, write_frame
+from interp.studies.base import Study
 from interp.studies.reuse.spec import ReuseSpec
 
 if TYPE_CHECKING:
     from interp.models.sites import Head
-    from interp.models.subject import CausalLM
     from interp.tasks.base import Example, Task
-
-Report = Callable[[int, int, str], None]
-Stage = Callable[[str], AbstractContextManager[Report | None]]
 
 HAYSTACKS = {"niah": ("train", "test")}
 """Tasks whose circuits are found in one half of the haystack and measured in the other."""
 
-
-def run(
-    spec: ReuseSpec, folder: str | Path, *, subject: CausalLM | None = None, stage: Stage | None = None
-) -> Run:
-    """Run a study into a folder, going on where an earlier run of the same spec stopped.
-
-    Args:
-        folder: holds spec.yaml, provenance.json, the tables, and under parts/ what a killed run goes on from.
-        subject: the model, if it is loaded already.
-        stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
-
-    Returns:
-        the run; its `done` and `skipped` name the parts.
-
-    Raises:
-        UsageError: the folder holds another study or other weights.
-    """
-    job = Run(Path(folder), spec)
-    _Study(spec, job, subject, stage or (lambda name: nullcontext(None))).tables()
-    return job
+KINDS = ("effects", "matrix", "contrasts")
+"""Tables of the cross-task matrix, in the order in which `CrossTask` has them."""
 
 
-class _Study:
-    """The parts of one study."""
-
-    def __init__(self, spec: ReuseSpec, job: Run, subject: CausalLM | None, stage: Stage):
-        self.spec = spec
-        self.job = job
-        self.stage = stage
-        self._given = subject
-
-    @cached_property
-    def subject(self) -> CausalLM:
-        """The model, loaded when it is first needed."""
-        if self._given is not None:
-            return self._given
-        from interp.models.load import load
-
-        with self.stage("load model"):
-            return load(self.spec.model, device=self.spec.device, dtype=self.spec.dtype)
+class ReuseStudy(Study[ReuseSpec]):
+    """The parts of a study of circuit reuse."""
 
     def tables(self) -> None:
         """Every part of the spec, in order."""
-        s, parts = self.subject, self.spec.parts
-        dtype = str(s.dtype).removeprefix("torch.")
-        self.job.provenance(
-            model=s.name, fingerprint=s.fingerprint, dtype=dtype, device=str(s.device), seed=self.spec.seed
-        )
+        parts = self.spec.parts
         if {"tasks", "circuits", "overlap", "matrix"} & set(parts):
             self.write("tasks", self.floors)
         if {"circuits", "overlap", "matrix"} & set(parts):
@@ -89,10 +45,6 @@ class _Study:
             self.matrix()
         if "repair" in parts:
             self.repair()
-
-    def write(self, name: str, frame: pd.DataFrame) -> None:
-        """A table made of parts, written again each time."""
-        write_frame(self.job.folder / f"{name}.parquet", frame)
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
@@ -202,72 +154,56 @@ class _Study:
 
         rows = []
         for name in self.taken:
-            made: list[CrossTask] = []
-            kinds = ("effects", "matrix", "contrasts")
-            frames = [
-                self.job.table(f"parts/{kind}-{name}", partial(self._cell, made, name, kind))
-                for kind in kinds
-            ]
-            rows.append(CrossTask(*frames))
+            files = [f"parts/{kind}-{name}" for kind in KINDS]
+            rows.append(CrossTask(*self.together(files, partial(self._crossed, name))))
         if rows:
             found = gathered(rows)
-            self.write("effects", found.effects)
-            self.write("matrix", found.matrix)
-            self.write("contrasts", found.contrasts)
+            for kind in KINDS:
+                self.write(kind, getattr(found, kind))
 
-    def _cell(self, made: list[Any], name: str, kind: str) -> pd.DataFrame:
+    def _crossed(self, name: str) -> list[pd.DataFrame]:
+        """The tables of one task: every circuit cut on it."""
         from interp.measure.cross_task import cut_on
 
         spec = self.spec
-        if not made:
-            with self.stage(f"cross-task matrix: {name}") as report:
-                task = self.task(name, self.taken[name], spec.n, held=True)
-                made.append(
-                    cut_on(
-                        self.subject,
-                        self.circuits,
-                        name,
-                        task,
-                        mode=spec.mode,
-                        scope=spec.scope,
-                        controls=spec.controls,
-                        match=spec.match,
-                        seed=spec.seed,
-                        progress=report,
-                    )
-                )
-        frame: pd.DataFrame = getattr(made[0], kind)
-        return frame
+        with self.stage(f"cross-task matrix: {name}") as report:
+            found = cut_on(
+                self.subject,
+                self.circuits,
+                name,
+                self.task(name, self.taken[name], spec.n, held=True),
+                mode=spec.mode,
+                scope=spec.scope,
+                controls=spec.controls,
+                match=spec.match,
+                seed=spec.seed,
+                progress=report,
+            )
+        return [getattr(found, kind) for kind in KINDS]
 
     # -- repair ------------------------------------------------------------------------------------------------------
 
     def repair(self) -> None:
         """Colored Objects with the attention of some heads set by hand."""
-        from interp.studies.reuse import repair
+        from interp.studies.reuse.repair import against_random
 
-        spec, subject = self.spec, self.subject
         search = self.job.table("repair_search", self._searched)
         sizes = self.job.table("repair_sizes", partial(self._sized, search))
-        made: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+        effects, _ = self.together(("repair", "repair_split"), partial(self._repaired, search, sizes))
+        self.write("repair_contrast", against_random(effects))
 
-        def once(number: int) -> pd.DataFrame:
-            if not made:
-                with self.stage("repair: test") as report:
-                    made.append(
-                        repair.tested(
-                            subject,
-                            self._split("test"),
-                            self._sets(search, sizes),
-                            controls=spec.repair_controls,
-                            seed=spec.seed,
-                            progress=report,
-                        )
-                    )
-            return made[0][number]
+    def _repaired(self, search: pd.DataFrame, sizes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        from interp.studies.reuse.repair import tested
 
-        self.job.table("repair_split", partial(once, 1))
-        effects = self.job.table("repair", partial(once, 0))
-        self.write("repair_contrast", repair.against_random(effects))
+        with self.stage("repair: test") as report:
+            return tested(
+                self.subject,
+                self._split("test"),
+                self._sets(search, sizes),
+                controls=self.spec.repair_controls,
+                seed=self.spec.seed,
+                progress=report,
+            )
 
     def _searched(self) -> pd.DataFrame:
         from interp.studies.reuse.repair import tried
@@ -308,3 +244,6 @@ class _Study:
         number = ("train", "validation", "test").index(use)
         seed = 3 * spec.seed + number + 1000
         return task("colored_objects", shots=spec.repair_shots, n=n, seed=seed).examples(self.subject)
+
+
+run = ReuseStudy.run
