@@ -44,6 +44,8 @@ TABLES = {
 RECORDS = ("spec.yaml", "provenance.json")
 EDITS = 4
 """Edits of the laundry list that are drawn, the best on validation first."""
+STRONG = 0.05
+"""Share of the gap that the strongest path into a stage has to carry for the stage to be drawn."""
 SCORE = "component"
 """Score by the weights that the edges of the circuit are held against."""
 
@@ -80,12 +82,12 @@ def strength(edges: pd.DataFrame) -> str:
 
 
 def classes(data: Path) -> dict[str, str]:
-    """Class of each head of the IOI circuit, of its first stage; of the many the first eight classes."""
+    """Class of each head of the IOI circuit, of its first stage; eight classes at most, those without a name last."""
     heads = read(data, "ioi", "heads")
     if heads is None:
         return {}
     own = heads.drop_duplicates("component")
-    kept = list(dict.fromkeys(own["class"]))[:8]
+    kept = sorted(dict.fromkeys(own["class"]), key=lambda kind: kind.startswith("other"))[:8]
     return {c: k for c, k in zip(own["component"], own["class"], strict=True) if k in kept}
 
 
@@ -94,22 +96,32 @@ def ioi_figures(data: Path) -> dict[str, go.Figure]:
     out: dict[str, go.Figure] = {}
     edges, weights = read(data, "ioi", "edges"), read(data, "ioi", "weights")
     if edges is not None:
-        out["channels-study-ioi"] = plot.circuit_heads(edges.assign(receivers=edges["stage"]), classes(data))
+        drawn = edges[edges["stage"].isin(strong(edges))]
+        out["channels-study-ioi"] = plot.circuit_heads(drawn.assign(receivers=drawn["stage"]), classes(data))
     if weights is not None:
         told = known(weights, read(data, "ioi", "predicted"))
-        if (told.groupby("mode")["in_circuit"].nunique() == 2).any():
+        if told["in_circuit"].nunique() == 2:
             out["channels-study-ioi-edges"] = plot.edge_matrix(told)
     return out
 
 
+def strong(edges: pd.DataFrame) -> list[str]:
+    """Stages with a path of `STRONG` of the gap or more; a page has no room for maps of the others, the table has."""
+    peak = edges.groupby("stage", sort=False)["effect"].agg(lambda e: e.abs().max())
+    return list(peak[peak >= STRONG].index)
+
+
 def known(weights: pd.DataFrame, predicted: pd.DataFrame | None, score: str = SCORE) -> pd.DataFrame:
-    """Edges into each stage of the circuit with one score by the weights, and the p-value of its AUROC."""
+    """Paths into each stage of the circuit by their rank in one score of the weights, and the p-value of its AUROC.
+
+    Scores of different inputs do not compare, so stages are pooled by rank; single stages have one path or a few.
+    """
     out = weights.rename(columns={"sender": "writer", "chosen": "in_circuit"})
-    out = out.assign(reader=out["stage"], mode=out["stage"], score=out[score])
-    out = out.drop_duplicates(["writer", "reader", "mode"])
+    out = out.assign(reader=out["stage"], mode="all stages", score=out.groupby("stage")[score].rank(pct=True))
+    out = out.drop_duplicates(["writer", "reader"])
     if predicted is not None:
-        p = predicted[predicted["score"] == score].set_index("stage")["p"]
-        out = out.assign(p=out["stage"].map(p))
+        own = predicted[(predicted["score"] == score) & (predicted["stage"] == "all")]
+        out = out.assign(p=float(own["p"].iloc[0]) if len(own) else np.nan)
     return out
 
 
@@ -148,15 +160,15 @@ def by_items(gains: pd.DataFrame, conditions: pd.DataFrame | None) -> pd.DataFra
 
 
 def walk(grid: pd.DataFrame) -> go.Figure:
-    """Which place of the list wins over a channel's coordinates in standard deviations, for the longest lists."""
+    """Which place of the list wins over a channel's coordinates in standard deviations, for the shortest lists."""
     rows = grid[grid["point"] >= 0]
     axes = [c for c in ("s0", "s1", "s2") if c in rows and rows[c].notna().any()]
     rows = rows.assign(item=rows["place"].astype(int) - int(rows["place"].min()), share=rows["wins"])
     if len(axes) < 3 and rows["items"].nunique() > 1:
         return plot.traversal_grid(
-            rows[rows["items"].isin(sorted(set(rows["items"]))[-3:])], axes, facet="items"
+            rows[rows["items"].isin(sorted(set(rows["items"]))[:3])], axes, facet="items"
         )
-    rows = rows[rows["items"] == rows["items"].max()]
+    rows = rows[rows["items"] == rows["items"].min()]
     if len(axes) == 3:
         # Three panels are what a page has room for: the ends and the middle of the third coordinate.
         steps = np.array(sorted(set(rows["s2"])))

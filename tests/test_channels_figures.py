@@ -60,11 +60,11 @@ def ioi() -> dict[str, pd.DataFrame]:
     weights = own.assign(component=own["effect"] + np.linspace(0, 0.02, len(own)), composition=0.1)
     predicted = pd.DataFrame(
         {
-            "stage": ["mover_q", "mover_q", "mover_k"],
-            "score": ["component", "z", "z"],
-            "auroc": [0.99, 0.5, np.nan],
+            "stage": ["all", "all", "mover_q", "mover_q", "mover_k"],
+            "score": ["component", "z", "component", "z", "z"],
+            "auroc": [0.9, 0.8, 0.99, 0.5, np.nan],
         }
-    ).assign(p=[0.002, 0.5, np.nan], expected=0.62, positives=3, n=40)
+    ).assign(p=[0.03, 0.04, 0.002, 0.5, np.nan], expected=0.62, positives=3, n=40)
     return {
         "edges": paths.assign(stage=stage, receivers="L22H3.q L24H8.q", token_layers=10, naive_token_layers=65),
         "heads": heads, "weights": weights, "predicted": predicted, "confirm": confirm, "faithfulness": alone,
@@ -193,7 +193,15 @@ def test_every_figure_from_its_tables(study: ModuleType, data: Path) -> None:
     notes = " ".join(a.text for a in drawn["channels-study-ioi-edges"].layout.annotations).replace(
         "<br>", " "
     )
-    assert "(p = 0.002)" in notes, "of the score that is drawn"
+    assert "(p = 0.03" in notes, "of the score that is drawn, over all stages"
+
+
+def test_of_many_classes_those_with_a_name_are_marked(study: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "ioi").mkdir()
+    kinds = ["other: direct", *(f"class {i}" for i in range(8))]
+    heads = pd.DataFrame({"component": [f"L1H{i}" for i in range(9)], "class": kinds})
+    heads.to_parquet(tmp_path / "ioi" / "heads.parquet")
+    assert list(study.classes(tmp_path).values()) == kinds[1:]
 
 
 def test_of_the_laundry_list_the_first_edits_and_the_controls_of_the_first(
