@@ -362,6 +362,7 @@ class _Atlas:
         """Effects of deleting the components that the top heads read, beside others of the same writers."""
         from interp import atlas_channels
         from interp.locate.channels.weights import Weights
+        from interp.measure.effects import measure
         from interp.models.sites import Head
 
         spec = self.spec
@@ -387,8 +388,19 @@ class _Atlas:
         for task, role, metrics, doses, controls in asked:
             with self.stage(f"delete channels: {task.name}") as report:
                 conditions = list(plan(parts, doses, controls, spec.seed))
-                options = {"role": role, "locator": "Channels", "seed": spec.seed, "progress": report}
-                found = atlas_channels.effects(self.subject, task, conditions, metrics, **options)  # type: ignore[arg-type]
+                found = measure(
+                    self.subject,
+                    task,
+                    conditions,
+                    metrics=metrics,
+                    off_target=(),
+                    role=role,
+                    mechanism="channels",
+                    locator="Channels",
+                    seed=spec.seed,
+                    floor="mark",
+                    progress=report,
+                )
             frames.append(found.assign(task=f"niah {length}") if role == "target" else found)
         return pd.concat(frames, ignore_index=True)
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import pandas as pd
 
-from interp.intervene.base import Intervention
+from interp.intervene.base import Compose
+from interp.intervene.edit import WeightEdit
 from interp.locate.channels.edits import ov_edit
 from interp.locate.channels.factors import Factors
 from interp.locate.channels.locator import Channels
 from interp.locate.channels.weights import Weights
-from interp.measure.effects import AT_CHANCE, COLUMNS, Condition, Role, at_chance, effect_rows, floor_metric
-from interp.measure.outcomes import Progress, evaluate
+from interp.measure.plans import Condition
 from interp.models.sites import Head, component
 from interp.models.subject import CausalLM
-from interp.tasks.base import Task, stable_seed
+from interp.tasks.base import stable_seed
 
-MECHANISM = "channels"
 NEAREST = 8
 """A control takes the place of a component by one of so many of the same head that are nearest in strength."""
 
@@ -46,22 +44,19 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Deleted:
-    """What the rows of an effect say of deleted components; `cut` deletes them."""
+class Deletion(Compose):
+    """Components deleted from what their heads write, everywhere; it says of itself what `measure` asks of a cut."""
 
     components: tuple[Part, ...]
-    cut: Intervention
     mode: str = "delete"
     scope: str = "all"
     keys_name: str = ""
+    reference: None = None
     reference_name: str = ""
-    needs_reference: bool = False
 
     def describe(self) -> dict[str, str]:
+        """What rows tell of its scope."""
         return {"scope": self.scope}
-
-    def key(self) -> str:
-        return " ".join(map(repr, self.components))
 
 
 def table(found: Channels) -> pd.DataFrame:
@@ -110,9 +105,9 @@ class Deletions:
 
     weights: Weights
     _strength: dict[int, np.ndarray] = field(default_factory=dict)
-    _each: dict[tuple[Head, frozenset[int]], Intervention] = field(default_factory=dict)
+    _each: dict[tuple[Head, frozenset[int]], WeightEdit] = field(default_factory=dict)
 
-    def cut(self, parts: Sequence[Part]) -> Intervention:
+    def cut(self, parts: Sequence[Part]) -> Deletion:
         """These components deleted from what their heads write."""
         numbers: dict[Head, set[int]] = {}
         for part in parts:
@@ -123,7 +118,7 @@ class Deletions:
             if key not in self._each:
                 self._each[key] = ov_edit(self.weights, head, dict.fromkeys(sorted(own), 0.0))
             edits.append(self._each[key])
-        return reduce(lambda a, b: a + b, edits)
+        return Deletion(tuple(edits), tuple(parts))
 
     def strengths(self, layer: int) -> np.ndarray:
         """Singular values of the OV of a layer's heads, strongest first."""
@@ -167,34 +162,5 @@ class Deletions:
                     yield self._condition("control", rest, k=k, **more)
 
     def _condition(self, what: str, parts: Sequence[Part], **more: object) -> Condition:
-        said = _Deleted(tuple(parts), self.cut(parts))
-        # Rows read of a cut what `_Deleted` has; it stands for weights and has no positions to choose.
-        return Condition(said, what, **({"k": len(parts)} | more))  # type: ignore[arg-type]
-
-
-def effects(
-    subject: CausalLM,
-    task: Task,
-    plan: Sequence[Condition],
-    metrics: Sequence[str],
-    *,
-    role: Role = "target",
-    locator: str = "",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """What the deletions of a plan do to a task: rows as of `interp.measure`, at chance marked and without delta."""
-    conditions = [Condition(None, "clean"), *plan]
-    cuts = {c.name: c.intervention.cut if isinstance(c.intervention, _Deleted) else None for c in conditions}
-    outcomes = evaluate(subject, task.examples(subject), cuts, progress=progress)
-    judged = floor_metric(outcomes, metrics)
-    status = AT_CHANCE if judged and at_chance(outcomes) else "ok"
-    frame = pd.DataFrame([row for c in conditions for row in effect_rows(outcomes, c, metrics, status, seed)])
-    labels = {
-        "subject": subject.name,
-        "task": task.name,
-        "role": role,
-        "mechanism": MECHANISM,
-        "locator": locator,
-    }
-    return frame.assign(**labels, seed=seed)[COLUMNS]
+        # A `Condition` is typed for cuts of heads; of what it is made of only what `Deletion` has is asked.
+        return Condition(self.cut(parts), what, **({"k": len(parts)} | more))  # type: ignore[arg-type]

@@ -97,6 +97,7 @@ def test_components_that_the_heads_read_are_deleted(folder, smollm2):
 
     edges, rows = (pd.read_parquet(folder / f"{n}.parquet") for n in ("channels", "channel_effects"))
     assert list(rows.columns) == COLUMNS and set(rows.task) == {"niah 96", "prose"}
+    assert set(rows.mechanism) == {"channels"} and set(rows.locator) == {"Channels"}
     assert set(edges["mode"]) == {"K"}
     scores = pd.read_parquet(folder / "scores.parquet").query("method == 'copy'")
     top = scores.sort_values("score", ascending=False, kind="stable").component[:5]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import interp
-from interp.atlas_channels import NEAREST, Deletions, Part, effects, read_by, spectra, table
+from interp.atlas_channels import NEAREST, Deletions, Part, read_by, spectra, table
 from interp.locate.channels.locator import Channels
-from interp.measure.effects import COLUMNS
+from interp.measure.effects import COLUMNS, measure
 from interp.measure.outcomes import evaluate
 from interp.models.sites import Head
 from interp.models.subject import CausalLM
@@ -99,8 +99,8 @@ def test_effects_are_those_of_the_edited_model(model: CausalLM, found: Channels,
     deletions = Deletions(found.weights_)
     plan = list(deletions.plan(parts, (2, 5, 999), 2, 0))
     assert [c.k for c in plan if c.condition == "cut"] == [2, 5, len(parts)], "no more than there are"
-    rows = effects(model, niah, plan[:6], ("logprob", "logit_diff"), locator="Channels")
-    assert list(rows.columns) == COLUMNS and set(rows["mechanism"]) == {"channels"}
+    rows = measure(model, niah, plan[:6], metrics=("logprob", "logit_diff"), off_target=(), floor="mark")
+    assert list(rows.columns) == COLUMNS and set(rows["scope"]) == {"", "all"}
     assert set(rows["mode"]) == {"", "delete"} and set(rows["status"]) <= {"ok", "at chance"}
     own = rows[rows["metric"] == "logprob"].reset_index(drop=True)
     examples = niah.examples(model)
