@@ -9,19 +9,18 @@ Output projections belong to query heads, so an edit of one head touches no othe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from interp.errors import EngineError, UsageError
 from interp.intervene.base import Atom
+from interp.intervene.factored import Factored
 from interp.intervene.where import Where
-from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
@@ -31,7 +30,7 @@ MODULES: tuple[str, ...] = get_args(Module)
 
 
 @dataclass(frozen=True, eq=False)
-class WeightEdit(Atom):
+class WeightEdit(Factored):
     """W + a @ b in place of the weight W of a projection, x @ W.
 
     Two edits are equal if they are of the same weight and the bits of their factors are equal.
@@ -61,13 +60,7 @@ class WeightEdit(Atom):
             raise UsageError(
                 f"factors of an edit are (d_in, r) and (r, d_out), not {tuple(self.a.shape)} and {tuple(self.b.shape)}"
             )
-        digest = hashlib.sha256(f"{self.site}".encode())
-        for name in ("a", "b", "shift"):
-            if getattr(self, name) is not None:
-                factor = own(getattr(self, name), f"{name} of an edit at {self.site}")
-                digest.update(f"{tuple(factor.shape)} {factor.dtype}".encode() + factor.numpy().tobytes())
-                object.__setattr__(self, name, factor)
-        object.__setattr__(self, "digest", digest.hexdigest()[:16])
+        self._keep(f"{self.site}", f"at {self.site}", a=self.a, b=self.b, shift=self.shift)
 
     @classmethod
     def of_head(
@@ -89,28 +82,11 @@ class WeightEdit(Atom):
         """What the projection reads and gives, where the edit acts on activations."""
         return Site(self.module, self.layer)
 
-    @property
-    def rank(self) -> int:
-        """Number of directions."""
-        return self.a.shape[1]
-
-    def __eq__(self, other: object) -> bool:
-        return self.digest == other.digest if isinstance(other, WeightEdit) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     def __repr__(self) -> str:
         return f"edit({self.site}, rank {self.rank}, {self.digest[:6]})"
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "weight_edit",
-            "site": repr(self.site),
-            "rank": self.rank,
-            "factors": self.digest,
-            "scope": "all",
-        }
+        return self._described("weight_edit", site=repr(self.site))
 
     # -- as weights --------------------------------------------------------------------------------------------------
 
@@ -126,9 +102,9 @@ class WeightEdit(Atom):
             EngineError: the weight is quantised or not in memory, so that it cannot be edited, or there is no bias that
                 could be shifted.
         """
-        self._check(subject)
+        self.check(subject)
         weight, bias, transposed = editable(_projection(subject, self), self.site, self.shift is not None)
-        a, b = _factors(self, weight)
+        a, b = self.factors(weight)
         change = (a @ b).T if transposed else a @ b
         changes: list[tuple[torch.Tensor, Change]] = [(weight, lambda w: w.to(change.dtype) + change)]
         if self.shift is not None:
@@ -138,7 +114,7 @@ class WeightEdit(Atom):
         with edited(self, changes):
             yield subject
 
-    def _check(self, subject: CausalLM) -> None:
+    def check(self, subject: CausalLM) -> None:
         subject.check(Site("z" if self.module == "o" else "neurons", self.layer))
         d_in = subject.n_heads * subject.d_head if self.module == "o" else subject.d_mlp
         if (self.a.shape[0], self.b.shape[1]) != (d_in, subject.d_model):
@@ -149,24 +125,8 @@ class WeightEdit(Atom):
 
     # -- as activations ----------------------------------------------------------------------------------------------
 
-    def group(self) -> tuple[Any, ...]:
-        return (self.site,)
-
-    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.site: batch.scope_columns("all", 0, batch.width)}
-
-    @classmethod
-    def lower_group(
-        cls,
-        subject: CausalLM,
-        batch: Batch,
-        atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, " b"],
-        n: int,
-    ) -> dict[Site, list[Tap]]:
-        for _, atom in atoms:
-            atom._check(subject)
-        return {atoms[0][1].site: [_Add(atom, Where(batch, of, n, number, "all")) for number, atom in atoms]}
+    def tap(self, where: Where) -> Tap:
+        return _Add(self, where)
 
 
 @dataclass(frozen=True)
@@ -175,7 +135,7 @@ class _Add:
     where: Where
 
     def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
-        a, b = _factors(self.edit_, value)
+        a, b = self.edit_.factors(value)
 
         def add(ends: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             x, out = ends.to(a.dtype).split([len(a), b.shape[1]], dim=-1)
@@ -187,24 +147,10 @@ class _Add:
         return self.where.change(value, frame, add)
 
 
-def _factors(edit: WeightEdit, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return edit.a.to(like.device, dtype), edit.b.to(like.device, dtype)
-
-
 def _projection(subject: CausalLM, edit: WeightEdit) -> Any:
     family = subject.family
     path = family.out_proj if edit.module == "o" else family.sites["neurons"].module
     return subject.module(edit.layer, path)
-
-
-def own(factor: torch.Tensor, what: str) -> torch.Tensor:
-    """A copy in fp32 or better: an edit of the tensor handed over must not change what an edit describes."""
-    found = factor.detach().cpu()
-    found = found.to(torch.promote_types(found.dtype, torch.float32)).contiguous().clone()
-    if not bool(found.isfinite().all()):
-        raise UsageError(f"factor {what} is not finite")
-    return found
 
 
 def editable(projection: Any, site: Site, shifts: bool) -> tuple[torch.Tensor, torch.Tensor | None, bool]:

@@ -8,27 +8,25 @@ queries; many edits run as one batch.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from interp.errors import UsageError
-from interp.intervene.base import Atom
-from interp.intervene.edit import Change, editable, edited, own
+from interp.intervene.edit import Change, editable, edited
+from interp.intervene.factored import Factored
 from interp.intervene.where import Where
-from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Head, Site
 from interp.models.subject import CausalLM
 
 
 @dataclass(frozen=True, eq=False)
-class QueryEdit(Atom):
+class QueryEdit(Factored):
     """W_Q (I + a @ b) in place of a head's W_Q; two edits are equal if their head and the bits of their factors are.
 
     Args:
@@ -52,41 +50,19 @@ class QueryEdit(Atom):
                 f"factors of a query edit are (d_head, r) and (r, d_head), not {tuple(self.a.shape)} and "
                 f"{tuple(self.b.shape)}"
             )
-        digest = hashlib.sha256(repr(self.head).encode())
         constant = self.a.new_zeros(len(self.a)) if self.constant is None else self.constant
-        for name, given in (("a", self.a), ("b", self.b), ("constant", constant)):
-            factor = own(given, f"{name} of an edit of the queries of {self.head}")
-            digest.update(f"{tuple(factor.shape)} {factor.dtype}".encode() + factor.numpy().tobytes())
-            object.__setattr__(self, name, factor)
-        object.__setattr__(self, "digest", digest.hexdigest()[:16])
+        self._keep(repr(self.head), f"of the queries of {self.head}", a=self.a, b=self.b, constant=constant)
 
     @property
     def site(self) -> Site:
         """Where the edit acts on activations: the queries of all heads, before rotation."""
         return Site("q", self.head.layer)
 
-    @property
-    def rank(self) -> int:
-        """Number of directions."""
-        return self.a.shape[1]
-
-    def __eq__(self, other: object) -> bool:
-        return self.digest == other.digest if isinstance(other, QueryEdit) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     def __repr__(self) -> str:
         return f"query_edit({self.head}, rank {self.rank}, {self.digest[:6]})"
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "query_edit",
-            "components": [repr(self.head)],
-            "rank": self.rank,
-            "factors": self.digest,
-            "scope": "all",
-        }
+        return self._described("query_edit", components=[repr(self.head)])
 
     @contextmanager
     def applied(self, subject: CausalLM) -> Iterator[CausalLM]:
@@ -96,7 +72,7 @@ class QueryEdit(Atom):
             UsageError: there is no such head, or the factors do not fit it.
             EngineError: the weight is quantised or not in memory, or a constant has no bias to be kept in.
         """
-        self._check(subject)
+        self.check(subject)
         place = subject.family.sites["q"]
         projection = subject.module(self.head.layer, place.module)
         kept = bool((self._constant @ self.a @ self.b).abs().max() > 0)
@@ -128,31 +104,16 @@ class QueryEdit(Atom):
         return self.constant
 
     def _product(self, like: torch.Tensor) -> torch.Tensor:
-        return self.a.to(like.device, like.dtype) @ self.b.to(like.device, like.dtype)
+        a, b = self.factors(like)
+        return a @ b
 
-    def _check(self, subject: CausalLM) -> None:
+    def check(self, subject: CausalLM) -> None:
         subject.check(self.head)
         if len(self.a) != subject.d_head:
             raise UsageError(f"{self}: heads of {subject.name} are {subject.d_head} wide, not {len(self.a)}")
 
-    def group(self) -> tuple[Any, ...]:
-        return (self.site,)
-
-    def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.site: batch.scope_columns("all", 0, batch.width)}
-
-    @classmethod
-    def lower_group(
-        cls,
-        subject: CausalLM,
-        batch: Batch,
-        atoms: Sequence[tuple[int, Any]],
-        of: Int[torch.Tensor, " b"],
-        n: int,
-    ) -> dict[Site, list[Tap]]:
-        for _, atom in atoms:
-            atom._check(subject)
-        return {atoms[0][1].site: [_Turn(atom, Where(batch, of, n, number, "all")) for number, atom in atoms]}
+    def tap(self, where: Where) -> Tap:
+        return _Turn(self, where)
 
 
 @dataclass(frozen=True)
