@@ -9,6 +9,7 @@ the answers are meant to be likely (`meta["prior"]`); how likely they are to the
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, get_args
@@ -48,13 +49,13 @@ class PriorTask(Task):
         self.shots = whole_number(self.name, "shots", shots, 0)
         super().__init__(n=n, seed=seed, prior=prior, shots=shots, **params)
 
+    @abstractmethod
     def pair(self, rng: np.random.Generator) -> tuple[str, str]:
         """A likely answer, and an unlikely one a step away from it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def items(self, rng: np.random.Generator, likely: str, unlikely: str) -> tuple[Items, Items]:
         """Lists from which the rule makes one answer and the other; they differ in one item."""
-        raise NotImplementedError
 
     def joined(self, items: Items) -> list[Piece]:
         """A list in the context: its items are evidence."""
@@ -201,7 +202,7 @@ class Counting(PriorTask):
 
     def __init__(self, largest: int = 80, prior: Prior = "both", shots: int = 0, n: int = 64, seed: int = 0):
         self.largest = whole_number(self.name, "largest", largest, 10 * OPTIONS)
-        if shots > self.largest // 10 - OPTIONS:
+        if whole_number(self.name, "shots", shots, 0) > self.largest // 10 - OPTIONS:
             raise UsageError(
                 f"task counting: {shots} shots of other numbers; largest={largest} has {self.largest // 10 - OPTIONS}"
             )

@@ -82,6 +82,7 @@ def test_with_the_default_model_every_example_has_a_twin(name: str, smollm2_toke
         ("shift_cipher", {"shift": 26}, "shift is 26; take 1 to 25"),
         ("counting", {"largest": 50}, "largest is 50; take a whole number, 80 or more"),
         ("counting", {"shots": 1}, "1 shots of other numbers; largest=80 has 0"),
+        ("counting", {"shots": "2"}, "shots is '2'; take a whole number, 0 or more"),
     ],
 )
 def test_bad_parameters(name: str, params: dict[str, Any], message: str) -> None:
