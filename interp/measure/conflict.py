@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import NoAcceptedExample, UsageError
+from interp.measure.metrics import divergence
 from interp.measure.next_token import Speaker, log_probs, speaker
 from interp.measure.stats import proportion_ci
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
-from interp.tasks.facts import common_prefix
 
 MEMORY, CONTEXT, OTHER = "memory", "context", "other"
 BY = ("counter", "memory", "irrelevant", "first")
@@ -40,8 +40,8 @@ def sides(subject: CausalLM, task: Task | Sequence[Example], *, speak: Speaker |
         raise NoAcceptedExample("there is no example to take a side in")
     at = []
     for e in examples:
-        where = common_prefix((e.answer_ids, e.foil_ids)) if e.foil_ids else -1
-        if where < 0 or e.answer_ids[where] == e.foil_ids[where]:
+        where = divergence(e.answer_ids, e.foil_ids)
+        if where is None:
             raise UsageError(f"{e.task}: an example's answer and foil cannot be told apart by one token")
         at.append(where)
     prompts = [e.ids + e.answer_ids[:i] for e, i in zip(examples, at, strict=True)]

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from interp.errors import BrokenData, MissingResource, UsageError
+from interp.errors import BrokenData, UsageError
 from interp.intervene.facts.requests import Rewrite
 from interp.measure.edits import EditRecord, Neighbour
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Ids, Redraw, answer_after, stable_seed
-from interp.tasks.facts import Relation, relation, wording_pieces
+from interp.tasks.facts import Relation, relation, worded
+from interp.tasks.jsonl import file_text
 
 
 def read_counterfact(
@@ -40,9 +41,7 @@ def read_counterfact(
     """
     if isinstance(source, str | Path):
         try:
-            source = json.loads(Path(source).read_text("utf-8"))
-        except OSError as why:
-            raise MissingResource(f"{source} cannot be read: {why.strerror or why}") from None
+            source = json.loads(file_text(source))
         except ValueError as why:
             raise BrokenData(f"{source} is no JSON file ({why})") from None
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
@@ -140,6 +139,6 @@ def _ordered(table: Relation, about: str, rng: np.random.Generator) -> list[str]
 
 
 def _ask(subject: CausalLM, template: str, about: str, answer: str = "") -> tuple[Ids, Ids]:
-    text = "".join(p.text for p in wording_pieces(template, about))
+    text = worded(template, about)
     prompt = subject.tokens.encode(text)
     return prompt.ids, answer_after(subject.tokens, prompt, text, " " + answer) if answer else ()

@@ -21,6 +21,7 @@ from interp.errors import NoAcceptedExample, UsageError
 from interp.measure.scenarios import EXACT, GENERIC, GUESSWORK, HEURISTICS, SCENARIOS, Scenarios
 from interp.tasks.base import Example, FixedTask, Piece, stable_seed, token_spans
 from interp.tasks.facts import relation, wording_pieces
+from interp.tasks.pairs import differs_within
 
 _TRIES = 40
 """Other subjects that are tried for a twin."""
@@ -90,13 +91,11 @@ def _example(found: Scenarios, row: pd.Series, alike: dict[Any, pd.DataFrame], s
         rng = np.random.default_rng(stable_seed("twin", row["prompt"], seed))
         picked = part.iloc[rng.permutation(len(part))[:_TRIES]]
         others = list(zip(picked["subject"], picked["token_id"].astype(int), strict=True))
-    (at,) = clean.spans_of("subject")
     for name, token in others:
         if token == row["token_id"]:
             continue
         twin = _ask(found, row, name, token)
-        outside = [*range(at.start), *range(at.end, len(clean.ids))]
-        if twin.spans == clean.spans and all(twin.ids[i] == clean.ids[i] for i in outside):
+        if differs_within(twin, clean, "subject"):
             twin = replace(twin, foil_ids=clean.answer_ids)
             return replace(clean, foil_ids=twin.answer_ids, corrupt={"subject_swap": twin})
     return clean

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import MissingResource, UsageError
+from interp.errors import UsageError
 from interp.measure.next_token import Speaker, likeliest, speaker
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
 from interp.tasks.base import Piece, continuations, listed, stable_seed
-from interp.tasks.facts import Relation, relation, wording_pieces
+from interp.tasks.facts import Relation, relation, worded
 from interp.tasks.fictional import Sort, named, sort_of
 from interp.tasks.generic import Opening, openings
+from interp.tasks.jsonl import file_text
 
 EXACT, HEURISTICS, GUESSWORK, GENERIC = "exact recall", "heuristics recall", "guesswork", "generic"
 SCENARIOS = (EXACT, HEURISTICS, GUESSWORK, GENERIC)
@@ -190,11 +191,9 @@ def corpus_counts(path: str | Path, subjects: Sequence[str]) -> dict[str, float]
 
     Raises:
         MissingResource: the file cannot be read.
+        BrokenData: it is no UTF-8 text.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as why:
-        raise MissingResource(f"{path} cannot be read: {why.strerror or why}") from None
+    text = file_text(path)
     return {s: float(text.count(s)) for s in subjects}
 
 
@@ -219,7 +218,7 @@ def _said(
 ) -> pd.DataFrame:
     """One row a subject, wording and rank."""
     asked = [(s, t) for s in (*real, *made_up) for t in range(len(table.wordings))]
-    texts = [text_of(wording_pieces(table.wordings[t], s)) for s, t in asked]
+    texts = [worded(table.wordings[t], s) for s, t in asked]
     said = likeliest(speak, [tokens.encode(x).ids for x in texts], rules.ranks, progress=progress)
     invented = set(made_up)
     return pd.DataFrame(
@@ -252,9 +251,7 @@ def _bias(
         said = likeliest(speak, [tokens.encode(x).ids for x in texts], rules.bias_top)
         return [{tokens.decode([i]).strip().casefold() for i, _ in row} for row in said]
 
-    by_wording = [
-        set().union(*best([text_of(wording_pieces(w, s)) for s in sort.neutral])) for w in table.wordings
-    ]
+    by_wording = [set().union(*best([worded(w, s) for s in sort.neutral])) for w in table.wordings]
     by_name: dict[str, set[str]] = {}
     if sort.name_probes:
         names = sorted({part for s in subjects for part in s.split()})

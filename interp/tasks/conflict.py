@@ -16,10 +16,19 @@ import numpy as np
 
 from interp.errors import UsageError
 from interp.models.tokens import Tokens
-from interp.tasks.base import Example, Ids, Piece, Redraw, Task, assemble, continuations, listed, whole_number
-from interp.tasks.facts import Relation, common_prefix, relation, surface, wording_pieces
+from interp.tasks.base import Example, Piece, Redraw, Task, assemble, continuations, listed, whole_number
+from interp.tasks.facts import (
+    Relation,
+    common_prefix,
+    last_word,
+    relation,
+    shared_start,
+    surface,
+    worded,
+    wording_pieces,
+)
 from interp.tasks.fictional import named
-from interp.tasks.pairs import in_turn
+from interp.tasks.pairs import differs_within, in_turn
 
 Order = Literal["memory_first", "counter_first", "both"]
 
@@ -103,12 +112,9 @@ class Conflict(Task):
             return self._ask(tokens, table, wordings, about, false, of, apart[: self.irrelevant], first)
 
         clean = ask(about)
-        outside = {i for i in range(len(clean.ids))} - {
-            i for s in clean.spans_of("counter_evidence") for i in range(s.start, s.end)
-        }
         for other in apart[self.irrelevant :]:
             twin = ask(other)
-            if twin.spans == clean.spans and all(twin.ids[i] == clean.ids[i] for i in outside):
+            if differs_within(twin, clean, "counter_evidence"):
                 return replace(clean, corrupt={"needle_drop": twin})
         return clean
 
@@ -128,15 +134,15 @@ class Conflict(Task):
         true = table.facts[about]
         pieces: list[Piece] = []
         for i, other in enumerate(others):
-            words = _words(table.wordings[rest[i]], other)
+            words = worded(table.wordings[rest[i]], other)
             pieces += [Piece(f"{words} {table.facts[other]}.", "irrelevant", i), Piece("\n")]
         memory = [
-            [Piece(f"{_words(table.wordings[rest[i]], about)} {true}.", "evidence", i), Piece("\n")]
+            [Piece(f"{worded(table.wordings[rest[i]], about)} {true}.", "evidence", i), Piece("\n")]
             for i in range(self.memory)
         ]
         counter = [
             [
-                Piece(_words(table.wordings[rest[i]], of), None, i, "counter_evidence"),
+                Piece(worded(table.wordings[rest[i]], of), None, i, "counter_evidence"),
                 Piece(f" {false}", "counter_value", i, "counter_evidence"),
                 Piece(".", None, i, "counter_evidence"),
                 Piece("\n"),
@@ -147,11 +153,11 @@ class Conflict(Task):
             pieces += [p for statement in side for p in statement]
         pieces += [Piece(p.text, p.role, 0, "query") for p in wording_pieces(table.wordings[query], about)]
         prompt, answer, spans, text = assemble(tokens, pieces, f" {true}")
-        last = table.wordings[query].replace("[", "").replace("]", "").rsplit(" ", 1)[-1]
+        last = last_word(table.wordings[query])
         ours, theirs, *more = continuations(
             tokens, last, [f" {x}" for x in (true, false, *table.others.get(about, ()))]
         )
-        if answer != ours or _begins(ours, theirs):
+        if answer != ours or shared_start(ours, theirs) == min(len(ours), len(theirs)):
             raise Redraw("the answers cannot be told apart behind the question")
         return Example(
             task=self.name,
@@ -179,12 +185,3 @@ class Conflict(Task):
                 "score_at": common_prefix((answer, theirs)),
             },
         )
-
-
-def _words(template: str, subject: str) -> str:
-    return "".join(p.text for p in wording_pieces(template, subject))
-
-
-def _begins(a: Ids, b: Ids) -> bool:
-    shorter = min(len(a), len(b))
-    return a[:shorter] == b[:shorter]

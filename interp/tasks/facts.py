@@ -33,6 +33,7 @@ from interp.tasks.base import (
     stable_seed,
     whole_number,
 )
+from interp.tasks.pairs import differs_within
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Facts(Task):
             offsets=prompt.offsets,
             spans=spans,
             alternatives=tuple(
-                continuations(tokens, _last_word(template), [" " + o for o in table.others.get(subject, ())])
+                continuations(tokens, last_word(template), [" " + o for o in table.others.get(subject, ())])
             ),
             candidates=(ids, *(c for c in candidates.values() if c != ids)),
             chance=len(alike) / len(candidates),
@@ -225,7 +226,7 @@ class Facts(Task):
 
     def _options(self, tokens: Tokens, table: Relation, template: str) -> dict[str, Ids]:
         """Ids of every object of the relation after the last word of a template."""
-        key = (tokens.fingerprint, table.name, _last_word(template))
+        key = (tokens.fingerprint, table.name, last_word(template))
         if key not in self._candidates:
             ids = continuations(tokens, key[-1], [" " + o for o in table.objects])
             self._candidates[key] = dict(zip(table.objects, ids, strict=True))
@@ -245,11 +246,9 @@ class Facts(Task):
         given = {clean.meta["object"], *(table.facts[s] for s in shown)}
         own = lengths[clean.meta["subject"]]
         options = [s for s, o in table.facts.items() if o not in given and lengths[s] == own]
-        (at,) = clean.spans_of("subject", 0)
         for i in rng.permutation(len(options))[:8]:
             twin = self._ask(tokens, table, wording, shown, options[i])
-            outside = [*range(at.start), *range(at.end, len(clean.ids))]
-            if twin.spans == clean.spans and all(twin.ids[j] == clean.ids[j] for j in outside):
+            if differs_within(twin, clean, "subject"):
                 return replace(twin, foil_ids=clean.answer_ids)
         return None
 
@@ -273,7 +272,8 @@ def _wordings(table: Relation, wanted: Sequence[int] | None) -> list[int]:
     return list(wanted)
 
 
-def _last_word(template: str) -> str:
+def last_word(template: str) -> str:
+    """The word that an object follows."""
     return template.replace("[", "").replace("]", "").rsplit(" ", 1)[-1]
 
 
@@ -289,6 +289,11 @@ def wording_pieces(template: str, subject: str) -> list[Piece]:
         elif part:
             out.append(Piece(part))
     return out
+
+
+def worded(template: str, subject: str) -> str:
+    """A template with its subject put in, as text."""
+    return "".join(p.text for p in wording_pieces(template, subject))
 
 
 def shared_start(a: Ids, b: Ids) -> int:

@@ -20,11 +20,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from interp.errors import BrokenData, MissingResource, UsageError
+from interp.errors import BrokenData, UsageError
 from interp.models.tokens import Tokens
 from interp.tasks.base import Example, Ids, Piece, Redraw, Task, assemble, continuations, whole_number
 from interp.tasks.facts import common_prefix, shared_start, surface
-from interp.tasks.pairs import digest
+from interp.tasks.jsonl import file_text, json_lines
+from interp.tasks.pairs import differs_within, digest
 
 Shape = Literal["known_1000", "lre", "pararel"]
 _TRIES = 40
@@ -85,6 +86,7 @@ class FactsFile(Task):
         count = whole if n is None else min(whole_number(self.name, "n", n, 1), whole)
         given = None if facts is None else str(facts)
         super().__init__(n=count, seed=seed, path=str(path), shape=shape, facts=given, skip=skip)
+        self._candidates: dict[tuple[str, str, str], dict[str, Ids]] = {}
         # All answers of a subject are right, in the order of the file.
         self._tables: dict[str, dict[str, list[str]]] = {}
         for fact in self.facts:
@@ -107,15 +109,13 @@ class FactsFile(Task):
         if wrong:
             clean = replace(clean, foil_ids=wrong[rng.integers(len(wrong))])
         table = self._tables[fact.relation]
-        (span,) = clean.spans_of("subject", 0)
-        outside = [*range(span.start), *range(span.end, len(clean.ids))]
         others = [s for s, o in table.items() if not set(o) & set(table[fact.subject])]
         for i in rng.permutation(len(others))[:_TRIES]:
             try:
                 twin = self._ask(tokens, replace(fact, subject=others[i], answer=table[others[i]][0]))
             except Redraw:
                 continue
-            if twin.spans == clean.spans and all(twin.ids[j] == clean.ids[j] for j in outside):
+            if differs_within(twin, clean, "subject"):
                 return replace(clean, corrupt={"subject_swap": replace(twin, foil_ids=clean.answer_ids)})
         return clean
 
@@ -130,12 +130,10 @@ class FactsFile(Task):
         prompt, ids, spans, text = assemble(tokens, pieces, f" {fact.answer}")
         table = self._tables[fact.relation]
         right = [a for a in table[fact.subject] if a != fact.answer]
-        answers = dict.fromkeys(
-            [fact.answer, *(a for known in table.values() for a in known if a not in right)]
-        )
         last = text.rsplit(" ", 1)[-1]
+        known = self._options(tokens, fact.relation, last)
         options: tuple[Ids, ...] = tuple(
-            dict.fromkeys(continuations(tokens, last, [f" {a}" for a in answers]))
+            dict.fromkeys([known[fact.answer], *(o for a, o in known.items() if a not in right)])
         )
         if options[0] != ids:
             raise Redraw(f"'{fact.answer}' tokenises differently after '{last}'")
@@ -149,9 +147,7 @@ class FactsFile(Task):
             text=text,
             offsets=prompt.offsets,
             spans=spans,
-            alternatives=tuple(
-                a for a in continuations(tokens, last, [f" {a}" for a in right]) if a not in options
-            ),
+            alternatives=tuple(known[a] for a in right if known[a] not in options),
             candidates=options,
             chance=alike / len(options),
             cluster=fact.subject,
@@ -167,6 +163,15 @@ class FactsFile(Task):
             },
         )
 
+    def _options(self, tokens: Tokens, relation: str, last: str) -> dict[str, Ids]:
+        """Ids of every answer of a relation after the last word of a prompt."""
+        key = (tokens.fingerprint, relation, last)
+        if key not in self._candidates:
+            answers = list(dict.fromkeys(a for known in self._tables[relation].values() for a in known))
+            ids = continuations(tokens, last, [f" {a}" for a in answers])
+            self._candidates[key] = dict(zip(answers, ids, strict=True))
+        return self._candidates[key]
+
 
 def read_facts(
     path: str | Path, shape: Shape | None = None, *, facts: str | Path | None = None, skip: bool = False
@@ -174,7 +179,7 @@ def read_facts(
     """The facts of a file; see `FactsFile`."""
     if shape is not None and shape not in get_args(Shape):
         raise UsageError(f"task facts_file: shape is {shape!r}; take of {', '.join(get_args(Shape))}")
-    text = _text(path)
+    text = file_text(path)
     shape = shape or _shape(text, path)
     if (facts is not None) != (shape == "pararel"):
         raise UsageError(
@@ -195,15 +200,6 @@ def read_facts(
     if not found:
         raise BrokenData(f"{path} holds no fact that can be asked")
     return found
-
-
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except OSError as why:
-        raise MissingResource(f"{path} cannot be read: {why.strerror or why}") from None
-    except UnicodeDecodeError as why:
-        raise BrokenData(f"{path} is not UTF-8 text (byte {why.start})") from None
 
 
 def _shape(text: str, path: str | Path) -> Shape:
@@ -263,30 +259,17 @@ def _lre(data: Any, path: str | Path) -> Iterator[Fact]:
             yield Fact(relation, template, subject, answer, f"sample {number}")
 
 
-def _lines(path: str | Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as why:
-                raise BrokenData(
-                    f"{path}, line {number}: not JSON: {why.msg} at column {why.colno}"
-                ) from None
-
-
 def _pararel(text: str, path: str | Path, facts: str | Path) -> Iterator[Fact]:
     templates = []
-    for where, record in _lines(path, text):
+    for number, record in json_lines(path, text):
+        where = f"line {number}"
         (pattern,) = _field(record, ("pattern",), path, where)
         if pattern.count("[X]") != 1 or pattern.count("[Y]") != 1:
             raise BrokenData(f"{path}, {where}: a pattern has one [X] and one [Y], not {pattern!r}")
         head, _, tail = pattern.partition("[Y]")
         if not tail.strip(" .") and not head.rstrip().endswith("[X]"):
             templates.append(head.replace("[X]", "{}").strip())
-    known = [
-        (where, *_field(r, ("sub_label", "obj_label"), facts, where))
-        for where, r in _lines(facts, _text(facts))
-    ]
-    for where, subject, answer in known:
+    for number, record in json_lines(facts, file_text(facts)):
+        subject, answer = _field(record, ("sub_label", "obj_label"), facts, f"line {number}")
         for template in dict.fromkeys(templates):
-            yield Fact(Path(path).stem, template, subject, answer, f"{Path(facts).name} {where}")
+            yield Fact(Path(path).stem, template, subject, answer, f"{Path(facts).name} line {number}")

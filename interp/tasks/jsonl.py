@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,6 +118,37 @@ class JsonlTask(Task):
         return out
 
 
+def file_text(path: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        MissingResource: the file cannot be read.
+        BrokenData: it is no UTF-8 text.
+    """
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as why:
+        raise MissingResource(f"{path} cannot be read: {why.strerror or why}") from None
+    except UnicodeDecodeError as why:
+        raise BrokenData(f"{path} is not UTF-8 text (byte {why.start})") from None
+
+
+def json_lines(path: str | Path, text: str) -> Iterator[tuple[int, Any]]:
+    """What the lines of a file hold, with their numbers; empty lines are skipped.
+
+    Raises:
+        BrokenData: a line is no JSON; the message names file and line.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as why:
+                raise BrokenData(
+                    f"{path}, line {number}: not JSON: {why.msg} at column {why.colno}"
+                ) from None
+
+
 def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers; empty lines are skipped.
 
@@ -125,20 +156,8 @@ def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
         MissingResource: the file cannot be read.
         BrokenData: a line is no JSON object, lacks a field or has one that is not known.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as why:
-        raise MissingResource(f"{path} cannot be read: {why.strerror or why}") from None
-    except UnicodeDecodeError as why:
-        raise BrokenData(f"{path} is not UTF-8 text (byte {why.start})") from None
     out = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as why:
-            raise BrokenData(f"{path}, line {number}: not JSON: {why.msg} at column {why.colno}") from None
+    for number, record in json_lines(path, file_text(path)):
         try:
             _check_record(record)
         except BrokenData as why:

@@ -100,6 +100,16 @@ def aligned(clean: Example, twins: Mapping[str, Example]) -> dict[str, Example]:
     return dict(twins)
 
 
+def differs_within(twin: Example, clean: Example, role: str) -> bool:
+    """Whether a twin has the clean prompt's length and spans, and its tokens outside those of a role."""
+    inside = {i for s in clean.spans_of(role) for i in range(s.start, s.end)}
+    return (
+        len(twin.ids) == len(clean.ids)
+        and twin.spans == clean.spans
+        and all(a == b or i in inside for i, (a, b) in enumerate(zip(twin.ids, clean.ids, strict=True)))
+    )
+
+
 def joints(n: int) -> list[str]:
     """What stands before each of `n` words that a sentence lists.
 

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from interp.errors import NoAcceptedExample, UsageError
+from interp.errors import BrokenData, NoAcceptedExample, UsageError
 from interp.intervene.tracing.cells import How
 from interp.intervene.tracing.maps import trace_maps
 from interp.measure.scenario_sets import combination, examples
@@ -52,6 +52,7 @@ TOKENS = whole_words()
 PEOPLE, COUNTRIES = "person_country", "continent"
 
 
+@cache
 def first(word: str) -> int:
     return TOKENS.encode("of " + word).ids[len(TOKENS.encode("of").ids)]
 
@@ -211,6 +212,9 @@ def test_popularity_splits_facts_from_guesses(tmp_path: Any) -> None:
     book.write_text("Kenya and Kenya and Ghana. " * 5)
     counts = corpus_counts(book, list(relation(COUNTRIES).facts))
     assert counts["Kenya"] == 10 and counts["Ghana"] == 5 and counts["Nepal"] == 0
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    with pytest.raises(BrokenData, match=r"bytes\.txt is not UTF-8"):
+        corpus_counts(tmp_path / "bytes.txt", ["Kenya"])
     common = run(speak, relations=COUNTRIES, popularity={**counts, "Nepal": -1.0}, rules=Rules(popular=0.995))
     found = common.frame[common.frame["scenario"] != GENERIC].groupby("scenario")["subject"].unique()
     assert list(found[EXACT]) == ["Kenya"] and "Nepal" in found[GUESSWORK]
