@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.console import Json, emit, progress, say
+from interp.cli.options import Device, Dtype, Model, N, Seed, Set
 from interp.cli.tasks import build
-from interp.cli.work import Device, Dtype, Model, N, Seed, Set, _load
+from interp.cli.work import _load
 from interp.errors import UsageError
 
 if TYPE_CHECKING:

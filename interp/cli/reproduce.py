@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.console import Json, Progress, emit, progress, say
+from interp.cli.console import Json, emit, progress, say
+from interp.cli.options import Device, Dtype, Field, spec_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,39 +32,22 @@ def retrieval_heads(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few and short cells: minutes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/MODEL-retrieval-heads.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable.")
-    ] = None,
+    set_: Field = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (float32 on the CPU), float32, bfloat16, float16.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
     """Wu et al. 2024 (arXiv 2404.15574): score heads on a grid of needles, mask the best. Run again, it goes on."""
     import pandas as pd
-    from pydantic import ValidationError
 
-    from interp.cli.tasks import parameters
-    from interp.errors import UsageError
     from interp.reproduce import ReproduceSpec, run
 
-    given: dict[str, Any] = {"seed": seed, "device": device, "dtype": dtype, **parameters(set_)}
-    if max_length is not None:
-        given["max_length"] = max_length
-    try:
-        spec = ReproduceSpec.quick(model, **given) if quick else ReproduceSpec(model=model, **given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"spec field '{where}': {first['msg']} (given: {first.get('input')})") from error
-
-    def stage(name: str) -> AbstractContextManager[Progress]:
-        return progress(name)
-
-    folder = out or Path("runs") / f"{Path(model).name}-retrieval-heads"
-    job = run(spec, folder, stage=stage)
+    name = "reproduce retrieval-heads --model"
+    given = {"max_length": max_length, "seed": seed, "device": device, "dtype": dtype}
+    spec = spec_of(ReproduceSpec, name, model, None, quick, set_, **given)
+    folder = out or Path("runs") / f"{Path(spec.model).name}-retrieval-heads"
+    job = run(spec, folder, stage=progress)
     comparison = pd.read_parquet(folder / "comparison.parquet")
     deviations = loads((folder / "deviations.json").read_text())
     if json:

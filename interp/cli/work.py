@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.console import Json, Progress, emit, progress, say
-from interp.cli.tasks import build, parameters
+from interp.cli.console import Json, emit, progress, say
+from interp.cli.options import (
+    Device,
+    DeviceOfSpec,
+    Dtype,
+    DtypeOfSpec,
+    Field,
+    Model,
+    N,
+    Save,
+    Seed,
+    SeedOfSpec,
+    Set,
+    SpecFile,
+    TaskName,
+    spec_of,
+)
+from interp.cli.tasks import build
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Model = Annotated[str, typer.Argument(help="A default model (smollm2), a hub id, a folder or a .gguf file.")]
-TaskName = Annotated[
-    str, typer.Option("--task", help="A name that `interp tasks list` shows, or a .jsonl file.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the task; repeatable."),
-]
-N = Annotated[int, typer.Option("-n", min=1, help="Number of examples.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU), float32, bfloat16, float16.")]
-Save = Annotated[Path | None, typer.Option("--save", help="Write the whole table here, as .parquet or .csv.")]
 
 
 def _load(model: str, device: str, dtype: str) -> Any:
@@ -227,46 +228,19 @@ def atlas(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/MODEL.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes in place of half an hour.")] = False,
-    spec: Annotated[Path | None, typer.Option(help="A spec.yaml in place of the options.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; repeatable."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; default 0.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
     json: Json = False,
 ) -> None:
     """Locate, cut, measure: tables, figures and a page in one folder. Run again, it skips what is done."""
-    from pydantic import ValidationError
-
     from interp.atlas import AtlasSpec, run
-    from interp.runs import read_spec
 
-    changes: dict[str, Any] = {
-        k: v for k, v in {"seed": seed, "device": device, "dtype": dtype}.items() if v is not None
-    }
-    changes |= parameters(set_)
-    try:
-        if spec is not None:
-            if not spec.is_file():
-                raise UsageError(f"there is no spec '{spec}'")
-            found = read_spec(spec) | ({"model": model} if model else {}) | changes
-            chosen = AtlasSpec(**found)
-        elif model is None:
-            raise UsageError("name a model: interp atlas smollm2")
-        else:
-            chosen = AtlasSpec.quick(model, **changes) if quick else AtlasSpec(model=model, **changes)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"spec field '{where}': {first['msg']} (given: {first.get('input')})") from error
-    folder = out or Path("runs") / Path(chosen.model).name
-
-    def stage(name: str) -> AbstractContextManager[Progress]:
-        return progress(name)
-
-    job = run(chosen, folder, stage=stage)
+    asked = spec_of(AtlasSpec, "atlas", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
+    folder = out or Path("runs") / Path(asked.model).name
+    job = run(asked, folder, stage=progress)
     if json:
         emit(
             {
