@@ -55,15 +55,15 @@ def metric_of(
     out = []
     for row, example in enumerate(examples):
         columns = batch.answer_columns(row)
-        rows = logits[row, columns.start - first : columns.stop - first]
+        rows = logits[row, columns.start - first : columns.stop - first].float()
         if metric == "logprob":
             answer = torch.tensor(example.answer_ids, device=logits.device)
-            out.append(rows.float().log_softmax(-1).gather(-1, answer[:, None]).sum())
+            out.append(rows.log_softmax(-1).gather(-1, answer[:, None]).sum())
             continue
         at = divergence(example.answer_ids, example.foil_ids) if example.foil_ids else None
         if at is None:
             raise UsageError(f"{example.task}: an example has no foil; take metric 'logprob'")
-        out.append((rows[at, example.answer_ids[at]] - rows[at, example.foil_ids[at]]).float())
+        out.append(rows[at, example.answer_ids[at]] - rows[at, example.foil_ids[at]])
     return torch.stack(out)
 
 

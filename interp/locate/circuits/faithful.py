@@ -31,10 +31,9 @@ from interp.intervene.reference import Reference
 from interp.locate.circuits.circuit import By, ranked
 from interp.locate.circuits.graph import Edge, Graph, Logits, Node, edge, node
 from interp.locate.circuits.patched import EdgeRuns
-from interp.locate.circuits.streams import Ablation, Pairs, Written, questions, source_of
-from interp.measure.metrics import METRICS, score_answer
+from interp.locate.circuits.streams import Ablation, Pairs, Written, instead, questions, source_of
+from interp.measure.metrics import METRICS
 from interp.measure.stats import LEVEL
-from interp.models.batch import Batch
 from interp.models.sites import MLP, Head, Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task, stable_seed
@@ -137,16 +136,21 @@ def faithfulness(
         orders[f"random {draw}"] = rng.permutation(size)
     counts = [int(s * size + 1e-9) for s in sizes]
     circuits = [_circuit(graph, level, ranks[:k], connected) for ranks in orders.values() for k in counts]
-    values = np.zeros((2 + len(circuits), len(examples)))
+    # Orders end alike, and small sizes can be the same number of items: each circuit is run once.
+    known: dict[bytes, int] = {}
+    which = [known.setdefault(c.tobytes(), len(known)) for c in circuits]
+    distinct = [circuits[which.index(i)] for i in range(len(known))]
+    values = np.zeros((2 + len(distinct), len(examples)))
     batches = list(Pairs.of(subject, examples, twin, tokens))
     run = _edge_runs if level == "edge" else _node_runs
     done = 0
     for group, pairs in batches:
-        for i, logits in run(subject, pairs, circuits, source):
-            values[i, group] = _measured(logits, pairs.clean, pairs.examples, metric)
+        for i, logits in run(subject, pairs, distinct, source):
+            values[i, group] = pairs.scores(logits, metric)
             done += 1
             if progress:
                 progress(done, len(batches) * len(values), "runs")
+    values = values[[0, 1, *(2 + i for i in which)]]
     clusters = [e.cluster or e.key() for e in examples]
     about = {"level": level, "ablation": ablation, "reference": source.name, "metric": metric}
     rows = [
@@ -228,30 +232,10 @@ def _node_runs(subject: CausalLM, pairs: Pairs, circuits: Sequence[np.ndarray], 
 
     empty = without(np.zeros(len(nodes) + 1, dtype=bool))
     assert empty is not None
-    embed = Written.of(subject, pairs, source).embed.expand(*pairs.clean.ids.shape, -1)
-    everywhere = pairs.clean.mask.bool()
-    empty = empty + Put(Site("resid_pre", 0), Values(pairs.clean, embed, source.name), everywhere)
+    entry = Site("resid_pre", 0)
+    embed = instead(subject, pairs, source, [entry])[entry].expand(*pairs.clean.ids.shape, -1)
+    empty = empty + Put(entry, Values(pairs.clean, embed, source.name), pairs.clean.mask.bool())
     yield from subject.each([None, empty, *map(without, circuits)], pairs.clean)
-
-
-def _measured(
-    logits: Float[torch.Tensor, "b keep v"], batch: Batch, examples: Sequence[Example], metric: str
-) -> Float[np.ndarray, " b"]:
-    """The metric of each row.
-
-    Raises:
-        UsageError: an example has no such metric.
-    """
-    first = batch.width - logits.shape[1]
-    out = []
-    for row, example in enumerate(examples):
-        columns = batch.answer_columns(row)
-        out.append(score_answer(logits[row, columns.start - first : columns.stop - first], example)[metric])
-    if np.isnan(out).any():
-        raise UsageError(
-            f"{examples[0].task}: metric '{metric}' is not defined for its examples; give another"
-        )
-    return np.array(out)
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------

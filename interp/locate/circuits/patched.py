@@ -33,7 +33,6 @@ from interp.locate.circuits.streams import (
     shares,
     source_of,
 )
-from interp.locate.gradients import metric_of
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Site
@@ -179,7 +178,7 @@ def edge_effects(
         runs = EdgeRuns(subject, pairs.clean, Written.of(subject, pairs, source))
 
         def measured(matrix: np.ndarray, runs: EdgeRuns = runs, pairs: Pairs = pairs) -> float:
-            return float(metric_of(runs.logits(matrix), pairs.clean, pairs.examples, metric).sum())
+            return float(pairs.scores(runs.logits(matrix), metric).sum())
 
         whole = measured(runs.graph.full)
         for i, item in enumerate(items):

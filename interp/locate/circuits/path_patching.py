@@ -13,15 +13,12 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from interp.errors import NoAcceptedExample, UsageError
 from interp.intervene.base import Scope
-from interp.intervene.patch import _metric
 from interp.locate.circuits.graph import KV, Reader, reader
 from interp.locate.circuits.streams import Pairs, questions
-from interp.locate.gradients import METRICS, metric_of
 from interp.measure.stats import LEVEL, cluster_se, cluster_sums, sign_flip
 from interp.models.sites import MLP, Component, Head, Site, components
 from interp.models.subject import CausalLM
@@ -132,10 +129,10 @@ def path_values(
         options = {"scope": scope, "freeze_mlps": freeze_mlps, "spent": spent}
         run = paths(subject, pairs.clean, pairs.corrupt, every, sites, **options)  # type: ignore[arg-type]
 
-        ends[0, group] = _scores(run.walk.clean_logits, pairs, metric)
-        ends[1, group] = _scores(run.walk.corrupt_logits, pairs, metric)
+        ends[0, group] = pairs.scores(run.walk.clean_logits, metric)
+        ends[1, group] = pairs.scores(run.walk.corrupt_logits, metric)
         for number, logits in run:
-            values[number, group] = _scores(logits, pairs, metric)
+            values[number, group] = pairs.scores(logits, metric)
             if progress:
                 part = done + len(group) * int((~np.isnan(values[:, group[0]])).sum()) // len(every)
                 progress(part, len(examples), "examples")
@@ -143,16 +140,6 @@ def path_values(
     out = _long(every, read, examples, values, ends)
     out.attrs.update(token_layers=spent.token_layers, naive_token_layers=spent.naive, corruption=twin)
     return out
-
-
-def _scores(logits: Float[torch.Tensor, "b keep v"], pairs: Pairs, metric: str) -> np.ndarray:
-    if metric in METRICS:
-        return metric_of(logits, pairs.clean, pairs.examples, metric).cpu().numpy()
-    first = pairs.clean.width - logits.shape[1]
-    rows = [
-        slice(c.start - first, c.stop - first) for c in map(pairs.clean.answer_columns, range(len(logits)))
-    ]
-    return np.array([_metric(logits[i, rows[i]], e, metric) for i, e in enumerate(pairs.examples)])
 
 
 def path_effects(values: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

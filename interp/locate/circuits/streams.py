@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import nn
 
 from interp.errors import EngineError, NoAcceptedExample, UsageError
 from interp.intervene.fills import mean_fill
-from interp.intervene.patch import _common_corruption, _pair
+from interp.intervene.patch import _common_corruption, _metric, _pair
 from interp.intervene.reference import Reference
 from interp.locate.circuits.graph import Graph, Input
+from interp.locate.gradients import METRICS, metric_of
 from interp.models import offload
 from interp.models.batch import Batch, plan
 from interp.models.engines.base import Frame, Record
@@ -56,6 +58,20 @@ class Pairs:
         for group in plan([len(e.full_ids) for e in examples], tokens):
             clean, corrupt = zip(*(pairs[i] for i in group), strict=True)
             yield group, cls(clean, subject.batch(clean), subject.batch(corrupt))
+
+    def scores(self, logits: Float[torch.Tensor, "b keep v"], metric: str) -> Float[np.ndarray, " b"]:
+        """A metric of `interp.measure.metrics` for each row.
+
+        Raises:
+            UsageError: an example has no such metric.
+        """
+        if metric in METRICS:
+            return np.asarray(metric_of(logits, self.clean, self.examples, metric).double().numpy(force=True))
+        first = self.clean.width - logits.shape[1]
+        rows = [
+            slice(c.start - first, c.stop - first) for c in map(self.clean.answer_columns, range(len(logits)))
+        ]
+        return np.array([_metric(logits[i, rows[i]], e, metric) for i, e in enumerate(self.examples)])
 
 
 def questions(
@@ -131,22 +147,12 @@ class Written:
     @classmethod
     def of_run(cls, subject: CausalLM, batch: Batch) -> Written:
         """Of a run of a batch."""
-        trace = subject.run(batch, {s: Record() for s in cls.sites(subject)}, keep=1)
-        return cls.read(subject, trace.__getitem__)
+        return cls.read(subject, _recorded(subject, batch, cls.sites(subject)).__getitem__)
 
     @classmethod
     def of(cls, subject: CausalLM, pairs: Pairs, source: Reference) -> Written:
         """Of the corrupt twins, or means of a reference for the tokens of the clean batch."""
-        if source.pool == "twin":
-            return cls.of_run(subject, pairs.corrupt)
-        frame = Frame(pairs.clean, 0, pairs.clean.width)
-
-        def get(site: Site) -> torch.Tensor:
-            found = mean_fill(subject, pairs.clean, site, source, "all")(frame)
-            assert isinstance(found, torch.Tensor)
-            return found.to(subject.device)
-
-        return cls.read(subject, get)
+        return cls.read(subject, instead(subject, pairs, source, cls.sites(subject)).__getitem__)
 
     def less(self, other: Written, subject: CausalLM, batch: Batch) -> Float[torch.Tensor, "b w t d"]:
         """What each writer of the graph wrote beyond what it did in the other run; zero at padding."""
@@ -159,6 +165,30 @@ class Written:
             out[:, at : at + h] = shares(subject, i, self.z[i] - other.z[i])
             out[:, at + h] = self.mlp[i] - other.mlp[i]
         return out * batch.mask[:, None, :, None].to(out)
+
+
+def instead(
+    subject: CausalLM, pairs: Pairs, source: Reference, sites: Sequence[Site]
+) -> dict[Site, torch.Tensor]:
+    """What ablated sites hold: what they do for the corrupt twins, or means of a reference for the clean tokens."""
+    if source.pool == "twin":
+        return _recorded(subject, pairs.corrupt, sites)
+    frame = Frame(pairs.clean, 0, pairs.clean.width)
+    out = {}
+    for site in sites:
+        found = mean_fill(subject, pairs.clean, site, source, "all")(frame)
+        assert isinstance(found, torch.Tensor)
+        out[site] = found.to(subject.device)
+    return out
+
+
+def _recorded(subject: CausalLM, batch: Batch, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+    """Values at sites of a run, which ends behind the last of their layers where the engine can."""
+    end = 1 + max(s.layer for s in sites if s.layer is not None)
+    ends = end < subject.n_layers and "resume" in subject.engine.capabilities
+    options: dict[str, Any] = {"stop": end} if ends else {"keep": 1}
+    trace = subject.run(batch, {s: Record() for s in sites}, **options)
+    return {s: trace[s] for s in sites}
 
 
 def shares(

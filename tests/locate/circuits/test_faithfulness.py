@@ -111,6 +111,28 @@ def test_batches_and_progress():
     assert told == [(i, 4, "runs") for i in (1, 2, 3, 4)]
 
 
+def test_shares_are_rounded_down_and_each_circuit_runs_once():
+    s = subject("llama")
+    n = Graph.of(s).n_edges
+    told = []
+    found = faithfulness(
+        s,
+        DATA,
+        ["L0H1->logits", "embed->L0KV0.v"],
+        ablation="mean",
+        sizes=(0.0, 0.6 / n, 1.6 / n, 1.0),
+        controls=1,
+        progress=lambda *a: told.append(a),
+    )
+    assert found.frame["items"].tolist() == [0, 0, 1, n] * 2
+    # The full model, the zero of f, and as circuits: nothing, everything, and the first edge of each order.
+    assert told[-1] == (6, 6, "runs")
+    own, drawn = found.frame.value[:4].to_numpy(), found.frame.value[4:].to_numpy()
+    assert own[0] == own[1] == drawn[0] == drawn[1] == pytest.approx(found.empty, abs=1e-6)
+    assert own[3] == drawn[3] == pytest.approx(found.full, abs=1e-4)
+    assert abs(own[2] - drawn[2]) > 1e-3
+
+
 # -- curves ----------------------------------------------------------------------------------------------------------
 
 
