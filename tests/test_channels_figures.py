@@ -223,7 +223,8 @@ def test_walks_leave_out_the_intact_model_and_have_a_panel_a_length(study: Modul
     flat = drawn["channels-study-grid-1"]
     first = [t for t in flat.data if t.name == "item 1"]
     assert len(first) == 2 and all(np.isfinite(t.x.astype(float)).all() for t in first)
-    assert [a.text for a in drawn["channels-study-grid-3"].layout.annotations if a.text.startswith("s2")]
+    cuts = [a.text for a in drawn["channels-study-grid-3"].layout.annotations if a.text.startswith("third")]
+    assert cuts == [f"third coordinate, sd = {v}" for v in ("\u22122", "0", "2")]
 
 
 def test_the_matrix_is_of_the_choice_and_of_one_kind_of_control(study: ModuleType) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.plot.faithful import faithfulness_curves
     from interp.plot.heads import head_map, score_ranking
     from interp.plot.instances import instance_map
-    from interp.plot.items import accuracy_by_items, traversal_grid
+    from interp.plot.items import accuracy_by_items
     from interp.plot.matrix import effect_matrix
     from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interp.plot.spectrum import component_spectrum, composition_map
     from interp.plot.task_matrix import specificity
     from interp.plot.theme import dark, register
+    from interp.plot.traversal import traversal_grid
 
 _HOME = {
     "accuracy_by_items": "items",
@@ -55,7 +56,7 @@ _HOME = {
     "score_agreement": "agreement",
     "score_ranking": "heads",
     "specificity": "task_matrix",
-    "traversal_grid": "items",
+    "traversal_grid": "traversal",
     "write": "export",
     "write_all": "export",
 }

@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import interp.plot.channels
-import interp.plot.items
-import interp.plot.spectrum  # noqa: F401  (modules that are imported first must not shadow the functions)
 from interp import plot
 from interp.errors import UsageError
 from interp.plot import theme
@@ -202,25 +199,55 @@ def test_in_two_dimensions_each_place_shows_who_wins_and_how_surely() -> None:
     fig = plot.traversal_grid(frame)
     (winner,), (others,) = named(fig, "winner"), named(fig, "others")
     share = frame.pivot_table(index="c1", columns="c0", values="share", aggfunc="max")
+    assert share.loc[0.0, 0.0] == 0.25, "nobody points to the middle, so that there all win as many"
+    share.loc[0.0, 0.0] = np.nan
     np.testing.assert_allclose(others.z, 1 - share.to_numpy())
     for i, c1 in enumerate(winner.y):
         for j, c0 in enumerate(winner.x):
             here = frame[(frame["c0"] == c0) & (frame["c1"] == c1)]
-            assert winner.z[i][j] == here.loc[here["share"].idxmax(), "item"]
-    best = frame.loc[frame.groupby(["c0", "c1"])["share"].idxmax()]
+            want = here.loc[here["share"].idxmax(), "item"] if (c0, c1) != (0, 0) else np.nan
+            np.testing.assert_equal(winner.z[i][j], want)
+    best = frame[(frame["c0"] != 0) | (frame["c1"] != 0)]
+    best = best.loc[best.groupby(["c0", "c1"])["share"].idxmax()]
     assert f"{best['item'].nunique()} of 4 items can be made to win" in note(fig)
 
 
 def test_the_third_dimension_and_facets_are_panels() -> None:
     fig = plot.traversal_grid(grid_frame(3))
-    assert [a.text for a in fig.layout.annotations if a.text.startswith("c2")] == [
-        "c2 = \u22122",
-        "c2 = 0",
-        "c2 = 2",
+    assert [a.text for a in fig.layout.annotations if a.text.startswith("third")] == [
+        "third coordinate = \u22122",
+        "third coordinate = 0",
+        "third coordinate = 2",
     ]
     two = pd.concat([grid_frame(1).assign(items=4), grid_frame(1, 5).assign(items=5)])
     fig = plot.traversal_grid(two, facet="items")
-    assert len(named(fig, "item 1")) == 2 and len(named(fig, "item 5")) == 2
+    # Each item is in the legend once, those that only a later panel has too.
+    shown = [[t.showlegend for t in named(fig, f"item {i}")] for i in (1, 5)]
+    assert shown == [[True, False], [True]]
+
+
+def test_where_two_win_as_many_none_does() -> None:
+    shares = {
+        (0, 0): (0.6, 0.2, 0.2),
+        (1, 0): (0.4, 0.4, 0.2),
+        (0, 1): (0.1, 0.1, 0.3),
+        (1, 1): (0.5, 0.5, 0),
+    }
+    rows = [
+        {"s0": x, "s1": y, "item": i, "share": v} for (x, y), own in shares.items() for i, v in enumerate(own)
+    ]
+    fig = plot.traversal_grid(pd.DataFrame(rows), ["s0", "s1"])
+    (winner,), (others,), (numbers,) = (named(fig, n) for n in ("winner", "others", "number of the winner"))
+    np.testing.assert_array_equal(winner.z, [[0, np.nan], [2, np.nan]])
+    np.testing.assert_allclose(others.z, [[0.4, np.nan], [0.7, np.nan]])
+    assert (others.zmin, others.zmax) == (0.4, 1), "the most prompts of all are shown in full"
+    assert list(zip(numbers.x, numbers.y, numbers.text, strict=True)) == [(0, 0, "1"), (0, 1, "3")]
+    # White on the full dark colour of the first item, ink on the pale one of the last.
+    assert list(numbers.textfont.color) == [theme.ON_DARK, theme.ON_LIGHT]
+    assert "2 of 3 items can be made to win (1, 3)" in note(fig) and "2 of them tied" in note(fig)
+    assert "full colour: 60%" in note(fig)
+    assert fig.layout.meta["alt"].endswith("item 1 at 1 place, item 3 at 1 place, none at 2 places.")
+    assert fig.layout.xaxis.title.text == "first coordinate, sd"
 
 
 @pytest.mark.parametrize(
