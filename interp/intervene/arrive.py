@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 
-from interp.errors import UsageError
 from interp.intervene.base import Atom
+from interp.intervene.where import rows_of
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Site
@@ -38,22 +38,6 @@ class Tokens:
         mask = torch.zeros_like(self.batch.mask, dtype=torch.bool)
         mask[self.row, self.column] = True
         return mask
-
-    @cached_property
-    def _known(self) -> dict[int, int]:
-        return {id(example): row for row, example in enumerate(self.batch.examples)}
-
-    def rows(self, batch: Batch) -> Int[torch.Tensor, " b"]:
-        """For each row of a batch the row of these tokens' batch that holds its example."""
-        if batch is self.batch:
-            return torch.arange(len(batch), device=batch.ids.device)
-        if not batch.examples or not all(id(e) in self._known for e in batch.examples):
-            raise UsageError("what arrives belongs to other examples than those of this batch")
-        if batch.width != self.batch.width:
-            raise UsageError(
-                f"the batch has {batch.width} columns, that of what arrives {self.batch.width}: run the same batch"
-            )
-        return torch.tensor([self._known[id(e)] for e in batch.examples], device=batch.ids.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +74,7 @@ class Arrive(Atom):
         return (self.site,)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.site: self.tokens.mask[self.tokens.rows(batch)]}
+        return {self.site: self.tokens.mask[rows_of(self.tokens.batch, batch, self)]}
 
     def __repr__(self) -> str:
         return f"arrive({self.name} at {self.site})"
@@ -117,8 +101,8 @@ class _Write:
 
     def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
         out = value.clone()
-        shared = {id(atom.tokens): atom.tokens for _, atom in self.atoms}
-        known = {key: tokens.rows(self.batch) for key, tokens in shared.items()}
+        shared = {id(atom.tokens): atom for _, atom in self.atoms}
+        known = {key: rows_of(atom.tokens.batch, self.batch, atom) for key, atom in shared.items()}
         for number, atom in self.atoms:
             tokens = atom.tokens
             mine = (self.of == number).nonzero()[:, 0]

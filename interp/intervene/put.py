@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 
-from interp.errors import UsageError
 from interp.intervene.base import Atom
-from interp.intervene.where import Where
+from interp.intervene.where import Where, rows_of
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame, Tap
 from interp.models.sites import Site
@@ -37,11 +35,6 @@ class Values:
     batch: Batch
     at: Float[torch.Tensor, "b t *unit"]
     name: str
-
-    @cached_property
-    def rows(self) -> dict[int, int]:
-        """Row of each example, by identity."""
-        return {id(example): row for row, example in enumerate(self.batch.examples)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +67,10 @@ class Put(Atom):
         return self.site.whole, id(self.values)
 
     def touches(self, subject: CausalLM, batch: Batch) -> dict[Site, Bool[torch.Tensor, "b t"]]:
-        return {self.site.whole: self.columns[self._rows(batch)] & batch.mask.bool()}
+        return {self.site.whole: self.columns[rows_of(self.values.batch, batch, self)] & batch.mask.bool()}
 
     def __repr__(self) -> str:
         return f"put({self.values.name} at {self.site})"
-
-    def _rows(self, batch: Batch) -> Int[torch.Tensor, " b"]:
-        """For each row of a batch the row of the values that belongs to its example."""
-        known = self.values.rows
-        if not batch.examples or not all(id(e) in known for e in batch.examples):
-            raise UsageError(f"{self}: it holds values of other examples than those of this batch")
-        if batch.width != self.values.batch.width:
-            raise UsageError(
-                f"{self}: the batch has {batch.width} columns, the values' {self.values.batch.width}"
-            )
-        return torch.tensor([known[id(e)] for e in batch.examples], device=self.columns.device)
 
     @classmethod
     def lower_group(
@@ -99,10 +81,11 @@ class Put(Atom):
         of: Int[torch.Tensor, " b"],
         n: int,
     ) -> dict[Site, list[Tap]]:
-        site = atoms[0][1].site.whole
+        first: Put = atoms[0][1]
+        rows = rows_of(first.values.batch, batch, first)
         return {
-            site: [
-                _Write(atom, atom._rows(batch), Where(batch, of, n, number, "all")) for number, atom in atoms
+            first.site.whole: [
+                _Write(atom, rows, Where(batch, of, n, number, "all")) for number, atom in atoms
             ]
         }
 

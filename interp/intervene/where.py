@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 
+from interp.errors import UsageError
 from interp.intervene.base import Scope
 from interp.models.batch import Batch
 from interp.models.engines.base import Frame
@@ -20,6 +21,28 @@ def covered(batch: Batch, scope: Scope, frame: Frame) -> Bool[torch.Tensor, "b t
         frame.memo[key] = batch.scope_columns(scope, frame.past, frame.width)
     found: torch.Tensor = frame.memo[key]
     return found
+
+
+def rows_of(own: Batch, batch: Batch, what: object) -> Int[torch.Tensor, " b"]:
+    """For each row of a batch the row of another one, which values were stored for, that holds its example.
+
+    Args:
+        own: the batch of the values.
+        what: needs them, in errors.
+
+    Raises:
+        UsageError: the batch has other examples, or another width.
+    """
+    if batch is own:
+        return torch.arange(len(batch), device=own.ids.device)
+    known = {id(example): row for row, example in enumerate(own.examples)}
+    if not batch.examples or not all(id(e) in known for e in batch.examples):
+        raise UsageError(f"{what} holds values of other examples than those of this batch")
+    if batch.width != own.width:
+        raise UsageError(
+            f"{what}: the batch has {batch.width} columns, that of its values {own.width}: run the same one"
+        )
+    return torch.tensor([known[id(e)] for e in batch.examples], device=own.ids.device)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -35,28 +35,29 @@ from interp.tasks.base import Example, Task, stable_seed
 Kind = Literal["layer", "size", "norm", "entropy", "bottom", "given"]
 KINDS: tuple[str, ...] = get_args(Kind)
 NEAR = 8
-"""Heads among which one is drawn for each chosen head; more where so few make less sets than are asked for."""
+"""Parts among which one is drawn for each chosen part; more where so few make less sets than are asked for."""
 
 Heads = tuple[Head, ...]
+Part = TypeVar("Part", bound=Component)
 
 
 @dataclass(frozen=True, eq=False)
-class Matched(Sequence[Heads]):
-    """Control sets; a sequence of tuples of heads, each sorted.
+class Matched(Sequence[tuple[Part, ...]], Generic[Part]):
+    """Control sets; a sequence of tuples of components, each sorted.
 
     Attributes:
         by: kind of control.
         sets: the sets.
-        table: one row a set and head: `draw`, `chosen` (the head that it stands for), `component`, `wanted` and
-            `value` (what they are matched on: layer, norm, entropy in nats, or score) and `gap`, their distance. NaN
-            for `given`, which is matched on nothing.
+        table: one row a set and component: `draw`, `chosen` (the part that it stands for), `component`, `wanted` and
+            `value` (what they are matched on: layer, norm, entropy in nats, score, or activation) and `gap`, their
+            distance. NaN for `given`, which is matched on nothing.
     """
 
     by: str
-    sets: tuple[Heads, ...]
+    sets: tuple[tuple[Part, ...], ...]
     table: pd.DataFrame = field(repr=False)
 
-    def __getitem__(self, i: int) -> Heads:  # type: ignore[override]
+    def __getitem__(self, i: int) -> tuple[Part, ...]:  # type: ignore[override]
         return self.sets[i]
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ def matched(
     data: Reference | Task | Sequence[Example] | None = None,
     ranking: pd.DataFrame | Sequence[str | Component] | None = None,
     given: Sequence[str | Component] | Sequence[Sequence[str | Component]] | None = None,
-) -> Matched:
+) -> Matched[Head]:
     """At most `n` distinct sets of as many other heads as are chosen.
 
     Args:
@@ -129,17 +130,20 @@ def _layer(head: Head) -> float:
     return float(head.layer)
 
 
-def _table(rows: list[tuple[int, Head, Head]], value: Callable[[Head], float]) -> pd.DataFrame:
+def pairs_table(rows: Sequence[tuple[int, Part, Part]], value: Callable[[Part], float]) -> pd.DataFrame:
+    """Table of `Matched`, from the number of a set, a chosen part and what stands for it."""
     frame = pd.DataFrame(rows, columns=["draw", "chosen", "component"])
-    frame["wanted"] = [value(h) for h in frame["chosen"]]
-    frame["value"] = [value(h) for h in frame["component"]]
+    frame["wanted"] = [value(c) for c in frame["chosen"]]
+    frame["value"] = [value(c) for c in frame["component"]]
     frame["gap"] = (frame["value"] - frame["wanted"]).abs()
     for name in ("chosen", "component"):
-        frame[name] = [repr(h) for h in frame[name]]
+        frame[name] = [repr(c) for c in frame[name]]
     return frame
 
 
-def _paired(by: str, heads: Sequence[Head], sets: Sequence[Heads], value: Callable[[Head], float]) -> Matched:
+def _paired(
+    by: str, heads: Sequence[Head], sets: Sequence[Heads], value: Callable[[Head], float]
+) -> Matched[Head]:
     """Sets whose heads stand for the chosen ones in order of the value, which makes the gaps smallest."""
     order = sorted(heads, key=lambda h: (value(h), h))
     rows = [
@@ -147,10 +151,10 @@ def _paired(by: str, heads: Sequence[Head], sets: Sequence[Heads], value: Callab
         for draw, drawn in enumerate(sets)
         for of, head in zip(order, sorted(drawn, key=lambda h: (value(h), h)), strict=True)
     ]
-    return Matched(by, tuple(tuple(sorted(s)) for s in sets), _table(rows, value))
+    return Matched(by, tuple(tuple(sorted(s)) for s in sets), pairs_table(rows, value))
 
 
-def _given(heads: Sequence[Head], n: int, given: Sequence[object] | None) -> Matched:
+def _given(heads: Sequence[Head], n: int, given: Sequence[object] | None) -> Matched[Head]:
     if not given:
         raise UsageError("controls of kind 'given' need heads: given=other.top(10), or several such lists")
     several = all(not isinstance(item, (str, Component)) for item in given)
@@ -171,7 +175,7 @@ def _bottom(
     taken: set[Head],
     ranking: pd.DataFrame | Sequence[str | Component] | None,
     seed: int,
-) -> Matched:
+) -> Matched[Head]:
     if ranking is None:
         raise UsageError("controls of kind 'bottom' need a ranking of all heads: ranking=heads.scores_")
     if isinstance(ranking, pd.DataFrame):
@@ -194,7 +198,7 @@ def _bottom(
 
 def _near(
     by: str, heads: list[Head], free: list[Head], n: int, value: Mapping[Head, float], seed: int
-) -> Matched:
+) -> Matched[Head]:
     """For each chosen head one drawn among those of the free ones that are nearest to it and not yet drawn."""
     if len(free) < len(heads):
         raise UsageError(_TOO_FEW.format(len(heads)))
@@ -202,22 +206,33 @@ def _near(
     while math.comb(near, len(heads)) < n and near < len(free):
         near += 1
     nearest = {h: sorted(free, key=lambda o, h=h: (abs(value[o] - value[h]), o)) for h in heads}  # type: ignore[misc]
-    sets: dict[Heads, dict[Head, Head]] = {}
+    drawn = drawn_near(heads, nearest, n, near, "controls", by, seed)
+    rows = [(draw, of[h], h) for draw, of in enumerate(drawn) for h in sorted(of)]
+    return Matched(by, tuple(tuple(sorted(of)) for of in drawn), pairs_table(rows, value.__getitem__))
+
+
+def drawn_near(
+    chosen: Sequence[Part], nearest: Mapping[Part, Sequence[Part]], n: int, near: int, *seed: Any
+) -> list[dict[Part, Part]]:
+    """At most `n` distinct sets of one part for each chosen part, among the `near` nearest that are not yet drawn.
+
+    Args:
+        nearest: parts that may stand for each chosen part, nearest first.
+
+    Returns:
+        of each set the chosen parts, by what stands for them.
+    """
+    sets: dict[tuple[Part, ...], dict[Part, Part]] = {}
     for draw in range(100 * n):
         if len(sets) == n:
             break
-        rng = np.random.default_rng(stable_seed("controls", by, seed, draw))
-        of: dict[Head, Head] = {}
-        for i in rng.permutation(len(heads)):
-            pool = list(itertools.islice(_without(nearest[heads[i]], of), near))
-            of[pool[int(rng.integers(len(pool)))]] = heads[i]
+        rng = np.random.default_rng(stable_seed(*seed, draw))
+        of: dict[Part, Part] = {}
+        for i in rng.permutation(len(chosen)):
+            pool = list(itertools.islice((c for c in nearest[chosen[i]] if c not in of), near))
+            of[pool[int(rng.integers(len(pool)))]] = chosen[i]
         sets.setdefault(tuple(sorted(of)), of)
-    rows = [(draw, of[h], h) for draw, of in enumerate(sets.values()) for h in sorted(of)]
-    return Matched(by, tuple(sets), _table(rows, value.__getitem__))
-
-
-def _without(heads: Sequence[Head], used: Mapping[Head, Head]) -> Iterator[Head]:
-    return (h for h in heads if h not in used)
+    return list(sets.values())
 
 
 _TOO_FEW = "{} heads are chosen and too few are left to draw as many controls from"

@@ -11,61 +11,36 @@ No set holds a chosen part, and no two sets are equal; where fewer exist than ar
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 
 from interp.errors import UsageError
 from interp.intervene.base import Scope
 from interp.intervene.reference import Reference
+from interp.measure.controls import NEAR, Matched, drawn_near, pairs_table
 from interp.models.batch import plan
 from interp.models.engines.base import Frame, Reduce
 from interp.models.sites import MLP, Component, Neuron, Site, component
 from interp.models.subject import CausalLM
-from interp.tasks.base import Example, Task, stable_seed
+from interp.tasks.base import Example, Task
 
-NEAR = 8
-"""Neurons among which one is drawn for each chosen neuron; more where so few make less sets than are asked for."""
 _TOKENS = 4096
-
-Parts = tuple[Component, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class MatchedParts(Sequence[Parts]):
-    """Control sets; a sequence of tuples of components, each sorted.
+class MatchedParts(Matched[Component]):
+    """Control sets of MLPs or neurons, matched by `norm` or `activation`.
 
     Attributes:
-        by: what they are matched on, `norm` or `activation`.
-        sets: the sets.
-        table: one row a set and component: `draw`, `chosen` (the part that it stands for), `component`, `wanted` and
-            `value` (what they are matched on) and `gap`, their distance.
         n_distinct: how many sets there are to draw from.
     """
 
-    by: str
-    sets: tuple[Parts, ...]
-    table: pd.DataFrame = field(repr=False)
     n_distinct: int
-
-    def __getitem__(self, i: int) -> Parts:  # type: ignore[override]
-        return self.sets[i]
-
-    def __len__(self) -> int:
-        return len(self.sets)
-
-    @property
-    def gaps(self) -> list[float]:
-        """Mean gap of each set."""
-        mean = self.table.groupby("draw")["gap"].mean()
-        return [float(mean[draw]) for draw in range(len(self.sets))]
 
 
 def matched_windows(
@@ -109,8 +84,8 @@ def matched_windows(
     order = sorted(free, key=lambda s: (gap(s), abs(s), s))[:n]
     rows = [(draw, MLP(i), MLP(i + s)) for draw, s in enumerate(order) for i in layers]
     sets = tuple(tuple(MLP(i + s) for i in layers) for s in order)
-    value = {MLP(i): float(norm[i]) for i in range(subject.n_layers)}
-    return MatchedParts("norm", sets, _table(rows, value), len(free))
+    table = pairs_table(rows, lambda c: float(norm[c.layer]))
+    return MatchedParts("norm", sets, table, len(free))
 
 
 def matched_neurons(
@@ -155,43 +130,16 @@ def matched_neurons(
     near, most = NEAR, max(len(pool) for pool in pools.values())
     while near ** len(neurons) < 2 * n and near < most:
         near += 1
-    sets: dict[tuple[Neuron, ...], dict[Neuron, Neuron]] = {}
-    for draw in range(100 * n):
-        if len(sets) == n:
-            break
-        of = _drawn(neurons, nearest, near, np.random.default_rng(stable_seed("neurons", seed, draw)))
-        sets.setdefault(tuple(sorted(of)), of)
-    rows = [(draw, of[c], c) for draw, of in enumerate(sets.values()) for c in sorted(of)]
-    value = {Neuron(i, j): float(v) for i in layers for j, v in enumerate(size[i])}
+    drawn = drawn_near(neurons, nearest, n, near, "neurons", seed)
+    rows = [(draw, of[c], c) for draw, of in enumerate(drawn) for c in sorted(of)]
+    sets = tuple(tuple(sorted(of)) for of in drawn)
     counts = [(len(pool), sum(c.layer == i for c in neurons)) for i, pool in pools.items()]
-    return MatchedParts(
-        "activation", tuple(sets), _table(rows, value), math.prod(math.comb(*pair) for pair in counts)
-    )
-
-
-def _drawn(
-    chosen: Sequence[Neuron], nearest: Mapping[Neuron, Sequence[Neuron]], near: int, rng: np.random.Generator
-) -> dict[Neuron, Neuron]:
-    """For each chosen neuron one of the nearest that are not yet drawn; the drawn one first."""
-    of: dict[Neuron, Neuron] = {}
-    for i in rng.permutation(len(chosen)):
-        pool = list(itertools.islice((c for c in nearest[chosen[i]] if c not in of), near))
-        of[pool[int(rng.integers(len(pool)))]] = chosen[i]
-    return of
+    table = pairs_table(rows, lambda c: float(size[c.layer][c.i]))
+    return MatchedParts("activation", sets, table, math.prod(math.comb(*pair) for pair in counts))
 
 
 def _reference(data: Reference | Task | Sequence[Example]) -> Reference:
     return data if isinstance(data, Reference) else Reference(data)
-
-
-def _table(rows: Sequence[tuple[int, Component, Component]], value: Mapping[Any, float]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["draw", "chosen", "component"])
-    frame["wanted"] = [value[c] for c in frame["chosen"]]
-    frame["value"] = [value[c] for c in frame["component"]]
-    frame["gap"] = (frame["value"] - frame["wanted"]).abs()
-    for name in ("chosen", "component"):
-        frame[name] = [repr(c) for c in frame[name]]
-    return frame
 
 
 def mlp_norms(subject: CausalLM, data: Reference, scope: Scope = "all") -> Float[np.ndarray, " l"]:
