@@ -7,6 +7,7 @@ layer, one to three dimensional. Weights say that the reader would see it; wheth
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import reduce
@@ -56,11 +57,21 @@ class Channel:
         written = " + ".join(f"{head}.{i}" for head, i in self.components)
         return f"{written} -> {self.reader} ({self.mode}, {self.rank}d)"
 
-    def cut(self, weights: Weights) -> Intervention:
-        """The components deleted from what their heads write; what the heads always write stays."""
+    def cut(self, weights: Weights, factor: float = 0.0) -> Intervention:
+        """The components deleted from what their heads write, or scaled; what the heads always write stays.
+
+        Args:
+            weights: those that the channel was found in.
+            factor: of what is written along the components: 0 removes it, 2 adds it once more, 1 leaves it.
+
+        Raises:
+            UsageError: the factor is no number.
+        """
+        if not math.isfinite(factor):
+            raise UsageError(f"{self}: factor={factor}; write a number: 0 removes the channel, 2 doubles it")
         scales: dict[Head, dict[int, float]] = {}
         for head, number in self.components:
-            scales.setdefault(head, {})[number] = 0.0
+            scales.setdefault(head, {})[number] = factor
         edits: list[Intervention] = [ov_edit(weights, head, own) for head, own in scales.items()]
         return reduce(lambda a, b: a + b, edits)
 

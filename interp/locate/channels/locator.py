@@ -2,7 +2,7 @@
 
 The weights alone say it. Every OV component of a head is held against every later reader, outliers are taken as
 channels, and a head scores what the best of its components scores. A task is only asked whether the channels are used:
-what the readers' attention loses when one is cut (`validation`).
+how the readers' attention changes when one is removed or doubled (`validation`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Channels(Locator):
         kept: components of each mode that are kept as candidates.
         fold: fold norms into readers; False takes the weights as they are.
         validate: channels through queries and keys that a task is asked about, the first ones.
+        factors: what a task is asked: 0 removes a channel, 2 adds what is written along it once more.
         draws: control cuts of each.
         seed: of the control cuts.
 
@@ -75,6 +76,7 @@ class Channels(Locator):
         kept: int = 2000,
         fold: bool = True,
         validate: int = 10,
+        factors: Sequence[float] = (0.0, 2.0),
         draws: int = 10,
         seed: int = 0,
     ):
@@ -87,6 +89,7 @@ class Channels(Locator):
         self.kept = kept
         self.fold = fold
         self.validate = validate
+        self.factors = factors
         self.draws = draws
         self.seed = seed
 
@@ -126,6 +129,7 @@ class Channels(Locator):
                 self.weights_,
                 asked,
                 data.examples(subject),
+                factors=self.factors,
                 draws=self.draws,
                 seed=self.seed,
                 progress=progress,

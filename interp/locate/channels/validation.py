@@ -1,9 +1,10 @@
-"""Is a channel used? What its reader's attention loses when it is cut, beside cuts of other components of its writers.
+"""Is a channel used? How its reader's attention changes without it, beside cuts of other components of its writers.
 
 Weights say that a reader would see what the components write, not that they ever write it, nor that the rest of the
-query leaves it standing. So the components are deleted from what their heads write, and the attention of the reader is
-compared at the last token of each prompt: how much each role's tokens gain or lose, and how far the whole row moves
-(total variation). As many other components of the same heads, drawn at random, say what such a cut does by itself.
+query leaves it standing. So the components are deleted from what their heads write, or written more than once, and the
+attention of the reader is compared at the last token of each prompt: how much each role's tokens gain or lose, and how
+far the whole row moves (total variation). As many other components of the same heads, drawn at random and scaled
+alike, say what such an edit does by itself.
 """
 
 from __future__ import annotations
@@ -36,22 +37,25 @@ Components = tuple[tuple[Head, int], ...]
 Progress = Callable[[int, int, str], None]
 
 
-def attention_change(weights: Weights, channel: Channel, examples: Sequence[Example]) -> pd.DataFrame:
-    """How the attention of a channel's reader changes when the channel is cut, at the last token of each prompt.
+def attention_change(
+    weights: Weights, channel: Channel, examples: Sequence[Example], factor: float = 0.0
+) -> pd.DataFrame:
+    """How the attention of a channel's reader changes when the channel is cut or scaled, at each prompt's last token.
 
     Args:
         weights: those that the channel was found in.
         channel: through queries or keys.
         examples: prompts.
+        factor: of what is written along the channel: 0 removes it, 2 adds it once more, any number between or beyond.
 
     Returns:
         one row an example, reading head and span role: example, reader, role (`` for the whole row), before and after
         (attention on the role's tokens), change, moved (total variation distance of the two rows).
 
     Raises:
-        UsageError: a channel through values, which attention does not show.
+        UsageError: a channel through values, which attention does not show, or a factor that is no number.
     """
-    before, (after,) = _rows(weights, channel, [channel.cut(weights)], examples)
+    before, (after,) = _rows(weights, channel, [channel.cut(weights, factor)], examples)
     return _changes(channel.readers(weights), examples, before, after)
 
 
@@ -60,37 +64,39 @@ def validate(
     channels: Sequence[Channel],
     examples: Sequence[Example],
     *,
+    factors: Sequence[float] = (0.0,),
     draws: int = 10,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Attention changes of channels, paired with those of control cuts.
+    """Attention changes of channels that are cut or scaled, paired with those of control edits.
 
     Args:
         channels: through queries or keys; those through values are left out, which attention does not show.
+        factors: of what is written along a channel, and along its controls: 0 removes it, 2 adds it once more.
         draws: sets of as many other components of the same heads; where fewer exist all of them are taken.
         progress: told about channels done.
 
     Returns:
-        one row a channel, reading head and span role (`` for the whole row):
-        channel, reader, mode, role, before, change and its se (clusters), control (mean change over draws), moved,
-        control_moved, p (examples' differences from their mean control flipped in sign, cluster by cluster; of `moved`
-        for the whole row, of `change` for a role), q (Benjamini and Hochberg over all rows), beyond (draws that change
-        it as far as the cut), n_draws, n_distinct, share and control_share (of their heads' squared length that the
+        one row a channel, factor, reading head and span role (`` for the whole row):
+        channel, factor, reader, mode, role, before, change and its se (clusters), control (mean change over draws),
+        moved, control_moved, p (examples' differences from their mean control flipped in sign, cluster by cluster; of
+        `moved` for the whole row, of `change` for a role), q (Benjamini and Hochberg over all rows), beyond (draws that
+        change it as far), n_draws, n_distinct, share and control_share (of their heads' squared length that the
         components hold), n, n_clusters.
 
     Raises:
-        UsageError: no examples, or no channel through queries or keys.
+        UsageError: no examples, no channel through queries or keys, no factor, or one that is no number.
     """
     shown = [c for c in channels if c.mode != "V"]
-    if not shown or not examples or draws < 1:
+    if not shown or not examples or draws < 1 or not factors:
         raise UsageError(
-            f"{len(shown)} channels through queries or keys, {len(examples)} examples, {draws} draws: "
-            "validation takes at least one of each"
+            f"{len(shown)} channels through queries or keys, {len(examples)} examples, {draws} draws, "
+            f"{len(factors)} factors: validation takes at least one of each"
         )
     found = []
     for done, channel in enumerate(shown):
-        found.append(_validated(weights, channel, examples, draws, seed))
+        found.append(_validated(weights, channel, examples, factors, draws, seed))
         if progress:
             progress(done + 1, len(shown), "channels")
     return fdr(pd.concat(found, ignore_index=True))
@@ -126,15 +132,42 @@ def others(weights: Weights, channel: Channel, draws: int, seed: int) -> tuple[l
 
 
 def _validated(
-    weights: Weights, channel: Channel, examples: Sequence[Example], draws: int, seed: int
+    weights: Weights,
+    channel: Channel,
+    examples: Sequence[Example],
+    factors: Sequence[float],
+    draws: int,
+    seed: int,
 ) -> pd.DataFrame:
     controls, distinct = others(weights, channel, draws, seed)
-    cuts = [replace(channel, components=c).cut(weights) for c in (channel.components, *controls)]
-    before, after = _rows(weights, channel, cuts, examples)
+    sets = [channel.components, *controls]
+    edits = [replace(channel, components=c).cut(weights, factor) for factor in factors for c in sets]
+    before, after = _rows(weights, channel, edits, examples)
     heads = channel.readers(weights)
-    share, *shares = _shares(weights, [channel.components, *controls])
-    own, *drawn = (_changes(heads, examples, before, rows) for rows in after)
+    share, *shares = _shares(weights, sets)
     clusters = np.array([e.cluster or e.key() for e in examples])
+    found = []
+    for i, factor in enumerate(factors):
+        mine = after[i * len(sets) : (i + 1) * len(sets)]
+        own, *drawn = (_changes(heads, examples, before, rows) for rows in mine)
+        beside = _beside(own, drawn, clusters, seed)
+        beside.insert(0, "factor", factor)
+        found.append(beside)
+    out = pd.concat(found, ignore_index=True)
+    out.insert(0, "channel", repr(channel))
+    out.insert(3, "mode", channel.mode)
+    return out.assign(
+        n_draws=len(controls),
+        n_distinct=distinct,
+        share=share,
+        control_share=float(np.mean(shares)) if shares else np.nan,
+    )
+
+
+def _beside(
+    own: pd.DataFrame, drawn: Sequence[pd.DataFrame], clusters: np.ndarray, seed: int
+) -> pd.DataFrame:
+    """Changes by an edit against those by its controls, one row a reading head and role."""
     found = []
     for (reader, role), mine in own.groupby(["reader", "role"], sort=False):
         stat = "change" if role else "moved"
@@ -148,9 +181,7 @@ def _validated(
         nearer = np.abs(other.mean(1)) < abs(value.mean())
         found.append(
             {
-                "channel": repr(channel),
                 "reader": reader,
-                "mode": channel.mode,
                 "role": role,
                 "before": mine["before"].mean(),
                 "change": mine["change"].mean(),
@@ -162,10 +193,6 @@ def _validated(
                 "control_moved": float(np.mean(moved)) if drawn else np.nan,
                 "p": sign_flip(value - other.mean(0), names, seed=seed) if drawn else np.nan,
                 "beyond": int((~nearer).sum()),
-                "n_draws": len(drawn),
-                "n_distinct": distinct,
-                "share": share,
-                "control_share": float(np.mean(shares)) if shares else np.nan,
                 "n": len(mine),
                 "n_clusters": len(set(names)),
             }

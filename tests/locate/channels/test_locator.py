@@ -216,7 +216,7 @@ def validated():
 
 def test_attention_moves_more_than_for_other_components_of_the_same_head(validated):
     found, _ = validated
-    frame = found.validation_
+    frame = found.validation_[found.validation_["factor"] == 0]
     assert {c.split("(")[1][0] for c in frame["channel"]} == {"Q", "K"}  # attention does not show values
     assert set(frame["role"]) == {"", "key", "value"}
     query = frame[(frame["reader"] == "L2H3") & (frame["mode"] == "Q") & (frame["role"] == "")].iloc[0]
@@ -227,14 +227,16 @@ def test_attention_moves_more_than_for_other_components_of_the_same_head(validat
     assert (frame["q"] >= frame["p"]).all()
 
 
-def test_rows_of_the_frame_are_those_of_cuts_made_one_by_one(validated):
+@pytest.mark.parametrize("factor", [0.0, 2.0])
+def test_rows_of_the_frame_are_those_of_edits_made_one_by_one(validated, factor):
     found, data = validated
     channel = next(c for c in found.channels_ if c.mode == "K")
     controls, distinct = others(found.weights_, channel, 6, 0)
     assert distinct == 11 and len(set(controls)) == 6 and channel.components not in controls
-    own = attention_change(found.weights_, channel, data)
-    drawn = [attention_change(found.weights_, replace(channel, components=c), data) for c in controls]
-    frame = found.validation_
+    own = attention_change(found.weights_, channel, data, factor)
+    drawn = [attention_change(found.weights_, replace(channel, components=c), data, factor) for c in controls]
+    assert set(found.validation_["factor"]) == {0, 2}
+    frame = found.validation_[found.validation_["factor"] == factor]
     for reader in ("L2H2", "L2H3"):
         for role in ("", "key", "value"):
             row = frame[
@@ -293,6 +295,8 @@ def test_bad_requests_say_what_is_wrong(validated):
         Channels(by="p").fit(found.weights_.subject)
     with pytest.raises(UsageError, match="at least one of each"):
         validate(found.weights_, [], data)
+    with pytest.raises(UsageError, match="0 factors: validation takes"):
+        validate(found.weights_, found.channels_[:3], data, factors=())
     with pytest.raises(UsageError, match="not fitted"):
         Channels().top(1)
     refit = Channels(("V",)).fit(found.weights_.subject, FixedTask(data, name="tiny"))
