@@ -108,14 +108,14 @@ class SetAttention(Atom):
     @property
     def keys_name(self) -> str:
         """The tokens, as cuts call them; the factor of `scale` with them."""
-        return f"{self.to_name} x{self.factor:g}" if self.how == "scale" else self.to_name
+        return f"{self.to_name} x{_exactly(self.factor)}" if self.how == "scale" else self.to_name
 
     @property
     def to_name(self) -> str:
         """Names of the tokens, with their weights where they have some."""
         if not self.weights:
             return scope_name(self.to)
-        return "+".join(f"{name}:{w:g}" for name, w in zip(self.to, self.weights, strict=True))
+        return "+".join(f"{name}:{_exactly(w)}" for name, w in zip(self.to, self.weights, strict=True))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -129,7 +129,7 @@ class SetAttention(Atom):
 
     def __repr__(self) -> str:
         heads = " ".join(map(repr, self.heads)) or "nothing"
-        factor = f", factor={self.factor:g}" if self.how == "scale" else ""
+        factor = f", factor={_exactly(self.factor)}" if self.how == "scale" else ""
         return f"set_attention({heads}, to={self.to_name}, at={scope_name(self.at)}, how={self.how}{factor})"
 
     def group(self) -> tuple[Any, ...]:
@@ -167,6 +167,12 @@ class SetAttention(Atom):
             Site("attention", layer): [_Set(first, Units(batch, member, of, first.at)) for member in every]
             for layer, every in members.items()
         }
+
+
+def _exactly(number: float) -> str:
+    """A number in six digits if these are all of it, so that no two have one name."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _weights(edit: SetAttention, batch: Batch, end: int) -> Float[torch.Tensor, "b s"]:

@@ -223,11 +223,18 @@ def test_everything_that_changes_a_number_is_in_the_key():
         set_attention("L1H2", "value", how="scale", factor=3),
         set_attention("L1H2", {"value": 1, "key": 1}),
         set_attention("L1H2", {"value": 1, "key": 2}),
+        # Apart in the seventh digit.
+        set_attention("L1H2", "value", how="scale", factor=2.0000001),
+        set_attention("L1H2", {"value": 1, "key": 2.0000001}),
+        set_attention("L1H2", {"value": 1, "key": 1 / 3}),
+        set_attention("L1H2", {"value": 1, "key": 0.333333}),
     ]
     assert len({i.key() for i in items}) == len(items)
     assert items[0].key() == set_attention("L1H2", "value").key()
     assert items[0].with_components(components("L1H3")).key() == items[1].key()
+    assert len({repr(i) for i in items}) == len(items)
     assert repr(items[5]) == "set_attention(L1H2, to=value, at=answer, how=scale, factor=2)"
+    assert "factor=2.0000001)" in repr(items[9]) and "value:1+key:2.0000001" in repr(items[10])
 
 
 @pytest.mark.parametrize(
