@@ -306,6 +306,14 @@ def test_factors_of_most_heads_change_places(model):
     assert sum(a.head == b.head for a, b in zip(parts, other.parts, strict=True)) < 6
     few = search.other_heads(Scaled("learned", parts[:2], 2.0), model.heads()[:4], 4, 3, 0, 0)
     assert all(p.head.layer == 1 for p in few.parts) and len({p.head for p in few.parts}) == 2
+    # All heads but one are to be avoided, and yet none of the edit's own is drawn.
+    free = Head(2, 3)
+    for draw in range(20):
+        scarce = search.other_heads(
+            Scaled("cut", parts[4:8], 0.0), [h for h in model.heads() if h != free], 4, 3, draw, 0
+        )
+        drawn = [p.head for p in scarce.parts]
+        assert len({*drawn}) == 4 and free in drawn and not {*drawn} & {p.head for p in parts[4:8]}
 
 
 def test_edits_are_ranked_and_sized():

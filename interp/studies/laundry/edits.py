@@ -238,7 +238,8 @@ def other_heads(
 ) -> Scaled:
     """The same factors on other heads, of the same layers where these have enough; of components their first ones.
 
-    Where an edit has most of the heads, its factors change places among them.
+    Heads to avoid are drawn only where no others are left, the edit's own never. Where an edit has most of the heads,
+    its factors change places among them.
     """
     rng = np.random.default_rng(stable_seed("heads", seed, draw, edit.name))
     kind = f"{edit.kind}: other heads"
@@ -246,11 +247,12 @@ def other_heads(
         order = rng.permutation(len(edit.parts))
         swapped = [replace(p, head=edit.parts[i].head) for p, i in zip(edit.parts, order, strict=True)]
         return replace(edit, kind=kind, parts=tuple(swapped))
-    taken = {*avoid, *(p.head for p in edit.parts)}
+    taken = {p.head for p in edit.parts}
     every = [Head(i, h) for i in range(n_layers) for h in range(n_heads)]
     parts: list[Part] = []
     for part in edit.parts:
-        free = [h for h in every if h not in taken] or [h for h in every if h not in {p.head for p in parts}]
+        left = [h for h in every if h not in taken]
+        free = [h for h in left if h not in avoid] or left
         near = min(abs(h.layer - part.head.layer) for h in free)
         free = [h for h in free if abs(h.layer - part.head.layer) == near]
         head = free[int(rng.integers(len(free)))]
