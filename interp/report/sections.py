@@ -183,11 +183,17 @@ def top_channels(tables: Tables) -> list[dict[str, Any]]:
     return out[:TOP_CHANNELS]
 
 
+_SUPERSCRIPT = str.maketrans("0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+
+
 def _tiny(value: float) -> str:
     """A q-value, small ones by their power of ten."""
     if not math.isfinite(value):
         return "\u2013"
-    return number(value, 3) if value >= 0.001 else f"< 10^{math.ceil(math.log10(max(value, 1e-300)))}"
+    if value >= 0.001:
+        return number(value, 3)
+    power = -math.ceil(math.log10(max(value, 1e-300)))
+    return "< 10\u207b" + str(power).translate(_SUPERSCRIPT)
 
 
 def scoring(tables: Tables) -> dict[str, Any] | None:

@@ -112,7 +112,7 @@ def test_the_channels_of_the_best_heads_are_listed_by_their_rank(run: Path) -> N
     assert [r["reader"] for r in rows] == own.drop_duplicates("channel")["reader"].tolist()[:12]
     first = own[own["channel"] == own["channel"].min()]
     assert rows[0]["components"] == [f"{r.writer}.{r.component}" for r in first.itertuples()]
-    assert rows[0]["q"] == "< 10^-30"
+    assert rows[0]["q"] == "< 10\u207b\u00b3\u2070"
 
 
 def test_a_dose_of_deleted_channels_is_drawn_where_there_are_several(run: Path, tmp_path: Path) -> None:
