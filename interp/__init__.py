@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from interp.intervene.attention import set_attention
     from interp.intervene.edit import WeightEdit
     from interp.intervene.export import to_nnsight
+    from interp.intervene.facts import FactEdit, Rewrite, memit, rome, second_moments
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
-    from interp.intervene.trace import trace_map
+    from interp.intervene.trace import How, aggregate, trace_map, trace_maps
     from interp.locate.channels.locator import Channels
     from interp.locate.circuits.path_patching import path_patch
     from interp.locate.compare import compare as compare_heads
     from interp.locate.duo import DuoGates
+    from interp.locate.facts.fact_mlps import FactMLPs
+    from interp.locate.facts.flow import knockout_map
     from interp.locate.interop import read_heads, write_heads
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.locate.screen import screen
     from interp.measure.known import known_to
+    from interp.measure.scenarios import scenarios
     from interp.measure.sequential import Stop
     from interp.models.engines.base import Record
     from interp.models.load import load
@@ -49,6 +53,7 @@ _PUBLIC = {
     "DuoGates": "interp.locate.duo:DuoGates",
     "Channels": "interp.locate.channels.locator:Channels",
     "circuits": "interp.locate.circuits",
+    "FactMLPs": "interp.locate.facts.fact_mlps:FactMLPs",
     "Stop": "interp.measure.sequential:Stop",
     "compare_heads": "interp.locate.compare:compare",
     "read_heads": "interp.locate.interop:read_heads",
@@ -59,11 +64,21 @@ _PUBLIC = {
     "path_patch": "interp.locate.circuits.path_patching:path_patch",
     "set_attention": "interp.intervene.attention:set_attention",
     "trace_map": "interp.intervene.trace:trace_map",
+    "trace_maps": "interp.intervene.trace:trace_maps",
+    "How": "interp.intervene.trace:How",
+    "aggregate": "interp.intervene.trace:aggregate",
+    "knockout_map": "interp.locate.facts.flow:knockout_map",
     "screen": "interp.locate.screen:screen",
     "project_out": "interp.intervene.subspace:project_out",
     "WeightEdit": "interp.intervene.edit:WeightEdit",
+    "rome": "interp.intervene.facts:rome",
+    "memit": "interp.intervene.facts:memit",
+    "Rewrite": "interp.intervene.facts:Rewrite",
+    "FactEdit": "interp.intervene.facts:FactEdit",
+    "second_moments": "interp.intervene.facts:second_moments",
     "to_nnsight": "interp.intervene.export:to_nnsight",
     "known_to": "interp.measure.known:known_to",
+    "scenarios": "interp.measure.scenarios:scenarios",
     "measure": "interp.measure",
     "atlas": "interp.atlas",
     "errors": "interp.errors",
@@ -76,34 +91,45 @@ __all__ = [
     "Channels",
     "DuoGates",
     "Example",
+    "FactEdit",
+    "FactMLPs",
     "Head",
+    "How",
     "Neuron",
     "Record",
     "RetrievalHeads",
+    "Rewrite",
     "Site",
     "Span",
     "Stop",
     "Task",
     "WeightEdit",
     "ablate",
+    "aggregate",
     "atlas",
     "circuits",
     "compare_heads",
     "errors",
+    "knockout_map",
     "known_to",
     "load",
     "measure",
+    "memit",
     "patch",
     "path_patch",
     "plot",
     "project_out",
     "properties",
     "read_heads",
+    "rome",
+    "scenarios",
     "screen",
+    "second_moments",
     "set_attention",
     "task",
     "to_nnsight",
     "trace_map",
+    "trace_maps",
     "write_heads",
 ]
 

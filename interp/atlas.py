@@ -3,7 +3,8 @@
 `run` goes from a model's name to a folder with tables, figures and one page: locate on one set of needles, cut the
 top heads (every dose, with matched controls), measure on needles of *another kind in another haystack*, on induction,
 on closed-book facts the model knows, and on natural prose. Then which heads talk to which, by their weights, and what
-deleting what the retrieval heads read does to the needles. Running it again skips what is done.
+deleting what the retrieval heads read does to the needles. And which MLPs recall the facts that no context gives, found
+and cut in the same way. Running it again skips what is done.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,7 @@ from interp.errors import NoAcceptedExample
 from interp.runs import Run, write_frame
 
 if TYPE_CHECKING:
+    from interp.atlas_facts import FactSection
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.measure.effects import Role
     from interp.models.sites import Component
@@ -78,6 +81,14 @@ class AtlasSpec(BaseModel):
         (5, 10, 20, 50), min_length=1, description="components deleted of those that the top heads read"
     )
     channel_controls: int = Field(5, ge=0, description="draws of other components a dose")
+    fact_trace_n: int = Field(
+        32, ge=0, description="known facts that fact MLPs are chosen on; 0 leaves fact MLPs out"
+    )
+    fact_exact: int = Field(32, ge=1, description="neurons that are zeroed one by one, a fact")
+    fact_cuts: tuple[int, ...] = Field((1, 3), description="fact MLPs cut together, best first")
+    fact_neuron_cuts: tuple[int, ...] = Field((20, 100), description="fact neurons cut together, best first")
+    fact_controls: int = Field(5, ge=0, description="matched windows, and draws of neurons, a cut")
+    fact_length: int = Field(128, description="prompt tokens of the needles that fact MLPs should spare")
     patch_n: int = Field(1, ge=0, description="examples of activation patching")
     patch_length: int = 80
     patch_direction: Literal["denoise", "noise", "both"] = "both"
@@ -110,6 +121,12 @@ class AtlasSpec(BaseModel):
             "channels": 1000,
             "channel_doses": (50,),
             "channel_controls": 3,
+            "fact_trace_n": 16,
+            "fact_exact": 16,
+            "fact_cuts": (1,),
+            "fact_neuron_cuts": (20,),
+            "fact_controls": 4,
+            "fact_length": 80,
             "patch_n": 1,
             "patch_length": 80,
             "patch_direction": "denoise",
@@ -128,8 +145,9 @@ def run(
     """Run an atlas into a folder, going on where an earlier run of the same spec stopped.
 
     Args:
-        folder: holds spec.yaml, scores, groups, instances, effects, channels, channel_spectrum, channel_effects, patch
-            (Parquet), rows.json, provenance.json, report.html and figures/.
+        folder: holds spec.yaml, scores, groups, instances, effects, channels, channel_spectrum, channel_effects,
+            fact_census, fact_profile, fact_layers, fact_neurons, fact_effects, patch (Parquet), rows.json,
+            provenance.json, report.html and figures/.
         subject: the model, if it is loaded already.
         stage: shows progress; called with the name of each stage, gives a `report(done, total, what)`.
         static: write PDF, SVG and PNG figures; default where a browser is found.
@@ -190,6 +208,8 @@ class _Atlas:
         write_frame(self.job.folder / "effects.parquet", effects)
         if spec.channels:
             self.channels()
+        if spec.fact_trace_n:
+            self.fact_section.tables()
         if spec.patch_n:
             self.job.table("patch", self.patch)
         self.job.json("rows", self.rows)
@@ -323,15 +343,16 @@ class _Atlas:
 
     def facts(self) -> Task:
         """Facts this model knows; each relation has its share of those that are kept."""
-        from interp.measure.known import known_to
         from interp.tasks.base import FixedTask
-        from interp.tasks.registry import task
 
-        with self.stage("facts the model knows") as report:
-            known = known_to(
-                self.subject, task("facts", n=self.spec.facts_n, seed=self.spec.seed), progress=report
-            ).examples(self.subject)
-        return FixedTask(known[: self.spec.facts_keep], name="facts")
+        return FixedTask(self.fact_section.known()[: self.spec.facts_keep], name="facts")
+
+    @cached_property
+    def fact_section(self) -> FactSection:
+        """The section of facts; what is asked there serves the cuts of heads too."""
+        from interp.atlas_facts import FactSection
+
+        return FactSection(self.spec, self.job, lambda: self.subject, self.stage, self.niah)
 
     def prose(self) -> Task:
         from interp.tasks.registry import task

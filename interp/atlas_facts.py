@@ -1,0 +1,314 @@
+"""The fact part of an atlas: which facts the model knows, which MLPs recall them, and what cutting those costs.
+
+Facts are asked closed book. Layers, and neurons of the best one, are chosen on the known facts of one half of the
+subjects (`FactMLPs`); what cutting them does is measured on the known facts of the other half, on needles, which the
+context answers, and on natural prose, beside windows of layers that write as much and neurons that are as active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import NoAcceptedExample
+from interp.intervene.ablate import Ablate
+from interp.intervene.tracing.places import LAST, LAST_OF, places_of
+from interp.locate.facts.fact_mlps import LAYERS, NEURONS, FactMLPs
+from interp.measure.effects import COLUMNS, Role, measure
+from interp.measure.mlp_controls import matched_neurons, matched_windows
+from interp.measure.plans import Condition
+from interp.measure.stats import proportion_ci
+from interp.models.sites import Component, component
+from interp.models.subject import CausalLM
+from interp.runs import Run
+from interp.tasks.base import Example, FixedTask, Task, stable_seed
+
+if TYPE_CHECKING:
+    from interp.atlas import AtlasSpec
+
+Report = Callable[[int, int, str], None]
+Stage = Callable[[str], AbstractContextManager[Report | None]]
+
+RIGHT, WRONG = "facts it knows", "what it says where it is wrong"
+"""Groups of the profile: prompts whose answer is the fact, and others, whose answer is what the model says instead."""
+
+SWAP = "subject_swap"
+LEAST = 4
+"""Subjects that a half needs, so that intervals mean something."""
+
+KEPT_NEURONS = 200
+"""Rows kept of the neurons' scores, best first."""
+
+
+def ask(subject: CausalLM, examples: Sequence[Example], report: Report | None = None) -> pd.DataFrame:
+    """What the model answers right.
+
+    Returns:
+        one row an example, in order: relation, subject, template, cluster, chance, known.
+    """
+    from interp.measure.outcomes import evaluate
+
+    found = evaluate(subject, examples, {"clean": None}, progress=report).values["clean"]["accuracy"]
+    about = [{k: e.meta.get(k, "") for k in ("relation", "subject", "template")} for e in examples]
+    return pd.DataFrame(about).assign(
+        cluster=[e.cluster or e.key() for e in examples],
+        chance=[e.chance for e in examples],
+        known=found > 0.5,
+    )
+
+
+def census(asked: pd.DataFrame) -> pd.DataFrame:
+    """How much the model knows, relation by relation.
+
+    Returns:
+        one row a relation, and one `all`: relation, n, subjects, known, accuracy, ci_lo, ci_hi (95 %, of the accuracy,
+        subjects being the clusters), chance (of a guess among the relation's answers).
+    """
+    rows = []
+    for name, part in [*asked.groupby("relation", sort=True), ("all", asked)]:
+        known = part["known"].to_numpy(float)
+        low, high = proportion_ci(known, part["cluster"].to_numpy())
+        rows.append(
+            {
+                "relation": str(name),
+                "n": len(part),
+                "subjects": part["cluster"].nunique(),
+                "known": int(known.sum()),
+                "accuracy": float(known.mean()),
+                "ci_lo": low,
+                "ci_hi": high,
+                "chance": float(part["chance"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def halves(clusters: Sequence[str], seed: int) -> np.ndarray:
+    """Whether each example is of the half of the subjects that layers are chosen on."""
+    names = sorted(set(clusters))
+    order = np.random.default_rng(stable_seed("halves of facts", seed)).permutation(len(names))
+    first = {names[i] for i in order[: (len(names) + 1) // 2]}
+    return np.array([c in first for c in clusters], dtype=bool)
+
+
+def traceable(examples: Sequence[Example], n: int) -> list[Example]:
+    """The first `n` examples whose subject can be swapped, and whose prompt goes on behind it."""
+    return [e for e in examples if SWAP in e.corrupt and LAST_OF in places_of(e)][:n]
+
+
+def profile(
+    subject: CausalLM, groups: dict[str, list[Example]], seed: int, report: Report | None = None
+) -> pd.DataFrame:
+    """What a clean MLP or attention output brings back, by layer, at the subject's last token and at the last one.
+
+    The answer is what the model itself says (of its first token that tells answers apart), so that prompts which it
+    gets wrong can stand beside those that it knows.
+
+    Returns:
+        the rows of `interp.intervene.trace.aggregate`, with `said`: the group.
+    """
+    from interp.intervene.tracing.aggregate import aggregate
+    from interp.intervene.tracing.cells import How
+    from interp.intervene.tracing.maps import trace_maps
+
+    how = How(
+        kinds=("mlp_out", "attn_out"),
+        corruption=(SWAP,),
+        places=(LAST_OF, LAST),
+        targets=("top0",),
+        seed=seed,
+    )
+    parts = [
+        trace_maps(subject, examples, how, progress=report).assign(said=said)
+        for said, examples in groups.items()
+        if examples
+    ]
+    return aggregate(pd.concat(parts, ignore_index=True), ["said"], seed=seed)
+
+
+def plan_of(
+    subject: CausalLM,
+    ranked: Sequence[Component],
+    sizes: Sequence[int],
+    controls: int,
+    data: Sequence[Example],
+    seed: int,
+) -> Iterator[Condition]:
+    """The best layers, or neurons, zeroed everywhere; and for each size others that write as much or are as active.
+
+    Args:
+        ranked: MLPs or neurons, best first.
+        data: what norms and activations are measured on.
+    """
+    from interp.models.sites import MLP
+
+    for k in sorted({min(k, len(ranked)) for k in sizes}):
+        chosen = tuple(ranked[:k])
+        yield Condition(Ablate(chosen), "cut", k)
+        if not controls:
+            continue
+        if isinstance(chosen[0], MLP):
+            found = matched_windows(subject, chosen, controls, data)
+        else:
+            found = matched_neurons(subject, chosen, controls, data, seed=seed, avoid=ranked)
+        for draw, (parts, gap) in enumerate(zip(found, found.gaps, strict=True)):
+            yield Condition(Ablate(parts), "control", k, draw, found.n_distinct, found.kind, gap)
+
+
+class FactSection:
+    """The stages of the section, each a table of the run.
+
+    Tables: `parts/facts-asked` (of `ask`), `fact_census` (of `census`), `fact_profile` (of `profile`), `fact_layers`
+    (`FactMLPs.layers_`), `fact_neurons` (component, layer, score, se, n of the best layer's neurons, best first),
+    `fact_effects` (columns of `measure`; mechanism `fact MLPs` or `fact neurons`; tasks `held-out facts`, `niah N` and
+    `prose`).
+
+    Args:
+        subject: gives the model, loaded when it is first needed.
+        niah: needles by their use (`measure`), length and number.
+    """
+
+    def __init__(
+        self,
+        spec: AtlasSpec,
+        job: Run,
+        subject: Callable[[], CausalLM],
+        stage: Stage,
+        niah: Callable[[Literal["locate", "measure"], int, int], Task],
+    ):
+        self.spec, self.job, self._subject, self.stage, self.niah = spec, job, subject, stage, niah
+
+    @property
+    def subject(self) -> CausalLM:
+        return self._subject()
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The facts that are asked."""
+        from interp.tasks.registry import task
+
+        return task("facts", n=self.spec.facts_n, seed=self.spec.seed).examples(self.subject)
+
+    @cached_property
+    def asked(self) -> pd.DataFrame:
+        """What the model answers right of them."""
+
+        def make() -> pd.DataFrame:
+            with self.stage("facts the model knows") as report:
+                return ask(self.subject, self.examples, report)
+
+        return self.job.table("parts/facts-asked", make)
+
+    def known(self) -> list[Example]:
+        """The facts that the model knows.
+
+        Raises:
+            NoAcceptedExample: there is none.
+        """
+        kept = [e for e, known in zip(self.examples, self.asked["known"], strict=True) if known]
+        if not kept:
+            raise NoAcceptedExample(
+                f"{self.subject.name} answers none of the {len(self.examples)} facts right"
+            )
+        return kept
+
+    def tables(self) -> None:
+        """All tables of the section; those that need known facts only where there are enough, else a remark."""
+        self.job.table("fact_census", lambda: census(self.asked))
+        first = halves(self.asked["cluster"], self.spec.seed)
+        known = self.asked["known"].to_numpy(bool)
+
+        def pick(mask: np.ndarray) -> list[Example]:
+            return [self.examples[i] for i in np.flatnonzero(mask)]
+
+        locate, held_out = traceable(pick(known & first), self.spec.fact_trace_n), pick(known & ~first)
+        for name, some in (("can be traced", locate), ("are held out", held_out)):
+            if (found := len({e.cluster for e in some})) < LEAST:
+                self.job.remark(
+                    f"known facts of {found} subjects {name}, and {LEAST} are needed: no fact MLPs were looked for"
+                )
+                return
+        wrong = traceable(pick(~known), self.spec.fact_trace_n)
+        self.job.table("fact_profile", lambda: self.profile(locate, wrong))
+        scores = self.located(locate)
+        held_out = held_out[: self.spec.facts_keep]
+        self.job.table("fact_effects", lambda: self.effects(scores, locate, held_out))
+
+    def profile(self, right: list[Example], wrong: list[Example]) -> pd.DataFrame:
+        with self.stage("causal profile of facts") as report:
+            return profile(self.subject, {RIGHT: right, WRONG: wrong}, self.spec.seed, report)
+
+    def located(self, examples: list[Example]) -> dict[str, list[Component]]:
+        """MLPs, and neurons of the best one, best first."""
+        fitted: list[FactMLPs] = []
+
+        def fit() -> FactMLPs:
+            if not fitted:
+                spec = self.spec
+                locator = FactMLPs(
+                    SWAP, metric="logprob", n_layers=1, exact=spec.fact_exact, check=8, seed=spec.seed
+                )
+                text = self.text(spec.seed + 1, 24)  # other passages than those that cuts are measured on
+                with self.stage("locate fact MLPs") as report:
+                    fitted.append(locator.fit(self.subject, examples, reference=text, progress=report))
+            return fitted[0]
+
+        layers = self.job.table("fact_layers", lambda: fit().layers_)
+        neurons = self.job.table("fact_neurons", lambda: fit().ranking(NEURONS).head(KEPT_NEURONS))
+        ranked = layers.sort_values("score", ascending=False, kind="stable")
+        return {
+            LAYERS: [component(c) for c in ranked["component"]],
+            NEURONS: [component(c) for c in neurons["component"]],
+        }
+
+    def text(self, seed: int, tokens: int) -> Task:
+        """Short passages of natural prose."""
+        from interp.tasks.prose import Prose
+
+        return Prose(prompt=tokens, answer=tokens, n=self.spec.prose_n, seed=seed)
+
+    def effects(
+        self, ranked: dict[str, list[Component]], chosen_on: list[Example], held_out: list[Example]
+    ) -> pd.DataFrame:
+        """Cuts of layers and of neurons on facts of other subjects, needles and prose."""
+        spec = self.spec
+        niah = self.niah("measure", spec.fact_length, spec.measure_n)
+        text = self.text(spec.seed, 32)
+        asked: list[tuple[Task, Role, tuple[str, ...], str]] = [
+            (FixedTask(held_out, name="facts"), "target", _ANSWERED, "held-out facts"),
+            (niah, "control_task", _ANSWERED, f"niah {spec.fact_length}"),
+            (text, "off_target", ("nll",), "prose"),
+        ]
+        cuts = (("fact MLPs", LAYERS, spec.fact_cuts), ("fact neurons", NEURONS, spec.fact_neuron_cuts))
+        frames = []
+        for mechanism, of, sizes in cuts:
+            most = len(ranked[of]) // 2 if of == LAYERS else len(ranked[of])
+            sizes = [k for k in sizes if k <= most]
+            if not sizes:
+                continue
+            plan = list(plan_of(self.subject, ranked[of], sizes, spec.fact_controls, chosen_on, spec.seed))
+            for task, role, metrics, label in asked:
+                with self.stage(f"cut {mechanism}: {label}") as report:
+                    found = measure(
+                        self.subject,
+                        task,
+                        plan,
+                        metrics=metrics,
+                        off_target=(),
+                        role=role,
+                        mechanism=mechanism,
+                        locator="FactMLPs",
+                        seed=spec.seed,
+                        floor="mark",
+                        progress=report,
+                    )
+                frames.append(found.assign(task=label))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
+
+
+_ANSWERED = ("accuracy", "logit_diff", "logprob")
