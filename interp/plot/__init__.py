@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from interp.plot.dose import dose_curves
     from interp.plot.effects import control_strip, dose_curve
     from interp.plot.export import find_browser, write, write_all
+    from interp.plot.facts_flow import extraction_rates, knockout_curves
+    from interp.plot.facts_maps import causal_map, effect_profiles
     from interp.plot.faithful import faithfulness_curves
     from interp.plot.heads import head_map, score_ranking
     from interp.plot.instances import instance_map
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _HOME = {
     "accuracy_by_items": "items",
     "attention_rows": "attention",
+    "causal_map": "facts_maps",
     "channel_graph": "channels",
     "circuit_heads": "circuits",
     "component_spectrum": "spectrum",
@@ -45,10 +48,13 @@ _HOME = {
     "dose_curves": "dose",
     "edge_matrix": "circuits",
     "effect_matrix": "matrix",
+    "effect_profiles": "facts_maps",
+    "extraction_rates": "facts_flow",
     "faithfulness_curves": "faithful",
     "find_browser": "export",
     "head_map": "heads",
     "instance_map": "instances",
+    "knockout_curves": "facts_flow",
     "needle_map": "needles",
     "overlap_matrix": "reuse",
     "patch_map": "patching",
@@ -65,6 +71,7 @@ _HOME = {
 __all__ = [
     "accuracy_by_items",
     "attention_rows",
+    "causal_map",
     "channel_graph",
     "circuit_heads",
     "component_spectrum",
@@ -76,10 +83,13 @@ __all__ = [
     "dose_curves",
     "edge_matrix",
     "effect_matrix",
+    "effect_profiles",
+    "extraction_rates",
     "faithfulness_curves",
     "find_browser",
     "head_map",
     "instance_map",
+    "knockout_curves",
     "needle_map",
     "overlap_matrix",
     "patch_map",

@@ -106,12 +106,8 @@ def _random(sheet: Sheet, panel: int, own: pd.DataFrame) -> None:
 def _curve(
     sheet: Sheet, panel: int, part: pd.DataFrame, name: str, color: str, symbol: str, legend: bool
 ) -> None:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     x = part["share"].tolist()
-    sheet.fig.add_scatter(
-        x=[*x, *x[::-1]], y=[*part["ci_lo"], *part["ci_hi"][::-1]], fill="toself", mode="none", hoverinfo="skip",
-        fillcolor=f"rgba({red},{green},{blue},0.16)", showlegend=False, name="band", **sheet.at(panel),
-    )  # fmt: skip
+    sheet.band(panel, x, part["ci_lo"].tolist(), part["ci_hi"].tolist(), theme.faint(color))
     sheet.fig.add_scatter(
         x=x, y=part["f"], mode="lines+markers", name=safe(name), legendgroup=name, showlegend=legend,
         line={"color": color, "width": 1.8}, marker={"symbol": symbol, "size": 0.55 * sheet.font, "color": color},

@@ -35,12 +35,16 @@ class Sheet:
         alt: str,
         tall: float = 15,
         least: float = 28,
+        gap: float = 8.2,
     ) -> Sheet:
-        """Empty panels with their captions; `tall` is a panel's height, `least` its least width, in characters."""
+        """Empty panels with their captions.
+
+        In characters: `tall` is a panel's height, `least` its least width, `gap` the room between lines of panels.
+        """
         font, total = theme.font_px(width), theme.pixels(width)
         columns = max(1, min(len(captions), int(total / (least * font))))
         lines = -(-len(captions) // columns)
-        left, gap_x, gap_y = 4.6 * font, 5.2 * font, 8.2 * font
+        left, gap_x, gap_y = 4.6 * font, 5.2 * font, gap * font
         across = total - left - 1.2 * font
         room = (across - (columns - 1) * gap_x) / columns
         high = tall * font * lines + gap_y * (lines - 1)
@@ -102,11 +106,18 @@ class Sheet:
             line={"color": theme.MUTED, "dash": "dot", "width": 1}, **self.at(panel),
         )  # fmt: skip
 
-    def band(self, panel: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
-        """A grey band."""
+    def band(
+        self,
+        panel: int,
+        x: Sequence[float],
+        low: Sequence[float],
+        high: Sequence[float],
+        color: str = theme.CONTROL_BAND,
+    ) -> None:
+        """A band, grey if nothing else is asked for."""
         self.fig.add_scatter(
             x=[*x, *list(x)[::-1]], y=[*low, *list(high)[::-1]], fill="toself", mode="none", showlegend=False,
-            fillcolor=theme.CONTROL_BAND, hoverinfo="skip", **self.at(panel),
+            fillcolor=color, hoverinfo="skip", name="band", **self.at(panel),
         )  # fmt: skip
 
     def done(self) -> go.Figure:

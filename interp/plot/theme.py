@@ -176,6 +176,12 @@ def colorbar(title: str, height: float, font: float, **more: Any) -> dict[str, A
     }  # fmt: skip
 
 
+def faint(color: str, opacity: float = 0.16) -> str:
+    """A colour `#rrggbb` as one that lets through what lies below, for bands."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
 def on(color_position: float, scale: list[Any]) -> str:
     """Colour of text that is read on a cell at `color_position` (0 to 1) of a colour scale."""
     rgb = plotly.colors.sample_colorscale(scale, [min(1.0, max(0.0, color_position))])[0]
