@@ -465,12 +465,19 @@ def written(page: str, block: str) -> str:
 
 
 def export(runs: dict[str, Path], to: Path) -> list[Path]:
-    """Copy what figures are made of, with spec and provenance, part by part."""
+    """Copy what figures are made of, with spec and provenance, part by part.
+
+    Of composition scores the figure shows the highest of any two layers: no others are kept.
+    """
     out = []
     for part, folder in runs.items():
         (to / part).mkdir(parents=True, exist_ok=True)
         names = [*(f"{name}.parquet" for name in TABLES[part]), *RECORDS]
         out += [Path(shutil.copy2(folder / n, to / part / n)) for n in names if (folder / n).is_file()]
+    scores = read(to, "channels", "composition") if "channels" in runs else None
+    if scores is not None:
+        best = scores.groupby(["mode", "writer_layer", "reader_layer"], sort=False)["value"].idxmax()
+        scores.loc[best.dropna()].to_parquet(to / "channels" / "composition.parquet", index=False)
     return out
 
 

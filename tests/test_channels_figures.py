@@ -241,6 +241,23 @@ def test_what_is_not_there_is_left_out(study: ModuleType, data: Path, tmp_path: 
     assert study.numbers(tmp_path / "none") == "" and study.figures(tmp_path / "none") == {}
 
 
+def test_of_composition_the_highest_of_two_layers_is_kept(
+    study: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    whole = pd.read_parquet(data / "channels" / "composition.parquet")
+    study.export({"channels": data / "channels"}, tmp_path)
+    kept = pd.read_parquet(tmp_path / "channels" / "composition.parquet")
+    keys = ["mode", "writer_layer", "reader_layer"]
+    assert len(kept) == len(whole[keys].drop_duplicates()) < len(whole)
+    pd.testing.assert_series_equal(
+        kept.set_index(keys)["value"].sort_index(), whole.groupby(keys)["value"].max().sort_index()
+    )
+    before, after = (
+        study.figures(where)["channels-study-composition"].to_dict() for where in (data, tmp_path)
+    )
+    assert str(before["data"]) == str(after["data"])
+
+
 def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     text = study.numbers(data)
     assert (

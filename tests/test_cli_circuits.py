@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import interp as library
 from interp.cli import app
+from interp.locate.channels.composition import composition
 from interp.locate.channels.locator import Channels
 from interp.locate.circuits.attribution import edge_scores
 from interp.locate.circuits.path_patching import path_patch
@@ -58,7 +59,11 @@ def test_channels_of_the_weights(model: Path, tmp_path: Path, no_browser: None) 
         ]
     spectrum = pd.read_parquet(tmp_path / "channel_spectrum.parquet")
     assert spectrum.groupby("mode")["causal"].sum().eq(found.components_.tests["pairs"] / 2).all()
-    assert {p.name for p in tmp_path.glob("*.html")} == {"channels.html", "spectrum.html"}
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "composition.parquet"), composition(library.load(model), ("Q", "V"))
+    )
+    drawn = {"channels.html", "spectrum.html", "composition.html"}
+    assert {p.name for p in tmp_path.glob("*.html")} == drawn
 
 
 @pytest.mark.filterwarnings("ignore:wrote JSON and HTML only")

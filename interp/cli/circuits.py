@@ -61,7 +61,10 @@ def channels(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Which heads talk to which? Read off the weights, without running any text."""
+    """Which heads talk to which? Read off the weights, without running any text.
+
+    With --out: components against readers, their spectrum beside both nulls, and composition scores of whole heads.
+    """
     from interp.atlas_channels import spectra, table
     from interp.locate.channels.locator import Channels
 
@@ -72,6 +75,15 @@ def channels(
     with progress("layer pairs") as report:
         locator.fit(subject, progress=report)
     edges, spectrum = table(locator), spectra(locator)
+    tables = {"channels": edges, "channel_spectrum": spectrum}
+    if out is not None:
+        from interp.locate.channels.composition import composition
+
+        # Of whole heads, against which the components are the news.
+        with progress("layer pairs") as report:
+            tables["composition"] = composition(
+                subject, locator.modes, weights=locator.weights_, progress=report
+            )
     shape = {"layers": subject.n_layers, "heads": subject.n_heads, "kv_heads": subject.n_kv_heads}
 
     def graph() -> Any:
@@ -84,12 +96,12 @@ def channels(
 
         return component_spectrum(spectrum)
 
-    _write(
-        out,
-        {"channels": edges, "channel_spectrum": spectrum},
-        {"channels": graph, "spectrum": curves},
-        figure,
-    )
+    def whole() -> Any:
+        from interp.plot import composition_map
+
+        return composition_map(tables["composition"])
+
+    _write(out, tables, {"channels": graph, "spectrum": curves, "composition": whole}, figure)
     columns = ["reader", "mode", "value", "q", "q_apart", "q_null"]
     rows = [
         {"channel": i, "components": " + ".join(f"{h}.{n}" for h, n in c.components)}
