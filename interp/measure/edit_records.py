@@ -12,6 +12,7 @@ import numpy as np
 from interp.errors import BrokenData, UsageError
 from interp.intervene.facts.requests import Rewrite
 from interp.measure.edits import EditRecord, Neighbour
+from interp.measure.metrics import divergence
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Ids, Redraw, answer_after, stable_seed
 from interp.tasks.facts import Relation, relation, worded
@@ -91,8 +92,8 @@ def relation_records(
     """Counterfactual edits of facts from the tables of the task `facts`: what is true becomes the example's foil.
 
     Paraphrases are the relation's other wordings. Neighbours are other subjects in the same wording, first those with
-    the same object, which an edit that leaks changes first, then others whose object is not the new one; each is held
-    to its own object.
+    the same object, which an edit that leaks changes first, then others whose object can be told from the new one; each
+    is held to its own object.
 
     Args:
         examples: of the task `facts`, without shots; the right ones of `known_to` are worth editing.
@@ -121,7 +122,7 @@ def relation_records(
             if allowed is not None and (table.name, other, wording) not in allowed:
                 continue
             ids, true = _ask(subject, table.wordings[wording], other, table.facts[other])
-            if true != rewrite.target:
+            if divergence(true, rewrite.target) is not None:
                 chosen.append(Neighbour(ids, true))
         out.append(EditRecord(rewrite, tuple(prompts), tuple(chosen), name=name, relation=table.name))
     return out
