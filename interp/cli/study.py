@@ -109,6 +109,48 @@ def circuit_reuse(
     _run(run, asked, out, "reuse", json)
 
 
+@app.command("facts")
+def facts(
+    model: ModelOfSpec = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/facts-MODEL.")] = None,
+    quick: Quick = False,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
+    json: Json = False,
+) -> None:
+    """Count what the model knows and why, trace facts by scenario, and tell which published findings hold."""
+    from interp.studies.facts.spec import FactsSpec
+    from interp.studies.facts.study import run
+
+    asked = spec_of(FactsSpec, "study facts", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
+    _run(run, asked, out, "facts", json)
+
+
+@app.command("conflict")
+def conflict(
+    model: ModelOfSpec = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/conflict-MODEL.")] = None,
+    quick: Quick = False,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
+    json: Json = False,
+) -> None:
+    """Set evidence against what the model knows, find the heads and MLPs of either side, and move the balance."""
+    from interp.studies.conflict.spec import ConflictSpec
+    from interp.studies.conflict.study import run
+
+    asked = spec_of(
+        ConflictSpec, "study conflict", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
+    )
+    _run(run, asked, out, "conflict", json)
+
+
 def _run(run: Callable[..., Any], spec: Any, out: Path | None, name: str, json: bool) -> None:
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
     folder = out or Path("runs") / f"{name}-{Path(spec.model).name}"

@@ -91,14 +91,7 @@ class Conflict(Task):
         table = self.relations[in_turn(index, len(self.relations), self.name, self.seed, "relation")]
         subjects = [str(s) for s in rng.permutation(list(table.facts))]
         about = next(s for s in subjects if not surface(s, table.facts[s]))
-        told = set(table.answers(about))
-        false = next(
-            table.facts[s]
-            for s in subjects
-            if not told & set(table.answers(s)) and not surface(about, table.facts[s])
-        )
-        # What has to do with neither: other subjects, whose objects are not in question.
-        apart = [s for s in subjects if s != about and not {*told, false} & set(table.answers(s))]
+        false, apart = rival(table, about, subjects)
         if len(apart) <= self.irrelevant:
             raise Redraw("too few subjects have other objects")
         wordings = [int(w) for w in rng.permutation(len(table.wordings))]
@@ -108,17 +101,17 @@ class Conflict(Task):
             else bool(in_turn(index, 2, self.name, self.seed, "order"))
         )
 
-        def ask(of: str) -> Example:
-            return self._ask(tokens, table, wordings, about, false, of, apart[: self.irrelevant], first)
+        def told_of(of: str) -> Example:
+            return self.ask(tokens, table, wordings, about, false, of, apart, first)
 
-        clean = ask(about)
+        clean = told_of(about)
         for other in apart[self.irrelevant :]:
-            twin = ask(other)
+            twin = told_of(other)
             if differs_within(twin, clean, "counter_evidence"):
                 return replace(clean, corrupt={"needle_drop": twin})
         return clean
 
-    def _ask(
+    def ask(
         self,
         tokens: Tokens,
         table: Relation,
@@ -129,11 +122,23 @@ class Conflict(Task):
         others: Sequence[str],
         memory_first: bool,
     ) -> Example:
-        """The example whose counterfactual is told of the subject `of`."""
+        """A question about a given fact, without a twin.
+
+        Args:
+            wordings: numbers of the relation's wordings: the one that asks, then those of the statements.
+            about: the subject that is asked about.
+            false: the object that the context has.
+            of: whose object it is said to be: `about`, or another subject.
+            others: subjects of the irrelevant statements, as many or more.
+            memory_first: whether what supports the memory stands in front, where there is such a statement.
+
+        Raises:
+            Redraw: it cannot be asked of this tokenizer.
+        """
         query, *rest = wordings
         true = table.facts[about]
         pieces: list[Piece] = []
-        for i, other in enumerate(others):
+        for i, other in enumerate(others[: self.irrelevant]):
             words = worded(table.wordings[rest[i]], other)
             pieces += [Piece(f"{words} {table.facts[other]}.", "irrelevant", i), Piece("\n")]
         memory = [
@@ -185,3 +190,18 @@ class Conflict(Task):
                 "score_at": common_prefix((answer, theirs)),
             },
         )
+
+
+def rival(table: Relation, about: str, subjects: Sequence[str]) -> tuple[str, list[str]]:
+    """What a context can have in place of a subject's object: the first other object of `subjects`, in their order.
+
+    Returns:
+        the object, and those of the subjects that have to do with neither: their objects are not in question.
+    """
+    told = set(table.answers(about))
+    false = next(
+        table.facts[s]
+        for s in subjects
+        if not told & set(table.answers(s)) and not surface(about, table.facts[s])
+    )
+    return false, [s for s in subjects if s != about and not {*told, false} & set(table.answers(s))]

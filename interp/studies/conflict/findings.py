@@ -1,0 +1,148 @@
+"""Which published findings about knowledge conflicts hold on the model, by a rule that is the same for all.
+
+A finding holds where the 95 % interval of its statistic lies wholly on the side that was published, does not where it
+lies wholly on the other, and is undecided where it includes the boundary (zero for differences, a half for ratios).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from interp.measure.conflict import MEMORY, memorisation
+from interp.measure.priors import BINS
+from interp.studies.conflict.balance import SINGLE
+
+XIE = "Xie et al. 2024 (arXiv 2305.13300)"
+ORTU = "Ortu et al. 2024 (arXiv 2402.11655)"
+GEVA = "Geva et al. 2023 (arXiv 2304.14767)"
+HOLDS, NOT, OPEN = "holds", "does not", "undecided"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A statistic and the boundary that its interval is held against.
+
+    Attributes:
+        above: whether the finding says that it lies above the boundary, or below.
+    """
+
+    finding: str
+    source: str
+    statistic: str
+    above: bool
+    boundary: float
+    value: float
+    lo: float
+    hi: float
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """By the rule of the module's docstring."""
+        over, under = self.lo > self.boundary, self.hi < self.boundary
+        if over or under:
+            return HOLDS if over == self.above else NOT
+        return OPEN
+
+    def row(self) -> dict[str, object]:
+        """Of the table."""
+        side = "above" if self.above else "below"
+        return {
+            "finding": self.finding,
+            "source": self.source,
+            "statistic": self.statistic,
+            "value": self.value,
+            "ci_lo": self.lo,
+            "ci_hi": self.hi,
+            "verdict": self.verdict,
+            "rule": f"interval {side} {self.boundary:g}",
+            "n": self.n,
+        }
+
+
+def findings(
+    sides: pd.DataFrame, contrasts: pd.DataFrame, over_controls: pd.DataFrame, *, window: int
+) -> pd.DataFrame:
+    """One row a finding; those whose settings or moves were not run are left out.
+
+    Args:
+        sides, contrasts, over_controls: tables of the study.
+        window: layers of the window of MLPs that is judged.
+
+    Returns:
+        finding, source, statistic, value, ci_lo, ci_hi, verdict (`holds`, `does not`, `undecided`), rule, n.
+    """
+    judged = [*_ratios(sides), *_differences(contrasts), *_moves(over_controls, window)]
+    return pd.DataFrame([j.row() for j in judged])
+
+
+def _ratios(sides: pd.DataFrame) -> list[Judged]:
+    out = []
+    asked = (
+        ("one statement against it turns most known facts", [SINGLE], False),
+        (
+            "beside a statement of either side most answers are the memory's",
+            ["1:1 memory first", "1:1 counter first"],
+            True,
+        ),
+    )
+    for finding, settings, above in asked:
+        own = sides[sides["setting"].isin(settings)]
+        if set(own["setting"]) != set(settings):
+            continue
+        (row,) = memorisation(own, ()).to_dict("records")
+        name = f"memorisation ratio, {', '.join(settings)}"
+        out.append(Judged(finding, XIE, name, above, 0.5, row["ratio"], row["ci_lo"], row["ci_hi"], row["n"]))
+    return out
+
+
+def _differences(contrasts: pd.DataFrame) -> list[Judged]:
+    out = []
+    asked: Sequence[tuple[str, str, str, bool]] = (
+        ("a second statement against it turns more facts", "context twice", "", False),
+        ("beside one for it, a second statement against it turns more facts", "context twice beside memory", "", False),
+        ("a second statement for it keeps more facts", "memory twice beside context", "", True),
+        ("of two statements the later one is believed", "order 1:1", "", False),
+        ("statements about others weaken the one against it", "irrelevant 3", "", True),
+        ("facts about popular subjects are kept more often", "popularity", f"{SINGLE} {BINS[-1]}", True),
+    )  # fmt: skip
+    for finding, contrast, a, above in asked:
+        own = contrasts[(contrasts["contrast"] == contrast) & (contrasts["statistic"] == MEMORY)]
+        if a:
+            own = own[own["a"] == a]
+        for r in own.to_dict("records"):
+            name = f"share of the memory's answers, {r['a']} less {r['b']}"
+            out.append(Judged(finding, XIE, name, above, 0.0, r["value"], r["ci_lo"], r["ci_hi"], r["n"]))
+    return out
+
+
+def _moves(over: pd.DataFrame, window: int) -> list[Judged]:
+    """Moves of the largest set of heads, and of the window, less their controls; kind of control by kind."""
+    out = []
+    asked: Sequence[tuple[str, str, str, str, str, str, float | None, bool]] = (
+        ("few heads carry the context: without what they read, memory is said", ORTU, "conflict", "scale context",
+         "answer", MEMORY, 0.0, True),
+        ("few heads carry the context: cut, they leave the memory ahead", ORTU, "conflict", "cut context", "answer",
+         "margin", None, True),
+        ("few heads carry the memory: cut, they leave the context ahead", ORTU, "conflict", "cut memory", "answer",
+         "margin", None, False),
+        ("MLPs at the subject carry the memory", GEVA, "conflict", "cut mlps", "subject", "margin", None, False),
+        ("MLPs at the last token carry the memory", GEVA, "conflict", "cut mlps", "answer", "margin", None, False),
+        ("heads that carry the context are needed to read it", ORTU, "told", "cut context", "answer", "margin", None,
+         False),
+    )  # fmt: skip
+    for finding, source, task, family, scope, statistic, factor, above in asked:
+        own = over[(over["task"] == task) & (over["family"] == family) & (over["scope"] == scope)]
+        own = own[own["statistic"] == statistic]
+        own = own[own["factor"].isna()] if factor is None else own[own["factor"] == factor]
+        if own.empty:
+            continue
+        wanted = window if family == "cut mlps" else own["k"].max()
+        for r in own[own["k"] == wanted].to_dict("records"):
+            what = "share of the memory's answers" if statistic == MEMORY else "margin of the memory (nats)"
+            name = f"{what}: {family} {r['k']} @{scope} less controls by {r['control']}, task {task}"
+            out.append(Judged(finding, source, name, above, 0.0, r["value"], r["ci_lo"], r["ci_hi"], r["n"]))
+    return out

@@ -1,0 +1,227 @@
+"""Prompts of the study: one question about one fact, without a context, behind each setting, and as controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import NoAcceptedExample
+from interp.measure.conflict import MEMORY, taken
+from interp.measure.priors import BINS
+from interp.measure.scenarios import token_rank
+from interp.models.cache import Progress
+from interp.models.subject import CausalLM
+from interp.models.tokens import Tokens
+from interp.studies.conflict.spec import ConflictSpec, Setting
+from interp.tasks.base import Example, Piece, Redraw, assemble, continuations, stable_seed
+from interp.tasks.conflict import Conflict, rival
+from interp.tasks.facts import Relation, last_word, relation, shared_start, surface, worded, wording_pieces
+from interp.tasks.fictional import sort_of
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """A fact, what contradicts it, and the words for both.
+
+    Attributes:
+        about: the subject.
+        false: the object that the context has.
+        wordings: numbers of the relation's wordings: the one that asks, then those of the statements.
+        others: subjects that have to do with neither object.
+        fictional: an invented subject of the same sort.
+        unlike: an object that is neither.
+    """
+
+    relation: str
+    about: str
+    false: str
+    wordings: tuple[int, ...]
+    others: tuple[str, ...]
+    fictional: str
+    unlike: str
+
+    @property
+    def table(self) -> Relation:
+        """The relation."""
+        return relation(self.relation)
+
+    @property
+    def true(self) -> str:
+        """The memory's object."""
+        return self.table.facts[self.about]
+
+    def behind(self, tokens: Tokens, setting: Setting) -> Example:
+        """The question behind statements: answer is the memory's object, foil the context's."""
+        task = Conflict(
+            setting.counter, setting.memory, setting.irrelevant, setting.order, [self.relation], n=1
+        )
+        first = setting.order == "memory_first"
+        return task.ask(
+            tokens, self.table, self.wordings, self.about, self.false, self.about, self.others, first
+        )
+
+    def elsewhere(self, tokens: Tokens) -> Example:
+        """The single statement, of another subject: nothing contradicts the memory."""
+        task = Conflict(1, relations=[self.relation], n=1)
+        return task.ask(
+            tokens, self.table, self.wordings, self.about, self.false, self.others[0], self.others[1:], False
+        )
+
+    def closed(self, tokens: Tokens) -> Example:
+        """The question alone."""
+        return self._plain(tokens, [], self.about, self.true, self.false, "closed")
+
+    def told(self, tokens: Tokens) -> Example:
+        """What the single statement says, asked of a subject that no memory has: answer is what stands there."""
+        said = worded(self.table.wordings[self.wordings[1]], self.fictional)
+        pieces = [
+            Piece(said, None, 0, "counter_evidence"),
+            Piece(f" {self.false}", "counter_value", 0, "counter_evidence"),
+            Piece(".", None, 0, "counter_evidence"),
+            Piece("\n"),
+        ]
+        return self._plain(tokens, pieces, self.fictional, self.false, self.unlike, "told")
+
+    def _plain(
+        self, tokens: Tokens, before: Sequence[Piece], about: str, right: str, wrong: str, name: str
+    ) -> Example:
+        template = self.table.wordings[self.wordings[0]]
+        pieces = [*before, *(Piece(p.text, p.role, 0, "query") for p in wording_pieces(template, about))]
+        prompt, answer, spans, text = assemble(tokens, pieces, f" {right}")
+        # Any of several right objects counts as the memory's.
+        also = self.table.answers(about)[1:] if about == self.about else ()
+        ours, theirs, *more = continuations(
+            tokens, last_word(template), [f" {x}" for x in (right, wrong, *also)]
+        )
+        if answer != ours or shared_start(ours, theirs) == min(len(ours), len(theirs)):
+            raise Redraw("the answers cannot be told apart behind the question")
+        return Example(
+            task=name,
+            ids=prompt.ids,
+            answer_ids=answer,
+            text=text,
+            offsets=prompt.offsets,
+            spans=spans,
+            alternatives=tuple(m for m in more if m != theirs),
+            foil_ids=theirs,
+            candidates=(answer, theirs),
+            chance=0.5,
+            cluster=self.about,
+            meta={"relation": self.relation, "subject": self.about, "template": self.wordings[0]},
+        )
+
+
+def disputes(tokens: Tokens, spec: ConflictSpec) -> list[Dispute]:
+    """Facts of every relation in some wordings each, with what contradicts them; only those that can always be asked.
+
+    What a subject is called in its statements, and the object that contradicts it, are drawn once: settings differ in
+    what stands in front of the question alone.
+    """
+    out: list[Dispute] = []
+    for name in spec.relations:
+        table = relation(name)
+        rng = np.random.default_rng(stable_seed("conflict study", name, spec.seed))
+        order = [str(s) for s in rng.permutation(list(table.facts))]
+        asked = 0
+        for about in order:
+            if asked == spec.ask:
+                break
+            if surface(about, table.facts[about]):
+                continue
+            false, others = rival(table, about, [str(s) for s in rng.permutation(order)])
+            invented = [str(f) for f in rng.permutation(sort_of(name).fictional)]
+            free = [o for o in table.objects if o not in (false, *table.answers(about))]
+            fictional = next((f for f in invented if not surface(f, false)), None)
+            if len(others) < 2 or not free or fictional is None:
+                continue
+            unlike = free[int(rng.integers(len(free)))]
+            wordings = [int(w) for w in rng.permutation(len(table.wordings))]
+            found = []
+            for turn in range(min(spec.wordings, len(wordings))):
+                words = (wordings[turn], *wordings[:turn], *wordings[turn + 1 :])
+                dispute = Dispute(name, about, false, words, tuple(others), fictional, unlike)
+                if _can_be_asked(dispute, tokens, spec):
+                    found.append(dispute)
+            asked += bool(found)
+            out += found
+    return out
+
+
+def _can_be_asked(dispute: Dispute, tokens: Tokens, spec: ConflictSpec) -> bool:
+    try:
+        for setting in spec.settings:
+            dispute.behind(tokens, setting)
+        for make in (dispute.closed, dispute.told, dispute.elsewhere):
+            make(tokens)
+    except Redraw:
+        return False
+    return True
+
+
+def census(
+    subject: CausalLM, spec: ConflictSpec, every: Sequence[Dispute], progress: Progress | None = None
+) -> pd.DataFrame:
+    """What the model says of each question without a context, and which facts the study goes on with.
+
+    Returns:
+        one row a question: relation, subject, template, memory_answer, context_answer, side, margin (nats), known (it
+        gives the memory's answer), popularity (a proxy: token ranks), third (of popularity, among the relation's
+        subjects: low, middle, high), split (`train`, `test`, or `` where it is not taken: unknown, known in an earlier
+        wording, or more than were asked for).
+
+    Raises:
+        NoAcceptedExample: too few facts are known.
+    """
+    tokens = subject.tokens
+    found = taken(subject, [d.closed(tokens) for d in every], {"": None}, progress=progress)
+    out = pd.DataFrame(
+        {
+            "relation": [d.relation for d in every],
+            "subject": [d.about for d in every],
+            "template": [d.wordings[0] for d in every],
+            "memory_answer": [d.true for d in every],
+            "context_answer": [d.false for d in every],
+            "side": found.sides[:, 0],
+            "margin": found.margin[:, 0],
+        }
+    )
+    out["known"] = out["side"] == MEMORY
+    out["popularity"] = np.nan
+    out["third"] = ""
+    for _, part in out.groupby("relation", sort=False):
+        ranks = token_rank(tokens, list(dict.fromkeys(part["subject"])))
+        out.loc[part.index, "popularity"] = part["subject"].map(ranks)
+        place = pd.Series(ranks).rank(method="first") - 1
+        thirds = {s: BINS[int(p) * len(BINS) // len(ranks)] for s, p in place.items()}
+        out.loc[part.index, "third"] = part["subject"].map(thirds)
+    out["split"] = _splits(out, spec)
+    for name in (TRAIN, TEST):
+        if (n := int((out["split"] == name).sum())) < 4:
+            raise NoAcceptedExample(
+                f"{subject.name} knows {int(out['known'].sum())} of {len(out)} questions, which leaves {n} facts to "
+                f"{name} on; ask more of them (ask, wordings, relations)"
+            )
+    return out
+
+
+def _splits(questions: pd.DataFrame, spec: ConflictSpec) -> pd.Series:
+    """Known facts, each in its first known wording: subjects in halves, relations in turn, so many of each half."""
+    first = questions[questions["known"]].drop_duplicates(["relation", "subject"])
+    names = sorted(set(first["subject"]))
+    rng = np.random.default_rng(stable_seed("conflict split", spec.seed))
+    order = rng.permutation(len(names))
+    share = spec.train / (spec.train + spec.test)
+    trained = {names[i] for i in order[: round(share * len(names))]}
+    split = pd.Series("", index=questions.index, dtype=object)
+    for name, n, own in (
+        (TRAIN, spec.train, first[first["subject"].isin(trained)]),
+        (TEST, spec.test, first[~first["subject"].isin(trained)]),
+    ):
+        turn = own.groupby("relation", sort=False).cumcount()
+        split[turn.sort_values(kind="stable").index[:n]] = name
+    return split
