@@ -9,9 +9,9 @@ edit.save("rome.safetensors"); FactEdit.load("rome.safetensors", model)
 
 from interp.intervene.facts.covariance import Moments, second_moments
 from interp.intervene.facts.delta import FactEdit
-from interp.intervene.facts.memit import memit
+from interp.intervene.facts.memit import Residuals, memit, residuals
 from interp.intervene.facts.requests import Prefixes, Rewrite
 from interp.intervene.facts.rome import rome
 from interp.intervene.facts.values import Search
 
-__all__ = ["FactEdit", "Moments", "Prefixes", "Rewrite", "Search", "memit", "rome", "second_moments"]
+__all__ = ["FactEdit", "Moments", "Prefixes", "Residuals", "Rewrite", "Search", "memit", "residuals", "rome", "second_moments"]

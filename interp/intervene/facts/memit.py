@@ -12,8 +12,9 @@ they weigh against the facts; for lambda -> 0 all n keys get their whole share, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,29 @@ SEARCH = Search(step=0.1, clamp=0.75)
 """How changes of the residual stream are searched, which is longer than what an MLP adds to it."""
 
 
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """What facts lack behind a layer.
+
+    Attributes:
+        layer: the layer.
+        deltas: what has to be added to the residual stream at the last token of each fact's subject, n d.
+        history: of each fact, the steps of its search.
+        prefixes, search: how they were found.
+    """
+
+    layer: int
+    deltas: Float[torch.Tensor, "n d"]
+    history: tuple[tuple[Mapping[str, float], ...], ...]
+    prefixes: Prefixes
+    search: Search
+
+    def of(self, numbers: Sequence[int]) -> Residuals:
+        """Those of some of the facts."""
+        chosen = list(numbers)
+        return replace(self, deltas=self.deltas[chosen], history=tuple(self.history[i] for i in chosen))
+
+
 def memit(
     subject: CausalLM,
     rewrites: Sequence[Rewrite],
@@ -43,6 +67,7 @@ def memit(
     prefixes: Prefixes | None = None,
     search: Search | None = None,
     ridge: float = RIDGE,
+    found: Residuals | None = None,
     progress: Progress = quiet,
 ) -> FactEdit:
     """Edits of a window of layers after which the model says every target, computed under the interventions applied.
@@ -54,11 +79,13 @@ def memit(
             half of its share. The reference's 15000 and 20000 are 0.9 for GPT-J and 3.1 for GPT-2 XL.
         prefixes, ridge: as for `rome`.
         search: how residuals are searched; default `SEARCH`.
+        found: residuals of these facts, in this order, behind the last layer; `prefixes` and `search` are then theirs.
         progress: told about facts whose residual is found.
 
     Raises:
-        UsageError: no rewrites or layers; keys that depend on each other at weight 0; a family whose MLPs write
-            through a norm, so that no share of a residual is a change of weights; and as for `rome`.
+        UsageError: no rewrites or layers; keys that depend on each other at weight 0; residuals of other facts or
+            another layer; a family whose MLPs write through a norm (Gemma 2 and 3, OLMo 2), so that no share of a
+            residual is a change of weights; and as for `rome`.
     """
     window = sorted(set(layers))
     if not rewrites or not window:
@@ -67,22 +94,19 @@ def memit(
         raise UsageError(f"weight is {weight}; take 0 or more")
     for layer in window:
         subject.check(Site("down", layer))
-    if subject.family.post_norm:
-        raise UsageError(
-            f"{subject.name} ({subject.family.name}): its MLPs write through a norm, so a residual cannot be shared "
-            "out among them; take rome"
-        )
     check_moments(subject, moments)
-    prefixes = prefixes or default_prefixes(subject)
-    search = search or SEARCH
+    if found is None:
+        found = residuals(
+            subject, rewrites, window[-1], prefixes=prefixes, search=search, progress=progress
+        )
+    elif found.layer != window[-1] or len(found.deltas) != len(rewrites):
+        raise UsageError(
+            f"residuals of {len(found.deltas)} facts behind layer {found.layer}, for {len(rewrites)} facts and a window "
+            f"that ends with layer {window[-1]}; take those of these facts and that layer"
+        )
+    prefixes = found.prefixes
     end = Site("resid_post", window[-1])
-    wanted, history = [], []
-    for number, rewrite in enumerate(rewrites):
-        found = search_delta(subject, rewrite, end, prefixes, search)
-        wanted.append(found.delta.double().cpu())
-        history.append(found.history)
-        progress(number + 1, len(rewrites), "residuals")
-    target = mean_at(subject, rewrites, [end], prefixes)[end] + torch.stack(wanted)
+    target = mean_at(subject, rewrites, [end], prefixes)[end] + found.deltas.double().cpu()
     edits: list[WeightEdit] = []
     for number, layer in enumerate(window):
         with ExitStack() as stack:
@@ -94,8 +118,42 @@ def memit(
         b = missing / (len(window) - number)
         edits.append(WeightEdit(layer, "down", a.float(), b.float()))
     recipe = {"method": "memit", "layers": window, "weight": weight}
-    recipe |= shared_recipe(prefixes, search, moments, ridge)
-    return FactEdit(tuple(edits), tuple(rewrites), subject.fingerprint, recipe, tuple(history))
+    recipe |= shared_recipe(prefixes, found.search, moments, ridge)
+    return FactEdit(tuple(edits), tuple(rewrites), subject.fingerprint, recipe, found.history)
+
+
+def residuals(
+    subject: CausalLM,
+    rewrites: Sequence[Rewrite],
+    layer: int,
+    *,
+    prefixes: Prefixes | None = None,
+    search: Search | None = None,
+    progress: Progress = quiet,
+) -> Residuals:
+    """What each fact lacks behind a layer, found by itself: the longest part of `memit`, and the same for all windows
+    that end there, weights, and choices among the facts.
+
+    Raises:
+        UsageError: no such layer; a family whose MLPs write through a norm.
+        EngineError: the engine keeps no graph.
+    """
+    end = Site("resid_post", layer)
+    subject.check(end)
+    if subject.family.post_norm:
+        raise UsageError(
+            f"{subject.name} ({subject.family.name}): its MLPs write through a norm, so a residual cannot be shared "
+            "out among them; take rome"
+        )
+    prefixes = prefixes or default_prefixes(subject)
+    search = search or SEARCH
+    deltas, history = [], []
+    for number, rewrite in enumerate(rewrites):
+        found = search_delta(subject, rewrite, end, prefixes, search)
+        deltas.append(found.delta.float().cpu())
+        history.append(found.history)
+        progress(number + 1, len(rewrites), "residuals")
+    return Residuals(layer, torch.stack(deltas), tuple(history), prefixes, search)
 
 
 def shares(
