@@ -151,6 +151,40 @@ def conflict(
     _run(run, asked, out, "conflict", json)
 
 
+@app.command("dissociation")
+def dissociation(
+    model: ModelOfSpec = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/dissociation-MODEL.")] = None,
+    quick: Quick = False,
+    heads: Annotated[
+        Path | None, typer.Option(help="List of retrieval heads, best first; default they are scored here.")
+    ] = None,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
+    json: Json = False,
+) -> None:
+    """Cut fact MLPs and retrieval heads, each on facts and on what stands in the context: do they come apart?"""
+    from interp.studies.dissociation.spec import DissociationSpec
+    from interp.studies.dissociation.study import run
+
+    asked = spec_of(
+        DissociationSpec,
+        "study dissociation",
+        model,
+        spec,
+        quick,
+        set_,
+        heads=None if heads is None else str(heads),
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    _run(run, asked, out, "dissociation", json)
+
+
 def _run(run: Callable[..., Any], spec: Any, out: Path | None, name: str, json: bool) -> None:
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
     folder = out or Path("runs") / f"{name}-{Path(spec.model).name}"

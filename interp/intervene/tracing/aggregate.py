@@ -62,7 +62,7 @@ def _averages(frame: pd.DataFrame, n_resamples: int, seed: int) -> pd.DataFrame:
     ie, te = (per[name].unstack(unit) for name in ("ie", "te"))
     ie = ie.sort_index(key=_place_order)
     te = te.loc[ie.index, ie.columns]
-    weights = _weights(ie.columns, n_resamples, seed)
+    weights = resamples(ie.columns, n_resamples, seed)
     there = ie.notna().to_numpy(float)
     ies, tes = ie.fillna(0.0).to_numpy(), te.fillna(0.0).to_numpy()
     count, sum_ie, sum_te = (
@@ -93,8 +93,12 @@ def _edges(values: Float[np.ndarray, "b c"]) -> Float[np.ndarray, "2 c"]:
     return edges
 
 
-def _weights(units: pd.MultiIndex, n_resamples: int, seed: int) -> Float[np.ndarray, "b u"]:
-    """Weight of each prompt's each draw: in the data (first row), and in each resample."""
+def resamples(units: pd.MultiIndex, n_resamples: int, seed: int) -> Float[np.ndarray, "b u"]:
+    """Weight of each prompt's each draw: in the data (first row), and in each resample.
+
+    Args:
+        units: with the levels cluster, example and draw.
+    """
     rng = np.random.default_rng(stable_seed("aggregate", seed))
     table = units.to_frame(index=False)
     names, cluster = np.unique(table["cluster"].to_numpy(), return_inverse=True)

@@ -29,6 +29,9 @@ from interp.trace.each import tail
 ANY = -1
 """The layer of a row that counts prompts extracted in any layer."""
 
+SUBLAYERS = ("attn_out", "mlp_out")
+"""What extracts."""
+
 
 def read(
     subject: CausalLM, hidden: Float[torch.Tensor, "n d"], *, norm: bool = True
@@ -115,6 +118,45 @@ def _states(
     return [(i, examples[i], *found[i]) for i in range(len(examples)) if found[i][0]]
 
 
+def extracted(
+    subject: CausalLM,
+    task: Task | Sequence[Example],
+    *,
+    layers: Iterable[int] | None = None,
+    norm: bool = True,
+    n: int | None = None,
+) -> pd.DataFrame:
+    """Whether a sublayer alone names what the model then says, at the last token of each prompt.
+
+    Returns:
+        one row a prompt, kind (`attn_out`, `mlp_out`) and layer: example, cluster, kind, layer, hit (the prompt's first
+        predicted token is the sublayer's first).
+    """
+    examples = asked_all(subject, task, n)
+    chosen = list(range(subject.n_layers) if layers is None else layers)
+    hits = {kind: np.zeros((len(examples), len(chosen)), dtype=bool) for kind in SUBLAYERS}
+    for group in plan([len(e.ids) for e in examples], TOKENS):
+        batch = subject.batch([examples[i] for i in group])
+        last = batch.answer_start[:, None]
+        sites = [Site(kind, layer) for kind in SUBLAYERS for layer in chosen]
+        trace = subject.run(batch, {site: Record(last) for site in sites}, keep=1)
+        said = trace.logits[:, -1].argmax(-1)
+        for kind in SUBLAYERS:
+            for j, layer in enumerate(chosen):
+                named = read(subject, trace[Site(kind, layer)][:, 0], norm=norm).argmax(-1)
+                hits[kind][group, j] = (named.to(said.device) == said).cpu().numpy()
+    each = len(SUBLAYERS) * len(chosen)
+    return pd.DataFrame(
+        {
+            "example": np.arange(len(examples)).repeat(each),
+            "cluster": np.array([e.cluster or e.key() for e in examples]).repeat(each),
+            "kind": list(np.repeat(SUBLAYERS, len(chosen))) * len(examples),
+            "layer": chosen * (len(SUBLAYERS) * len(examples)),
+            "hit": np.concatenate([hits[kind] for kind in SUBLAYERS], axis=1).ravel(),
+        }
+    )
+
+
 def extraction(
     subject: CausalLM,
     task: Task | Sequence[Example],
@@ -130,28 +172,20 @@ def extraction(
         kind, layer, rate (share of prompts whose first predicted token is the sublayer's first), lo, hi (95 %, over
         clusters), n.
     """
-    examples = asked_all(subject, task, n)
-    chosen = list(range(subject.n_layers) if layers is None else layers)
-    kinds = ("attn_out", "mlp_out")
-    hits = {kind: np.zeros((len(examples), len(chosen)), dtype=bool) for kind in kinds}
-    for group in plan([len(e.ids) for e in examples], TOKENS):
-        batch = subject.batch([examples[i] for i in group])
-        last = batch.answer_start[:, None]
-        sites = [Site(kind, layer) for kind in kinds for layer in chosen]
-        trace = subject.run(batch, {site: Record(last) for site in sites}, keep=1)
-        said = trace.logits[:, -1].argmax(-1)
-        for kind in kinds:
-            for j, layer in enumerate(chosen):
-                named = read(subject, trace[Site(kind, layer)][:, 0], norm=norm).argmax(-1)
-                hits[kind][group, j] = (named.to(said.device) == said).cpu().numpy()
-    clusters = np.array([e.cluster or e.key() for e in examples])
+    return extraction_rates(extracted(subject, task, layers=layers, norm=norm, n=n))
+
+
+def extraction_rates(hits: pd.DataFrame) -> pd.DataFrame:
+    """The table of `extraction`, from that of `extracted`."""
     rows = []
-    for kind, hit in hits.items():
-        for layer, column in [*zip(chosen, hit.T, strict=True), (ANY, hit.any(1))]:
-            lo, hi = proportion_ci(column.astype(float), clusters)
-            rows.append(
-                {"kind": kind, "layer": layer, "rate": column.mean(), "lo": lo, "hi": hi, "n": len(hit)}
-            )
+    for kind, part in hits.groupby("kind", sort=False):
+        wide = part.pivot(index=["example", "cluster"], columns="layer", values="hit")
+        clusters = wide.index.get_level_values("cluster").to_numpy()
+        columns = [(int(layer), wide[layer]) for layer in part["layer"].unique()]
+        for layer, column in [*columns, (ANY, wide.any(axis=1))]:
+            lo, hi = proportion_ci(column.to_numpy(float), clusters)
+            rate = float(column.mean())
+            rows.append({"kind": kind, "layer": layer, "rate": rate, "lo": lo, "hi": hi, "n": len(wide)})
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,142 @@
+"""Knockout, extraction, enrichment and cuts of MLPs in numbers, by scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from interp.intervene.ablate import Ablate
+from interp.locate.facts.fact_mlps import cut_values
+from interp.locate.facts.lens import ANY
+from interp.measure.scenarios import GENERIC
+from interp.models.sites import MLP
+from interp.models.subject import CausalLM
+from interp.studies.facts.maps import name_of
+from interp.studies.facts.means import Means, Told
+from interp.tasks.base import Example
+
+CLEAN = "clean"
+UNIT = ["scenario", "example", "cluster"]
+
+
+def cut_each_mlp(subject: CausalLM, examples: Sequence[Example]) -> pd.DataFrame:
+    """Each MLP's output set to zero at all tokens.
+
+    Returns:
+        one row a prompt and layer: example, cluster, layer, value (probability of the answer), clean.
+    """
+    layers = range(subject.n_layers)
+    found = cut_values(subject, examples, [Ablate((MLP(layer),)) for layer in layers])
+    return pd.DataFrame(
+        {
+            "example": i,
+            "cluster": e.cluster or e.key(),
+            "layer": layer,
+            "value": found[i, 1 + layer],
+            "clean": found[i, 0],
+        }
+        for i, e in enumerate(examples)
+        for layer in layers
+    )
+
+
+def lost(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Rows for `Means`: what the answer loses in each cell that the columns `by` name, and its clean probability.
+
+    Not every prompt has every cell, so each cell has a clean probability of its own.
+    """
+    feature = pd.Series(
+        ["|".join(map(str, key)) for key in rows[list(by)].itertuples(index=False)], index=rows.index
+    )
+    at = rows[UNIT].assign(draw=0)
+    cells = at.assign(feature=feature, value=rows["clean"] - rows["value"])
+    whole = at.assign(feature=CLEAN + "|" + feature, value=rows["clean"])
+    return pd.concat([cells, whole], ignore_index=True)
+
+
+def share_lost(means: Means, scenario: str, *cell: object) -> Told:
+    """Sum of the losses in a cell over the sum of the clean probabilities."""
+    return means(scenario, name_of(*cell)) / means(scenario, name_of(CLEAN, *cell))
+
+
+def knockout_curves(rows: pd.DataFrame, means: Means) -> pd.DataFrame:
+    """What the answer loses when the last token cannot see a group of tokens in a window of layers.
+
+    Returns:
+        one row a scenario, source and layer: window, metric, clean, value (means), relative (percent: 100 times the sum
+        of the losses over the sum of the clean probabilities, with a minus), lo, hi, n.
+    """
+    out = []
+    for (scenario, source, layer), part in rows.groupby(["scenario", "source", "layer"], sort=False):
+        relative, lo, hi = means.ends(scenario, -100 * share_lost(means, scenario, source, layer))
+        out.append(
+            {
+                **{"scenario": scenario, "source": source, "layer": layer},
+                **{"window": part["window"].iloc[0], "metric": part["metric"].iloc[0]},
+                **{"clean": part["clean"].mean(), "value": part["value"].mean()},
+                **{"relative": relative, "lo": lo, "hi": hi, "n": len(part)},
+            }
+        )
+    return pd.DataFrame(out)
+
+
+def vital(means: Means, n_layers: int) -> pd.DataFrame:
+    """What each MLP's cut costs by scenario, and whether generic prompts lose it too.
+
+    Returns:
+        one row a scenario and layer: component, layer, loss (share of the clean probability that is lost: sum over
+        sum), lo, hi, difference (from that of generic prompts), difference_lo, difference_hi, and status: `vital`
+        (generic prompts lose by it, and the scenario not more than they), `own` (the scenario loses more), `none`
+        (neither).
+    """
+    rows = []
+    generic = GENERIC in means.scenarios
+    for scenario in means.scenarios:
+        for layer in range(n_layers):
+            own = share_lost(means, scenario, layer)
+            loss, lo, hi = means.ends(scenario, own)
+            row = {"scenario": scenario, "component": repr(MLP(layer)), "layer": layer}
+            row |= {"loss": loss, "lo": lo, "hi": hi, "status": "none"}
+            if generic:
+                other = share_lost(means, GENERIC, layer)
+                difference = means.ends((scenario, GENERIC), own - other)
+                row |= dict(zip(("difference", "difference_lo", "difference_hi"), difference, strict=True))
+                if scenario != GENERIC and difference[1] > 0:
+                    row["status"] = "own"
+                elif means.ends(GENERIC, other)[1] > 0:
+                    row["status"] = "vital"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def extraction_units(hits: pd.DataFrame) -> pd.DataFrame:
+    """Rows for `Means`: whether a sublayer, or any of its kind, names what is said."""
+    whole = hits.groupby([*UNIT, "kind"], sort=False)["hit"].any().reset_index().assign(layer=ANY)
+    every = pd.concat([hits, whole], ignore_index=True)
+    feature = [name_of(k, n) for k, n in zip(every["kind"], every["layer"], strict=True)]
+    return every[UNIT].assign(draw=0, feature=feature, value=every["hit"].astype(float))
+
+
+def enrichment_units(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows for `Means`: share of the subject's own attributes that its state shows, less that of others'."""
+    return rows[UNIT].assign(draw=0, feature=rows["layer"].map(str), value=rows["rate"] - rows["control"])
+
+
+def enrichment_curves(rows: pd.DataFrame, means: Means) -> pd.DataFrame:
+    """Attributes in the state of the subject's last token.
+
+    Returns:
+        one row a scenario and layer: place, rate, control, difference, lo, hi, n.
+    """
+    out = []
+    for (scenario, layer), part in rows.groupby(["scenario", "layer"], sort=False):
+        difference, lo, hi = means.ends(scenario, means(scenario, str(layer)))
+        out.append(
+            {
+                **{"scenario": scenario, "layer": layer, "place": part["place"].iloc[0]},
+                **{"rate": part["rate"].mean(), "control": part["control"].mean()},
+                **{"difference": difference, "lo": lo, "hi": hi, "n": len(part)},
+            }
+        )
+    return pd.DataFrame(out)
