@@ -185,6 +185,26 @@ def dissociation(
     _run(run, asked, out, "dissociation", json)
 
 
+@app.command("prior")
+def prior(
+    model: ModelOfSpec = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/prior-MODEL.")] = None,
+    quick: Quick = False,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
+    json: Json = False,
+) -> None:
+    """See how priors decide answers, find the layers that go with them, and tune these against random ones."""
+    from interp.studies.prior.spec import PriorSpec
+    from interp.studies.prior.study import run
+
+    asked = spec_of(PriorSpec, "study prior", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
+    _run(run, asked, out, "prior", json)
+
+
 def _run(run: Callable[..., Any], spec: Any, out: Path | None, name: str, json: bool) -> None:
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
     folder = out or Path("runs") / f"{name}-{Path(spec.model).name}"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from interp.errors import NoAcceptedExample, UsageError
 from interp.measure.next_token import Speaker, log_probs, speaker
-from interp.measure.stats import bootstrap_ci, proportion_ci
+from interp.measure.stats import proportion_ci
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Ids
 
@@ -68,6 +68,12 @@ def answer_priors(
     )
 
 
+def thirds(priors: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The third of each example by its answer's prior: 0 the unlikeliest, 2 the likeliest; ties in their order."""
+    places: np.ndarray = stats.rankdata(priors, method="ordinal").astype(int) - 1
+    return places * len(BINS) // len(priors)
+
+
 def by_prior(
     right: Float[np.ndarray, " n"], priors: Float[np.ndarray, " n"], clusters: Sequence[str]
 ) -> pd.DataFrame:
@@ -83,8 +89,7 @@ def by_prior(
         UsageError: fewer than three examples, or arrays of unlike lengths.
     """
     _check(right, priors, clusters)
-    places = stats.rankdata(priors, method="ordinal") - 1
-    third = places * len(BINS) // len(priors)
+    third = thirds(priors)
     rows = []
     for number, name in enumerate(BINS):
         here = third == number
@@ -121,20 +126,41 @@ def prior_effect(
         UsageError: fewer than three examples, or arrays of unlike lengths.
     """
     table = by_prior(right, priors, clusters).set_index("prior")
-    third = (stats.rankdata(priors, method="ordinal") - 1) * len(BINS) // len(priors)
-    low, high = third == 0, third == len(BINS) - 1
-    # A difference of two means as one mean, so that clusters in both are drawn together.
-    signed = np.full(len(right), np.nan)
-    n = low.sum() + high.sum()
-    signed[high] = right[high] * n / high.sum()
-    signed[low] = -right[low] * n / low.sum()
-    lo, hi = bootstrap_ci(signed, clusters, seed=seed, n_resamples=n_resamples)
+    third = thirds(priors)
+    outer = third != 1
+    high = third[outer] == len(BINS) - 1
+    lo, hi = gap_ci(right[outer], high, np.asarray(clusters)[outer], seed=seed, n_resamples=n_resamples)
     rho, p = np.nan, np.nan
     if len(np.unique(right)) > 1 and len(np.unique(priors)) > 1:
         found = stats.spearmanr(1 - right, priors)
         rho, p = float(found.statistic), float(found.pvalue)
     gap = float(table.loc["high", "accuracy"] - table.loc["low", "accuracy"])
     return {"gap": gap, "gap_lo": lo, "gap_hi": hi, "rho": rho, "p": p}
+
+
+def gap_ci(
+    values: Float[np.ndarray, " n"],
+    high: Bool[np.ndarray, " n"],
+    clusters: Sequence[str] | np.ndarray,
+    *,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> tuple[float, float]:
+    """95 % interval of the mean of the `high` values less that of the others, whole clusters resampled.
+
+    Resamples that leave one side empty are left out; NaN for fewer than two clusters.
+    """
+    _, at = np.unique(np.asarray(clusters), return_inverse=True)
+    number = int(at.max()) + 1
+    if number < 2:
+        return float("nan"), float("nan")
+    columns = [values * high, high, values * ~high, ~high]
+    sums = np.stack([np.bincount(at, weights=c.astype(float), minlength=number) for c in columns], 1)
+    drawn = np.random.default_rng(seed).integers(0, number, (n_resamples, number))
+    total = sums[drawn].sum(1)
+    total = total[(total[:, 1] > 0) & (total[:, 3] > 0)]
+    low, top = np.quantile(total[:, 0] / total[:, 1] - total[:, 2] / total[:, 3], [0.025, 0.975])
+    return float(low), float(top)
 
 
 def _check(right: np.ndarray, priors: np.ndarray, clusters: Sequence[str]) -> None:
