@@ -18,7 +18,7 @@ Settings = dict[str, tuple[dict[str, Any], ...]]
 
 LADDER: Settings = {
     "acronym": ({"shots": 2}, {"shots": 4}, {"shots": 8}),
-    "counting": ({}, {"largest": 100, "shots": 2}),
+    "counting": ({"largest": 100}, {"largest": 120, "shots": 2}, {"largest": 120, "shots": 4}),
     "shift_cipher": ({"shots": 2}, {"shots": 4}, {"shots": 8}),
 }
 """Settings of each task, the shortest first; the first at which the model is above the floor is taken."""
@@ -40,7 +40,7 @@ class PriorSpec(StudySpec):
     """
 
     SMALL: ClassVar[Mapping[str, Any]] = {
-        "tasks": {"acronym": ({"shots": 2},), "counting": ({},)},
+        "tasks": {"acronym": ({"shots": 2},), "counting": ({"largest": 100},)},
         "floor_n": 32,
         "n": 24,
         "locate_n": 24,

@@ -24,7 +24,7 @@ Tables, and their columns:
 - prompts_contrast: the same columns without p_cluster; before is the mean of the control prefaces.
 - arms: one row a tuning. arm, kind (`chosen`, `random`, `all`), seed, draw, layers, steps, examples, parameters,
   first_loss, last_loss (nats a token; means of the first and last quarter of steps), moved (length of the change over
-  that of the weights), restored (all weights bit for bit), seconds.
+  that of the weights), restored (all weights bit for bit).
 - tuning: what tuning does to held-out answers. arm, kind, seed, draw, layers, task, and the columns of `prompts` from
   metric on.
 - tuning_contrast: chosen less random, mean of runs item by item. task, metric, prior, chosen, random (mean change),

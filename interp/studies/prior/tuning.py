@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ def tuned(
 
     Yields:
         steps, examples, parameters (how many numbers were tuned), first_loss and last_loss (nats a token, means of the
-        first and the last quarter of the steps), moved (length of the change over that of the weights), seconds.
+        first and the last quarter of the steps), moved (length of the change over that of the weights).
 
     Raises:
         NoAcceptedExample: there is no example.
@@ -135,7 +134,6 @@ def tuned(
     every = list(subject.hf.parameters())
     flags = [w.requires_grad for w in every]
     before = [w.detach().clone() for w in weights]
-    start = time.monotonic()
     try:
         for w in every:
             w.requires_grad_(False)
@@ -153,7 +151,6 @@ def tuned(
             "first_loss": float(np.mean(losses[:quarter])),
             "last_loss": float(np.mean(losses[-quarter:])),
             "moved": moved,
-            "seconds": round(time.monotonic() - start, 2),
         }
     finally:
         with torch.no_grad():
