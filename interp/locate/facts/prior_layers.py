@@ -3,9 +3,11 @@
 How likely an answer is before the question (`interp.measure.priors`) is held, layer by layer, against what the layer
 does where the answer is predicted, over many questions. Two views, since a prior can be in a state in two ways:
 
-- *lens*: what the state says already, read by the final norm and the unembedding: log P(answer), summed over its
-  tokens. `lens` correlates it with the prior; `added` correlates what the layer adds to it, `added_attn` and
-  `added_mlp` what its attention and its MLP add. These three add up, so they tell where the prior comes in.
+- *lens*: what the state says already. `lens` correlates log P(answer), read from the state by the final norm and the
+  unembedding, with the prior. `added` correlates what the layer itself writes to the answer's logit (less the mean over
+  the vocabulary), `added_attn` and `added_mlp` what its attention and its MLP write: where the prior comes in. Of the
+  final norm they have the gain, and one scale for all: with scales of their own, what one layer writes would shrink
+  what the others wrote, and a layer that tells nothing of priors would go with them.
 - *probe*: whether the prior can be read out of the last prompt token along a line that is the same for all answers,
   also of answers that the line was not fitted on: ridge regression, whole answers left out in turn. `probe` reads the
   residual stream, `probe_attn` and `probe_mlp` what attention and MLP write. A layer that only knows *which* answer it
@@ -19,6 +21,7 @@ again to each shuffle, which is exact and cheap as they are linear).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -30,12 +33,14 @@ from scipy import stats
 from interp.errors import NoAcceptedExample, UsageError
 from interp.locate.base import Locator
 from interp.locate.facts.lens import read
+from interp.locate.readout import Readout
 from interp.measure.metrics import score_answer
 from interp.measure.priors import answer_priors
 from interp.measure.stats import fdr
 from interp.models.batch import plan
 from interp.models.cache import Progress
 from interp.models.engines.base import Record
+from interp.models.offload import present
 from interp.models.sites import MLP, Site
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task, stable_seed
@@ -65,13 +70,14 @@ class PriorLayers(Locator):
     After `fit(model, task)` or `fit(model, examples, reference=priors)`:
         priors_: log-prior of each example's answer, nats.
         right_: 1 where the model gives the answer (greedily).
-        values_: one row an example, method and layer: example, method, layer, value (nats; of probes the prediction).
-        scores_: one row a layer and method (`METHODS`; on families whose attention and MLP run side by side without
-            `added_mlp` and `added_attn`): component (`M12` stands for layer 12), layer, method, score (Spearman's rank
-            correlation with the prior within answers of equal length, -1 to 1), se (answers resampled), n, n_answers,
-            null_lo, null_hi (95 % of shuffles), p (share of shuffles that reach it, of lenses on either side of zero,
-            of probes above), q (adjusted for the false discovery rate over the layers of the method), given_right (the
-            correlation among examples alike in whether they are right, too; NaN where none or all are).
+        values_: one row an example, method and layer: example, method, layer, value (of `lens` nats, of `added` logits,
+            of probes the prediction of the prior).
+        scores_: one row a layer and method (`METHODS`): component (`M12` stands for layer 12), layer, method, score
+            (Spearman's rank correlation with the prior within answers of equal length, -1 to 1), se (answers
+            resampled), n, n_answers, null_lo, null_hi (95 % of shuffles), p (share of shuffles that reach it, of lenses
+            on either side of zero, of probes above), q (adjusted for the false discovery rate over the layers of the
+            method), given_right (the correlation among examples alike in whether they are right, too; NaN where none or
+            all are).
 
     Example:
         found = PriorLayers().fit(model, task("acronym", n=96))
@@ -201,14 +207,15 @@ def _watched(
     subject: CausalLM, examples: Sequence[Example], progress: Progress | None
 ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " n"]]:
     """Lens values of every layer (l n), states at the last prompt token (n l d), and whether answers are right."""
-    layers = range(subject.n_layers)
-    middle = not subject.family.parallel
-    kinds = ["resid_post", "mlp_out", "attn_out", *(["resid_mid"] if middle else [])]
-    n = len(examples)
+    readout = Readout(subject)
+    assert readout.norm is not None
+    head = subject.hf.get_output_embeddings()
+    with present(head):
+        middle = readout.norm.back(head.weight.detach().float().mean(0)).cpu()
+    layers, n = range(subject.n_layers), len(examples)
     states = {m: np.zeros((n, subject.n_layers, subject.d_model), dtype=np.float32) for m in PROBES}
-    said = {kind: np.zeros((len(layers), n)) for kind in ("resid_pre", "resid_mid", "resid_post")}
-    right = np.zeros(n)
-    done = 0
+    lens, attn, mlp = (np.zeros((subject.n_layers, n)) for _ in range(3))
+    right, scales, done = np.zeros(n), [], 0
     for group in plan([len(e.full_ids) for e in examples], TOKENS):
         own = [examples[i] for i in group]
         batch = subject.batch(own)
@@ -216,8 +223,8 @@ def _watched(
         # Rows of shorter answers are read at their last token again, and not counted.
         rows = [batch.answer_columns(r) for r in range(len(own))]
         columns = torch.tensor([[c[min(j, len(c) - 1)] for j in range(width)] for c in rows])
-        taps = {Site(kind, i): Record(columns) for kind in kinds for i in layers}
-        trace = subject.run(batch, taps | {Site("resid_pre", 0): Record(columns)}, keep=batch.keep)
+        taps = {Site(kind, i): Record(columns.to(subject.device)) for kind in _READ.values() for i in layers}
+        trace = subject.run(batch, taps, keep=batch.keep)
         first = batch.width - trace.logits.shape[1]
         for row, i in enumerate(group):
             logits = trace.logits[row, rows[row].start - first : rows[row].stop - first]
@@ -225,33 +232,46 @@ def _watched(
         for method, kind in _READ.items():
             for layer in layers:
                 states[method][group, layer] = trace[Site(kind, layer)][:, 0].float().cpu().numpy()
+        answers = _Answers.of(own)
+        vectors = readout.vectors(answers.tokens[None])[0].cpu() - middle
         for layer in layers:
-            said["resid_post"][layer, group] = _lens(subject, trace[Site("resid_post", layer)], own)
-            if middle:
-                said["resid_mid"][layer, group] = _lens(subject, trace[Site("resid_mid", layer)], own)
-        said["resid_pre"][0, group] = _lens(subject, trace[Site("resid_pre", 0)], own)
+            written = trace[Site("resid_post", layer)][answers.rows, answers.places]
+            logs = read(subject, written).log_softmax(-1).cpu()
+            lens[layer, group] = answers.summed(logs.gather(1, answers.tokens[:, None])[:, 0])
+            for out, kind in ((attn, "attn_out"), (mlp, "mlp_out")):
+                written = trace[Site(kind, layer)][answers.rows, answers.places].float().cpu()
+                out[layer, group] = answers.summed((written * vectors).sum(-1))
+        last = trace[Site("resid_post", subject.n_layers - 1)][answers.rows, answers.places]
+        scales.append(readout.norm.scale(last).cpu())
         done += len(group)
         if progress:
             progress(done, n, "examples")
-    said["resid_pre"][1:] = said["resid_post"][:-1]
-    out = {"lens": said["resid_post"], "added": said["resid_post"] - said["resid_pre"]}
-    if middle:
-        out["added_attn"] = said["resid_mid"] - said["resid_pre"]
-        out["added_mlp"] = said["resid_post"] - said["resid_mid"]
-    return {**out, **states}, right
+    scale = float(torch.cat(scales).mean())
+    attn, mlp = attn * scale, mlp * scale
+    seen = {"lens": lens, "added": attn + mlp, "added_attn": attn, "added_mlp": mlp}
+    return {**seen, **states}, right
 
 
-def _lens(
-    subject: CausalLM, state: Float[torch.Tensor, "b a d"], examples: Sequence[Example]
-) -> Float[np.ndarray, " b"]:
-    """Log P(answer) that states say, summed over the answer's tokens, each behind those before it."""
-    at = [(row, j) for row, e in enumerate(examples) for j in range(len(e.answer_ids))]
-    rows, places = (torch.tensor(x, device=state.device) for x in zip(*at, strict=True))
-    logs = read(subject, state[rows, places]).log_softmax(-1).cpu()
-    tokens = torch.tensor([t for e in examples for t in e.answer_ids])
-    out = np.zeros(len(examples))
-    np.add.at(out, rows.cpu().numpy(), logs.gather(1, tokens[:, None])[:, 0].double().numpy())
-    return out
+@dataclass(frozen=True)
+class _Answers:
+    """The answers' tokens of a batch one after another: whose they are, and which of its tokens each is."""
+
+    rows: Int[torch.Tensor, " m"]
+    places: Int[torch.Tensor, " m"]
+    tokens: Int[torch.Tensor, " m"]
+    n: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> _Answers:
+        every = [(row, j, t) for row, e in enumerate(examples) for j, t in enumerate(e.answer_ids)]
+        rows, places, tokens = (torch.tensor(x) for x in zip(*every, strict=True))
+        return cls(rows, places, tokens, len(examples))
+
+    def summed(self, values: Float[torch.Tensor, " m"]) -> Float[np.ndarray, " n"]:
+        """Sums over the tokens of each answer."""
+        out = np.zeros(self.n)
+        np.add.at(out, self.rows.numpy(), values.double().numpy())
+        return out
 
 
 # -- probes ----------------------------------------------------------------------------------------------------------
