@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from interp.errors import UsageError
 from interp.intervene.ablate import Ablate
-from interp.intervene.base import Intervention
+from interp.intervene.base import Intervention, Scope
 from interp.intervene.tracing.aggregate import aggregate
 from interp.intervene.tracing.cells import NOISE, How, asked
 from interp.intervene.tracing.maps import trace_maps
@@ -49,11 +49,12 @@ class FactMLPs(Locator):
         exact: neurons a prompt that are zeroed one by one, the first ones of the attribution screen.
         check: as many more drawn from the others, which tell what the screen misses.
         n: use at most so many examples. seed: of noise, draws and intervals.
+        scope: tokens at which layers are cut for `fact_loss` and `off_loss`, see `Ablate`.
 
     After `fit(subject, facts, reference=...)`:
         maps_: the causal maps at the subject's last token, draw by draw, as of `trace_maps`.
         layers_: one row a layer: component, layer, aie, aie_lo, aie_hi, share, fact_loss and off_loss (mean loss of the
-            answer's probability where the layer's MLP is zeroed at all tokens: on the facts, on the reference), spared
+            answer's probability where the layer's MLP is zeroed at the scope: on the facts, on the reference), spared
             (share of the reference's probability that is left; 1 where there is no reference) and score (aie x spared).
         neurons_: one row a prompt and measured neuron, see `interp.locate.facts.neurons.neuron_table`.
         agreement_: of the screen with what was measured.
@@ -79,6 +80,7 @@ class FactMLPs(Locator):
         check: int = 16,
         n: int | None = None,
         seed: int = 0,
+        scope: Scope = "all",
     ):
         self.corruption = corruption
         self.samples = samples
@@ -88,6 +90,7 @@ class FactMLPs(Locator):
         self.metric = metric
         self.exact = exact
         self.check = check
+        self.scope = scope
         self.n = n
         self.seed = seed
 
@@ -167,7 +170,7 @@ class FactMLPs(Locator):
         found = aggregate(self.maps_, seed=self.seed).sort_values("layer", ignore_index=True)
         out = found[["layer", "aie", "aie_lo", "aie_hi", "share", "n"]].copy()
         out.insert(0, "component", [repr(MLP(int(layer))) for layer in out["layer"]])
-        cuts = [Ablate((MLP(int(layer)),)) for layer in out["layer"]]
+        cuts = [Ablate((MLP(int(layer)),), scope=self.scope) for layer in out["layer"]]
         for name, examples in (("fact", facts), ("off", reference)):
             if examples is None:
                 out[f"{name}_loss"] = out[f"{name}_se"] = np.nan
