@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 WORTH = 0.75
 """Share of the tokens up to which a walk is worth more than batches."""
 
+SAVED = 16
+"""Tokens a prompt that must be saved, too: a prompt on its own costs as much as some 20 more tokens in a batch."""
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -65,7 +68,8 @@ class Walk:
     @property
     def pays(self) -> bool:
         """Whether so much is shared that prompts are better run one by one on one cache than in batches."""
-        return len(self.order) > 1 and self.share <= WORTH
+        enough = sum(self.past) >= SAVED * len(self.order)
+        return len(self.order) > 1 and self.share <= WORTH and enough
 
     def caches(self, subject: CausalLM) -> Iterator[tuple[int, int, Any]]:
         """Prompt after prompt with the KV cache that holds its first `past` tokens.

@@ -48,6 +48,9 @@ def test_a_walk_pays_where_much_is_shared():
     assert Walk.of([(*long, 1), (*long, 2)]).pays
     assert not Walk.of([long]).pays
     assert not Walk.of([long, tuple(range(1, 41))]).pays
+    # Short prompts share most of their tokens, and are still better run together.
+    assert not Walk.of([(1, 2, 3, 4, i) for i in range(9)]).pays
+    assert Walk.of([(*long[:20], i) for i in range(9)]).pays
 
 
 @pytest.mark.parametrize("family", ALL)

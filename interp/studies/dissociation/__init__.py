@@ -1,1 +1,1 @@
-"""The study of double dissociation: fact MLPs against retrieval heads, each cut on facts and on what is in the context."""
+"""The study of double dissociation: fact MLPs and retrieval heads, each cut on facts and on contexts."""

@@ -44,18 +44,26 @@ class DissociationSpec(StudySpec):
 
     parts: tuple[Part, ...] = PARTS
 
-    relations: tuple[str, ...] | None = Field(None, description="relations that are asked; default all of `facts`")
-    wordings: tuple[int, ...] = Field((0, 1), description="numbers of the wordings that each fact is asked in")
-    asked: int = Field(60, ge=2, description="subjects asked of each relation, at most")
+    relations: tuple[str, ...] | None = Field(
+        None, description="relations that are asked; default all of `facts`"
+    )
+    wordings: tuple[int, ...] = Field(
+        (0, 1), description="numbers of the wordings that each fact is asked in"
+    )
+    asked: int = Field(40, ge=2, description="subjects asked of each relation, at most")
     least: int = Field(8, ge=2, description="known subjects from which on a relation is used")
     facts_n: int = Field(40, ge=2, description="facts of each set: fitted, held out, of other relations")
 
     corruption: str = Field("subject_swap", description="of the causal maps: `noise`, or a twin")
     samples: int = Field(4, ge=1, description="draws of the noise")
-    reference_n: int = Field(8, ge=1, description="needles, induction prompts, passages that layers are held against")
+    reference_n: int = Field(
+        8, ge=1, description="needles, induction prompts, passages that layers are held against"
+    )
     reference_length: int = Field(96, ge=64, description="tokens of these needles")
-    layers: tuple[int, ...] = Field((1, 3), description="numbers of best layers that are cut together")
-    windows: tuple[int, ...] = Field((5,), description="widths of the window of layers that is cut, the best of each")
+    layers: tuple[int, ...] = Field((3,), description="numbers of best layers that are cut together")
+    windows: tuple[int, ...] = Field(
+        (5,), description="widths of the window of layers that is cut, the best of each"
+    )
 
     neuron_layers: int = Field(3, ge=1, description="best layers that are searched for neurons")
     neurons: int = Field(64, ge=1, description="best neurons that are cut together")
@@ -72,12 +80,12 @@ class DissociationSpec(StudySpec):
     heads_mode: Literal["zero", "mean"] = "mean"
 
     needle_length: int = Field(256, ge=64)
-    needle_n: int = Field(16, ge=2)
+    needle_n: int = Field(12, ge=2)
     induction_length: int = Field(24, ge=8)
     induction_n: int = Field(20, ge=2)
-    prose_n: int = Field(16, ge=2, description="passages of 32 tokens, and the 32 tokens that follow")
+    prose_n: int = Field(12, ge=2, description="passages of 32 tokens, and the 32 tokens that follow")
 
-    profile_n: int = Field(12, ge=2, description="examples of each task that every layer is cut on")
+    profile_n: int = Field(10, ge=2, description="examples of each task that every layer is cut on")
     profile_length: int = Field(128, ge=64, description="tokens of the needles among them")
     controls: int = Field(5, ge=0, description="matched sets of each cut")
 
