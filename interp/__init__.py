@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from interp.intervene.attention import set_attention
     from interp.intervene.edit import WeightEdit
     from interp.intervene.export import to_nnsight
-    from interp.intervene.facts import FactEdit, Rewrite, memit, rome, second_moments
+    from interp.intervene.facts.covariance import second_moments
+    from interp.intervene.facts.delta import FactEdit
+    from interp.intervene.facts.memit import memit
+    from interp.intervene.facts.requests import Rewrite
+    from interp.intervene.facts.rome import rome
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.intervene.trace import How, aggregate, trace_map, trace_maps
@@ -71,11 +75,11 @@ _PUBLIC = {
     "screen": "interp.locate.screen:screen",
     "project_out": "interp.intervene.subspace:project_out",
     "WeightEdit": "interp.intervene.edit:WeightEdit",
-    "rome": "interp.intervene.facts:rome",
-    "memit": "interp.intervene.facts:memit",
-    "Rewrite": "interp.intervene.facts:Rewrite",
-    "FactEdit": "interp.intervene.facts:FactEdit",
-    "second_moments": "interp.intervene.facts:second_moments",
+    "rome": "interp.intervene.facts.rome:rome",
+    "memit": "interp.intervene.facts.memit:memit",
+    "Rewrite": "interp.intervene.facts.requests:Rewrite",
+    "FactEdit": "interp.intervene.facts.delta:FactEdit",
+    "second_moments": "interp.intervene.facts.covariance:second_moments",
     "to_nnsight": "interp.intervene.export:to_nnsight",
     "known_to": "interp.measure.known:known_to",
     "scenarios": "interp.measure.scenarios:scenarios",

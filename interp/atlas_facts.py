@@ -7,9 +7,9 @@ context answers, and on natural prose, beside windows of layers that write as mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,11 +19,11 @@ from interp.errors import NoAcceptedExample
 from interp.intervene.ablate import Ablate
 from interp.intervene.tracing.places import LAST, LAST_OF, places_of
 from interp.locate.facts.fact_mlps import LAYERS, NEURONS, FactMLPs
-from interp.measure.effects import COLUMNS, Role, measure
+from interp.measure.effects import Role, measure
 from interp.measure.mlp_controls import matched_neurons, matched_windows
 from interp.measure.plans import Condition
 from interp.measure.stats import proportion_ci
-from interp.models.sites import Component, component
+from interp.models.sites import MLP, Component, component
 from interp.models.subject import CausalLM
 from interp.runs import Run
 from interp.tasks.base import Example, FixedTask, Task, stable_seed
@@ -40,6 +40,9 @@ RIGHT, WRONG = "facts it knows", "what it says where it is wrong"
 SWAP = "subject_swap"
 LEAST = 4
 """Subjects that a half needs, so that intervals mean something."""
+
+MANY = 10**9
+"""More distinct control sets than this are told as so many: sets of neurons are too many to count in a table."""
 
 KEPT_NEURONS = 200
 """Rows kept of the neurons' scores, best first."""
@@ -66,8 +69,8 @@ def census(asked: pd.DataFrame) -> pd.DataFrame:
     """How much the model knows, relation by relation.
 
     Returns:
-        one row a relation, and one `all`: relation, n, subjects, known, accuracy, ci_lo, ci_hi (95 %, of the accuracy,
-        subjects being the clusters), chance (of a guess among the relation's answers).
+        one row a relation, and one `all`: relation, shots (0), asked, subjects, known, accuracy, lo, hi (95 %, of the
+        accuracy, subjects being the clusters), chance (of a guess among the relation's answers).
     """
     rows = []
     for name, part in [*asked.groupby("relation", sort=True), ("all", asked)]:
@@ -76,12 +79,13 @@ def census(asked: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "relation": str(name),
-                "n": len(part),
+                "shots": 0,
+                "asked": len(part),
                 "subjects": part["cluster"].nunique(),
                 "known": int(known.sum()),
                 "accuracy": float(known.mean()),
-                "ci_lo": low,
-                "ci_hi": high,
+                "lo": low,
+                "hi": high,
                 "chance": float(part["chance"].mean()),
             }
         )
@@ -138,18 +142,17 @@ def plan_of(
     controls: int,
     data: Sequence[Example],
     seed: int,
-) -> Iterator[Condition]:
+) -> list[Condition]:
     """The best layers, or neurons, zeroed everywhere; and for each size others that write as much or are as active.
 
     Args:
         ranked: MLPs or neurons, best first.
         data: what norms and activations are measured on.
     """
-    from interp.models.sites import MLP
-
+    out = []
     for k in sorted({min(k, len(ranked)) for k in sizes}):
         chosen = tuple(ranked[:k])
-        yield Condition(Ablate(chosen), "cut", k)
+        out.append(Condition(Ablate(chosen), "cut", k))
         if not controls:
             continue
         if isinstance(chosen[0], MLP):
@@ -157,7 +160,9 @@ def plan_of(
         else:
             found = matched_neurons(subject, chosen, controls, data, seed=seed, avoid=ranked)
         for draw, (parts, gap) in enumerate(zip(found, found.gaps, strict=True)):
-            yield Condition(Ablate(parts), "control", k, draw, found.n_distinct, found.kind, gap)
+            told = min(found.n_distinct, MANY)
+            out.append(Condition(Ablate(parts), "control", k, draw, told, found.by, gap))
+    return out
 
 
 class FactSection:
@@ -275,40 +280,51 @@ class FactSection:
     def effects(
         self, ranked: dict[str, list[Component]], chosen_on: list[Example], held_out: list[Example]
     ) -> pd.DataFrame:
-        """Cuts of layers and of neurons on facts of other subjects, needles and prose."""
+        """Cuts of layers and of neurons on facts of other subjects, needles and prose; each a part of the run."""
         spec = self.spec
-        niah = self.niah("measure", spec.fact_length, spec.measure_n)
-        text = self.text(spec.seed, 32)
-        asked: list[tuple[Task, Role, tuple[str, ...], str]] = [
-            (FixedTask(held_out, name="facts"), "target", _ANSWERED, "held-out facts"),
-            (niah, "control_task", _ANSWERED, f"niah {spec.fact_length}"),
-            (text, "off_target", ("nll",), "prose"),
-        ]
-        cuts = (("fact MLPs", LAYERS, spec.fact_cuts), ("fact neurons", NEURONS, spec.fact_neuron_cuts))
+        asked: dict[str, tuple[Callable[[], Task], Role]] = {
+            "held-out facts": (lambda: FixedTask(held_out, name="facts"), "target"),
+            f"niah {spec.fact_length}": (
+                lambda: self.niah("measure", spec.fact_length, spec.measure_n),
+                "control_task",
+            ),
+            "prose": (lambda: self.text(spec.seed, 32), "off_target"),
+        }
+        half = ranked[LAYERS][: max(1, len(ranked[LAYERS]) // 2)]  # as many are left to draw controls from
         frames = []
-        for mechanism, of, sizes in cuts:
-            most = len(ranked[of]) // 2 if of == LAYERS else len(ranked[of])
-            sizes = [k for k in sizes if k <= most]
-            if not sizes:
-                continue
-            plan = list(plan_of(self.subject, ranked[of], sizes, spec.fact_controls, chosen_on, spec.seed))
-            for task, role, metrics, label in asked:
-                with self.stage(f"cut {mechanism}: {label}") as report:
-                    found = measure(
-                        self.subject,
-                        task,
-                        plan,
-                        metrics=metrics,
-                        off_target=(),
-                        role=role,
-                        mechanism=mechanism,
-                        locator="FactMLPs",
-                        seed=spec.seed,
-                        floor="mark",
-                        progress=report,
-                    )
-                frames.append(found.assign(task=label))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
+        for mechanism, parts, sizes in (
+            ("fact MLPs", half, spec.fact_cuts),
+            ("fact neurons", ranked[NEURONS], spec.fact_neuron_cuts),
+        ):
+            plan = cache(
+                partial(plan_of, self.subject, parts, sizes, spec.fact_controls, chosen_on, spec.seed)
+            )
+            for task, (ask_for, role) in asked.items():
+                name = f"parts/{mechanism}-{task}".replace(" ", "-")
+                make = partial(self.measured, task, ask_for, role, mechanism, plan)
+                frames.append(self.job.table(name, make))
+        return pd.concat(frames, ignore_index=True)
 
-
-_ANSWERED = ("accuracy", "logit_diff", "logprob")
+    def measured(
+        self,
+        name: str,
+        task: Callable[[], Task],
+        role: Role,
+        mechanism: str,
+        plan: Callable[[], list[Condition]],
+    ) -> pd.DataFrame:
+        with self.stage(f"cut {mechanism}: {name}") as report:
+            found = measure(
+                self.subject,
+                task(),
+                plan(),
+                metrics=("nll",) if role == "off_target" else ("accuracy", "logit_diff", "logprob"),
+                off_target=(),
+                role=role,
+                mechanism=mechanism,
+                locator="FactMLPs",
+                seed=self.spec.seed,
+                floor="mark",
+                progress=report,
+            )
+        return found.assign(task=name)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.cli import circuits, compare, models, reproduce, study, tasks, work
+from interp.cli import circuits, compare, facts, models, reproduce, study, tasks, work
 from interp.cli.console import err, say
 from interp.errors import InterpError
 
@@ -79,4 +79,6 @@ for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
     app.command()(_command)
 app.command()(circuits.channels)
 app.command()(circuits.circuit)
+for _command in (facts.facts, facts.trace, facts.edit):
+    app.command()(_command)
 app.command("compare-heads")(compare.compare_heads)
