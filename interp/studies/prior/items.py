@@ -19,7 +19,7 @@ from interp.tasks.base import Example, FixedTask, stable_seed
 from interp.tasks.prior import PriorTask
 from interp.tasks.registry import task
 
-METRICS = ("accuracy", "choice", "pair", "logprob", "logit_diff")
+METRICS = ("accuracy", "choice", "pair", "logprob", "margin")
 POOL = 256
 """Questions that show which answers a task has."""
 TRIES = 40
@@ -43,13 +43,15 @@ def items(
     Returns:
         one row a question; see `interp.studies.prior.study`.
     """
-    values = dict(evaluate(subject, examples, {CLEAN: None}, progress=progress).values[CLEAN])
-    values["pair"] = (values["logit_diff"] > 0).astype(float)
+    # The foil as an answer: to the same question, and behind the same prompts that tell nothing.
+    foils = [replace(e, answer_ids=e.foil_ids, foil_ids=e.answer_ids) for e in examples]
+    both = evaluate(subject, [*examples, *foils], {CLEAN: None}, progress=progress).values[CLEAN]
+    values = {m: v[: len(examples)] for m, v in both.items()}
+    values["margin"] = values["logprob"] - both["logprob"][len(examples) :]
+    values["pair"] = (values["margin"] > 0).astype(float)
     if known is None:
-        # A foil is the answer of its own question, with the same prompts that tell nothing.
-        foils = [replace(e, answer_ids=e.foil_ids) for e in examples]
-        both = answer_priors(subject, [*examples, *foils])
-        own, foil = both[: len(examples)], both[len(examples) :]
+        priors = answer_priors(subject, [*examples, *foils])
+        own, foil = priors[: len(examples)], priors[len(examples) :]
     else:
         own, foil = (known[column].to_numpy() for column in ("log_prior", "foil_log_prior"))
     frame = pd.DataFrame(

@@ -3,15 +3,16 @@
 Parts: `tasks` (at which setting the model is above the floor), `accuracy` (by the prior of the answer), `layers` (which
 go with the prior), `prompts` (asked not to rely on priors), `tuning` (the layers found, and random ones, tuned lightly
 on some answers and tested on others). Metrics of an answer: `accuracy` (greedy decoding gives it), `choice` (its first
-telling token beats those of seven others), `pair` (it beats its foil, which is a step away and of the other prior;
-chance is 1/2), `logprob` (nats) and `logit_diff` (to the foil).
+telling token beats those of seven others), `pair` (all of it is likelier than its foil, which is a step away and of the
+other prior; chance is 1/2), `logprob` (nats) and `margin` (to the foil, nats). Thirds and gaps are by the log-prior of
+the answer; of `pair` and `margin` by that log-prior less the foil's.
 
 Tables, and their columns:
 
-- tasks: one row a setting tried. task, settings (JSON), n, judged (metric), accuracy, choice, pair, logit_diff, ci_lo,
-  ci_hi (of the judged metric), chance, status (`ok`, `at chance`, `not asked`), taken.
+- tasks: one row a setting tried. task, settings (JSON), n, judged (metric), accuracy, choice, logit_diff, ci_lo, ci_hi
+  (of the judged metric), chance, status (`ok`, `at chance`, `not asked`), taken.
 - items: one row a question. task, example, answer, foil, cluster, level (`high` or `low`, as the task means it), tokens
-  (of the answer), log_prior, foil_log_prior (nats, on the model), chance, accuracy, choice, pair, logprob, logit_diff.
+  (of the answer), log_prior, foil_log_prior (nats, on the model), chance, accuracy, choice, pair, logprob, margin.
 - accuracy: task, metric, prior (`low`, `middle`, `high` third, `all`), n, n_clusters, mean_prior (nats), value, ci_lo,
   ci_hi (95 %, over answers), chance, status.
 - gaps: task, metric, gap (likeliest less unlikeliest third), gap_lo, gap_hi, rho (Spearman's, of errors and priors), p,
@@ -108,8 +109,7 @@ class PriorStudy(Study[PriorSpec]):
             low, high = proportion_ci(values[judged], found.clusters)
             done = not at_chance(found)
             row |= {m: float(values[m].mean()) for m in ("accuracy", "choice", "logit_diff")}
-            row |= {"pair": float((values["logit_diff"] > 0).mean()), "n": len(found.examples)}
-            row |= {"judged": judged, "ci_lo": low, "ci_hi": high}
+            row |= {"n": len(found.examples), "judged": judged, "ci_lo": low, "ci_hi": high}
             row |= {"chance": float(np.mean([e.chance for e in found.examples]))}
             rows.append(row | {"status": "ok" if done else "at chance", "taken": done})
             if done:

@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 
 SHARES = tuple(m for m in METRICS if m in BINARY or m == "pair")
 """Metrics of right and wrong."""
+AGAINST_FOIL = frozenset({"pair", "margin"})
 RESAMPLES = 2000
+SHUFFLES = 1000
 CONTROL = "control"
 
 
 def is_control(preface: str) -> bool:
     """Whether a preface is a control, by its name."""
     return preface.startswith(CONTROL)
+
+
+def prior_of(items: pd.DataFrame, metric: str) -> Float[np.ndarray, " n"]:
+    """What a metric's questions are sorted by: the answer's log-prior, less the foil's where the metric is."""
+    own, foil = items["log_prior"].to_numpy(float), items["foil_log_prior"].to_numpy(float)
+    return own - foil if metric in AGAINST_FOIL else own
 
 
 def chance_of(metric: str, items: pd.DataFrame) -> float:
@@ -39,10 +47,10 @@ def accuracies(items: pd.DataFrame, status: Mapping[str, str]) -> pd.DataFrame:
     """Shares of right answers by third of the prior, and of all."""
     frames = []
     for name, own in items.groupby("task", sort=False):
-        priors, clusters = own["log_prior"].to_numpy(), own["cluster"].to_numpy()
-        place = thirds(priors)
+        clusters = own["cluster"].to_numpy()
         for metric in SHARES:
-            right = own[metric].to_numpy()
+            right, priors = own[metric].to_numpy(), prior_of(own, metric)
+            place = thirds(priors)
             frame = by_prior(right, priors, clusters).rename(columns={"accuracy": "value"})
             low, high = proportion_ci(right, clusters)
             frame["n_clusters"] = [len(set(clusters[place == i])) for i in range(len(BINS))]
@@ -81,11 +89,13 @@ def gaps(items: pd.DataFrame, status: Mapping[str, str], by: Sequence[str], seed
     """What a likely answer is worth, in groups of questions; the first of `by` is the task."""
     rows = []
     for key, own in items.groupby(list(by), sort=False):
-        priors, clusters = own["log_prior"].to_numpy(), own["cluster"].to_numpy()
+        clusters = own["cluster"].to_numpy()
         for metric in SHARES:
-            right = own[metric].to_numpy()
+            right, priors = own[metric].to_numpy(), prior_of(own, metric)
             found = prior_effect(right, priors, clusters, seed=seed)
-            rho, p = _within(1 - right, own, seed)
+            # A prior belongs to an answer, or to an answer and its foil.
+            units = own["answer"] + (" " + own["foil"] if metric in AGAINST_FOIL else "")
+            rho, p = _within(1 - right, priors, own["tokens"].to_numpy(), list(units), seed)
             about = dict(zip(by, key, strict=True))
             rows.append(
                 {
@@ -101,21 +111,26 @@ def gaps(items: pd.DataFrame, status: Mapping[str, str], by: Sequence[str], seed
     return pd.DataFrame(rows)
 
 
-def _within(wrong: np.ndarray, own: pd.DataFrame, seed: int, draws: int = 1000) -> tuple[float, float]:
-    """Rank correlation of errors and priors within answers of equal length, and its p-value by shuffling answers."""
+def _within(
+    wrong: Float[np.ndarray, " n"],
+    priors: Float[np.ndarray, " n"],
+    tokens: Int[np.ndarray, " n"],
+    units: Sequence[str],
+    seed: int,
+) -> tuple[float, float]:
+    """Rank correlation of errors and priors within answers of equal length, and its p-value by shuffling units."""
     if wrong.min() == wrong.max():
         return np.nan, np.nan
-    tokens = own["tokens"].to_numpy()
-    _, first, at = np.unique(own["answer"].to_numpy(), return_index=True, return_inverse=True)
-    priors, lengths = own["log_prior"].to_numpy()[first], tokens[first]
+    _, first, at = np.unique(np.asarray(units), return_index=True, return_inverse=True)
+    lengths = tokens[first]
     rng = np.random.default_rng(stable_seed("priors within lengths", seed))
-    shuffled = np.tile(priors, (draws + 1, 1))
+    shuffled = np.tile(priors[first], (SHUFFLES + 1, 1))
     for length in np.unique(lengths):
         here = np.flatnonzero(lengths == length)
         shuffled[1:, here] = rng.permuted(shuffled[1:, here], axis=1)
     found = within(wrong, shuffled[:, at], tokens)
     hits = int((np.abs(found[1:]) >= abs(found[0]) - 1e-12).sum())
-    return float(found[0]), (1 + hits) / (1 + draws)
+    return float(found[0]), (1 + hits) / (1 + SHUFFLES)
 
 
 # -- before and after ------------------------------------------------------------------------------------------------
@@ -127,9 +142,10 @@ def paired(before: pd.DataFrame, after: pd.DataFrame, seed: int) -> pd.DataFrame
     Returns:
         metric, prior, before, after, delta, ci_lo, ci_hi, p_cluster, n, n_clusters.
     """
-    place, clusters = thirds(before["log_prior"].to_numpy()), before["cluster"].to_numpy()
+    clusters = before["cluster"].to_numpy()
     rows = []
     for metric in METRICS:
+        place = thirds(prior_of(before, metric))
         old, new = before[metric].to_numpy(float), after[metric].to_numpy(float)
         rows += [{"metric": metric, **row} for row in _changes(old, new, place, clusters, seed)]
     return pd.DataFrame(rows)
