@@ -146,13 +146,20 @@ class Patch(Atom):
         n: int,
     ) -> dict[Site, list[Tap]]:
         source: Source = atoms[0][1].source
-        by_layer: dict[int, list[tuple[int, Patch]]] = {}
+        rows: dict[int, list[int]] = {}
+        for row, number in enumerate(of.tolist()):
+            rows.setdefault(number, []).append(row)
+        written: dict[int, list[tuple[int, int, int]]] = {}
         for number, atom in atoms:
+            if mine := rows.get(number):
+                batch.check_positions(atom.positions, torch.tensor(mine, device=batch.pad.device))
+            head = -1 if atom.head is None else atom.head
+            own = [(row, token, head) for row in rows.get(number, ()) for token in atom.positions]
             for layer in atom.layers:
-                by_layer.setdefault(layer, []).append((number, atom))
+                written.setdefault(layer, []).extend(own)
         return {
-            Site(source.kind, layer): [_Write.of(source, layer, batch, members, of)]
-            for layer, members in by_layer.items()
+            Site(source.kind, layer): [_Write.of(source, layer, batch, places)]
+            for layer, places in written.items()
         }
 
 
@@ -167,24 +174,10 @@ class _Write:
     heads: torch.Tensor  # -1: all
 
     @classmethod
-    def of(
-        cls,
-        source: Source,
-        layer: int,
-        batch: Batch,
-        members: Sequence[tuple[int, Patch]],
-        of: torch.Tensor,
-    ) -> _Write:
-        rows, tokens, heads = [], [], []
-        for number, patch in members:
-            mine = (of == number).nonzero()[:, 0].to(batch.ids.device)
-            at = torch.tensor(patch.positions, dtype=torch.long, device=batch.ids.device)
-            if len(mine):
-                batch.check_positions(patch.positions, mine)
-            rows.append(mine.repeat_interleave(len(at)))
-            tokens.append(at.repeat(len(mine)))
-            heads.append(torch.full_like(rows[-1], -1 if patch.head is None else patch.head))
-        row, token, head = torch.cat(rows), torch.cat(tokens), torch.cat(heads)
+    def of(cls, source: Source, layer: int, batch: Batch, places: Sequence[tuple[int, int, int]]) -> _Write:
+        """Of rows, tokens and heads."""
+        every = torch.tensor(places, dtype=torch.long, device=batch.ids.device).reshape(-1, 3)
+        row, token, head = every.unbind(1)
         return cls(source.values[layer], row, batch.pad[row] + token, token - source.first, head)
 
     def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:

@@ -135,15 +135,19 @@ def test_what_is_hidden_from_none_changes_nothing_and_lacking_sources_are_left_o
     np.testing.assert_allclose(frame[frame.example == 2].value, same[same.example == 1].value, atol=1e-6)
 
 
-def test_a_map_costs_an_eighth_of_full_passes_or_less() -> None:
-    model, n = deep(), 12
-    prompts = [Example("t", tuple(range(3, 3 + n)), (50,), spans=(Span(0, 4, "subject"),), chance=0.1)] * 4
+@pytest.mark.parametrize(("layers", "n", "cells"), [(12, 12, 348), (48, 8, 4074)])
+def test_a_map_costs_an_eighth_of_full_passes_or_less(layers: int, n: int, cells: int) -> None:
+    """One token a cell, from its window's first layer on, beside one whole pass: as many as for GPT-2 XL."""
+    model = deep(layers)
+    prompts = [Example("t", tuple(range(3, 3 + n)), (50,), spans=(Span(0, 4, "subject"),), chance=0.1)]
     spent = Spent()
     frame = knockout_map(model, prompts, window=9, spent=spent)
-    cells = len(frame)
-    wanted = 4 * (3 * sum(12 - max(0, c - 4) for c in range(12)) + n * 12)
-    assert spent.token_layers == wanted
-    assert cells * n * 12 / spent.token_layers > 8
+    assert cells == 3 * sum(layers - max(0, c - 4) for c in range(layers))
+    assert spent.token_layers == cells + n * layers
+    full = len(frame) * n * layers
+    assert len(frame) == 3 * layers and full / spent.token_layers > 8
+    if layers == 48:
+        assert (full, full / cells) == (55_296, pytest.approx(13.57, abs=0.01))
 
 
 def test_lens_extraction_and_enrichment_by_hand() -> None:
