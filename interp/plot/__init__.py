@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.plot.agreement import score_agreement
     from interp.plot.attention import attention_rows
+    from interp.plot.by_layer import layer_lines
     from interp.plot.channels import channel_graph
     from interp.plot.circuits import circuit_heads, edge_matrix
     from interp.plot.dose import dose_curves
     from interp.plot.effects import control_strip, dose_curve
     from interp.plot.export import find_browser, write, write_all
+    from interp.plot.facts_census import fact_census
+    from interp.plot.facts_conflict import conflict_balance, conflict_dose, context_heads
+    from interp.plot.facts_dissociation import dissociation, dissociation_gaps
+    from interp.plot.facts_edits import edit_scoreboard, edits_against_effects
     from interp.plot.facts_flow import extraction_rates, knockout_curves
     from interp.plot.facts_maps import causal_map, effect_profiles
+    from interp.plot.facts_prior import accuracy_by_prior, changes_by_prior, prior_layers
     from interp.plot.faithful import faithfulness_curves
     from interp.plot.heads import head_map, score_ranking
     from interp.plot.instances import instance_map
@@ -35,29 +41,41 @@ if TYPE_CHECKING:
 
 _HOME = {
     "accuracy_by_items": "items",
+    "accuracy_by_prior": "facts_prior",
     "attention_rows": "attention",
     "causal_map": "facts_maps",
+    "changes_by_prior": "facts_prior",
     "channel_graph": "channels",
     "circuit_heads": "circuits",
     "component_spectrum": "spectrum",
     "composition_map": "spectrum",
+    "conflict_balance": "facts_conflict",
+    "conflict_dose": "facts_conflict",
+    "context_heads": "facts_conflict",
     "control_strip": "effects",
     "cross_task_matrix": "reuse",
     "dark": "theme",
+    "dissociation": "facts_dissociation",
+    "dissociation_gaps": "facts_dissociation",
     "dose_curve": "effects",
     "dose_curves": "dose",
     "edge_matrix": "circuits",
+    "edit_scoreboard": "facts_edits",
+    "edits_against_effects": "facts_edits",
     "effect_matrix": "matrix",
     "effect_profiles": "facts_maps",
     "extraction_rates": "facts_flow",
+    "fact_census": "facts_census",
     "faithfulness_curves": "faithful",
     "find_browser": "export",
     "head_map": "heads",
     "instance_map": "instances",
     "knockout_curves": "facts_flow",
+    "layer_lines": "by_layer",
     "needle_map": "needles",
     "overlap_matrix": "reuse",
     "patch_map": "patching",
+    "prior_layers": "facts_prior",
     "register": "theme",
     "score_agreement": "agreement",
     "score_ranking": "heads",
@@ -70,29 +88,41 @@ _HOME = {
 
 __all__ = [
     "accuracy_by_items",
+    "accuracy_by_prior",
     "attention_rows",
     "causal_map",
+    "changes_by_prior",
     "channel_graph",
     "circuit_heads",
     "component_spectrum",
     "composition_map",
+    "conflict_balance",
+    "conflict_dose",
+    "context_heads",
     "control_strip",
     "cross_task_matrix",
     "dark",
+    "dissociation",
+    "dissociation_gaps",
     "dose_curve",
     "dose_curves",
     "edge_matrix",
+    "edit_scoreboard",
+    "edits_against_effects",
     "effect_matrix",
     "effect_profiles",
     "extraction_rates",
+    "fact_census",
     "faithfulness_curves",
     "find_browser",
     "head_map",
     "instance_map",
     "knockout_curves",
+    "layer_lines",
     "needle_map",
     "overlap_matrix",
     "patch_map",
+    "prior_layers",
     "register",
     "score_agreement",
     "score_ranking",

@@ -1,8 +1,8 @@
-"""Values by layer as lines with bands of their intervals: what all figures of layers share."""
+"""Values by layer as lines with bands of their intervals: what figures of layers share, and a figure of any table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 
 from interp.errors import UsageError
 from interp.plot import theme
+from interp.plot.check import integers, need
 from interp.plot.sheet import Sheet
-from interp.plot.text import number, safe
+from interp.plot.text import joined, number, safe
 from interp.plot.theme import Width
 
 LINES = ("panel", "line", "layer", "value", "lo", "hi", "hover")
@@ -47,6 +48,86 @@ def inks(names: Sequence[str], colors: Mapping[str, str] | None = None) -> dict[
     known = colors or {}
     free = (c for c in _INKS if c not in {known[n] for n in names if n in known})
     return {n: Ink(known[n] if n in known else next(free), _DASHES[i]) for i, n in enumerate(names)}
+
+
+def layer_lines(
+    frame: pd.DataFrame,
+    value: str,
+    ends: tuple[str, str] | None = None,
+    *,
+    panel: str | None = None,
+    line: str | None = None,
+    colors: Mapping[str, str] | None = None,
+    marked: Iterable[int] = (),
+    title: str,
+    note: str = "",
+    y: str | Mapping[str, str] = "",
+    percent: bool = False,
+    level: float | None = 0.0,
+    width: Width = "double",
+) -> go.Figure:
+    """A value by layer, one line for each value of a column and one panel for each of another.
+
+    Args:
+        frame: `layer`, the value, its ends, and the columns of panels and lines; rows of layer -1 are left out.
+        value: column that is drawn.
+        ends: columns of its interval; None draws none.
+        panel: column with a value a panel; None is one panel.
+        line: column with a value a line; None is one line.
+        colors: of lines, by name; scenarios have theirs.
+        marked: layers that are shaded.
+        title: of the figure. note: below it.
+        y: title of the axis; with one for each panel they have ranges of their own.
+        percent: write shares in per cent.
+        level: where a thin line is drawn across; None for none.
+        width: `single`, `double`, `page` or pixels.
+
+    Raises:
+        UsageError: missing columns, no row, more than seven lines, or two rows for one point.
+    """
+    lo, hi = ends or (value, value)
+    more = [c for c in (panel, line) if c]
+    need(frame, ("layer", value, lo, hi, *more), "layer_lines", numeric=("layer", value, lo, hi))
+    integers(frame, ("layer",), "layer_lines")
+    own = frame[frame["layer"] >= 0]
+    digits = 1 if percent else 3
+    factor, unit = (100, "%") if percent else (1, "")
+    rows = own.assign(
+        panel=own[panel].astype(str) if panel else "", line=own[line].astype(str) if line else value,
+        value=own[value], lo=own[lo] if ends else np.nan, hi=own[hi] if ends else np.nan,
+    )  # fmt: skip
+    rows["hover"] = [
+        joined([f"{number(factor * v, digits)}{unit}", ends_of(factor * a, factor * b, digits, unit)], "<br>")
+        for v, a, b in zip(rows["value"], rows["lo"], rows["hi"], strict=True)
+    ]
+    names = list(dict.fromkeys(rows["line"]))
+    told = joined([note, "bands: 95% intervals" if ends and "interval" not in note else ""])
+    fig = by_layer(
+        rows, inks(names, {**SCENARIOS, **(colors or {})}), title=title, note=told, width=width,
+        y=y if isinstance(y, str) else lambda p: y.get(p, value),
+        scale=None if isinstance(y, str) else {p: p for p in rows["panel"]}, level=level,
+        y_format=".0%" if percent else "", alt=f"{title}. {peaks(rows)}",
+    )  # fmt: skip
+    for layer in sorted(set(marked)):
+        for i in range(rows["panel"].nunique()):
+            axis = Sheet.axis(i)
+            fig.add_shape(
+                type="rect", xref=f"x{axis}", yref=f"y{axis} domain", x0=layer - 0.5, x1=layer + 0.5, y0=0, y1=1,
+                fillcolor=theme.CLEAN_BAND, line_width=0, layer="below", name="marked",
+            )  # fmt: skip
+    return fig
+
+
+def peaks(rows: pd.DataFrame) -> str:
+    """The largest value of each line of each panel in words, for those who cannot see the figure."""
+    parts = []
+    for (panel, name), own in rows.groupby(["panel", "line"], sort=False):
+        told = own.dropna(subset="value")
+        if len(told):
+            best = told.loc[told["value"].abs().idxmax()]
+            where = joined([str(panel), str(name)], ", ")
+            parts.append(f"{where}: largest {number(best['value'])} at layer {int(best['layer'])}.")
+    return " ".join(parts)
 
 
 def by_layer(
@@ -128,11 +209,11 @@ def layer_ticks(last: float, room: float) -> list[int]:
     return list(range(0, int(last) + 1, step))
 
 
-def ends_of(lo: float, hi: float, digits: int = 3) -> str:
+def ends_of(lo: float, hi: float, digits: int = 3, unit: str = "") -> str:
     """An interval in words; empty where there is none."""
     if not (np.isfinite(lo) and np.isfinite(hi)):
         return ""
-    return f"95% interval {number(lo, digits)} to {number(hi, digits)}"
+    return f"95% interval {number(lo, digits)} to {number(hi, digits)}{unit}"
 
 
 def _range(rows: pd.DataFrame, level: float | None, floor: float | None) -> tuple[float, float]:

@@ -8,13 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plot import theme
-from interp.plot.by_layer import SCENARIOS, by_layer, ends_of, inks
+from interp.plot.by_layer import SCENARIOS, by_layer, ends_of, inks, peaks
 from interp.plot.check import integers, need
-from interp.plot.text import count, joined, number, percent, signed
+from interp.plot.text import count, joined, percent, signed
 from interp.plot.theme import Width
 
-CUTS = ("source", "layer", "mean", "lo", "hi", "n")
-"""Columns of `interp.locate.facts.flow.averages` of a knockout map by source and layer."""
+CUTS = ("source", "layer", "relative", "lo", "hi", "n")
+"""What each row of knockout curves says: tokens that are hidden, middle of the window, change with its ends."""
 
 RATES = ("kind", "layer", "rate", "lo", "hi", "n")
 """Columns of `interp.locate.facts.lens.extraction`; rows of layer -1 count any layer."""
@@ -28,17 +28,14 @@ def knockout_curves(
     averages: pd.DataFrame,
     panel: str | None = "scenario",
     *,
-    y: str = "change of the answer's probability (%)",
-    window: int | None = None,
     width: Width = "double",
 ) -> go.Figure:
     """What the answer loses when the last token cannot look at a group of tokens, by the middle of the cut window.
 
     Args:
-        averages: `source layer mean lo hi n`, and the column of the panels.
+        averages: `source layer relative lo hi n` (in per cent of the intact probability), the column of the panels,
+            and `window` where it is to be told.
         panel: column with a value a panel; None is one panel.
-        y: what `mean` is, with its unit.
-        window: layers that are cut at once, told in the note.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
@@ -51,25 +48,23 @@ def knockout_curves(
     styles = inks([SOURCES.get(n, n) for n in names], {SOURCES[k]: v for k, v in _SOURCE_COLORS.items()})
     rows = averages.assign(
         panel=averages[panel].astype(str) if panel else "", line=[SOURCES.get(s, s) for s in averages["source"]],
-        value=averages["mean"],
+        value=averages["relative"],
         hover=[
-            joined([f"{signed(r.mean, 1)}", ends_of(r.lo, r.hi, 1), f"n = {int(r.n)}"], "<br>")
+            joined([f"{signed(r.relative, 1)}%", ends_of(r.lo, r.hi, 1, "%"), f"n = {int(r.n)}"], "<br>")
             for r in averages.itertuples()
         ],
     )  # fmt: skip
     most = {p: int(own["n"].max()) for p, own in rows.groupby("panel", sort=False)}
-    wide = (
-        f"attention cut in {count(window, 'layer')} around each"
-        if window
-        else "attention cut around each layer"
-    )
+    windows = sorted({int(w) for w in averages["window"]}) if "window" in averages else []
+    layers = f"in {windows[0]} layers around each" if len(windows) == 1 else "around each layer"
     note = joined([
-        f"{wide}; lines: what the last token cannot look at", "bands: 95% intervals",
+        f"attention cut {layers}; lines: what the last token cannot look at", "bands: 95% intervals",
         "prompts: " + ", ".join(f"{p + ' ' if p else ''}{n}" for p, n in most.items()),
     ])  # fmt: skip
     return by_layer(
-        rows, styles, title="What the answer loses when the last token cannot look at some tokens", note=note, y=y,
-        alt=_alt("Line charts of the change when attention is knocked out. ", rows), width=width,
+        rows, styles, title="What the answer loses when the last token cannot look at some tokens", note=note,
+        y="change of probability (%)",
+        alt="Line charts of the change when attention is knocked out. " + peaks(rows), width=width,
         least=22 if rows["panel"].nunique() > 2 else 24,
     )  # fmt: skip
 
@@ -109,19 +104,10 @@ def extraction_rates(
     return by_layer(
         rows, inks(order, SCENARIOS), title="Which layer names the answer at the last token",
         note=joined(["share of prompts whose first predicted token the sublayer alone names", anywhere]),
-        y="extraction rate", alt=_alt("Line charts of the extraction rate. ", rows), width=width, level=None,
+        y="extraction rate", alt="Line charts of the extraction rate. " + peaks(rows), width=width, level=None,
         y_format=".0%", floor=0.0,
     )  # fmt: skip
 
 
 def _rate(r: Any) -> str:
-    return f"{percent(r.rate)} of {count(int(r.n), 'prompt')}<br>{ends_of(100 * r.lo, 100 * r.hi, 1)}%"
-
-
-def _alt(what: str, rows: pd.DataFrame) -> str:
-    parts = []
-    for (panel, name), own in rows.groupby(["panel", "line"], sort=False):
-        best = own.loc[own["value"].abs().idxmax()]
-        where = joined([str(panel), str(name)], ", ")
-        parts.append(f"{where}: largest {number(best['value'])} at layer {int(best['layer'])}.")
-    return what + " ".join(parts)
+    return f"{percent(r.rate)} of {count(int(r.n), 'prompt')}<br>{ends_of(100 * r.lo, 100 * r.hi, 1, '%')}"

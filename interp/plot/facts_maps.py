@@ -7,6 +7,7 @@ says), since maps of recalled facts and of guesses differ and their mean shows n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import plotly.graph_objects as go
 
 from interp.errors import UsageError
 from interp.plot import theme
-from interp.plot.by_layer import SCENARIOS, by_layer, ends_of, inks, layer_ticks
+from interp.plot.by_layer import SCENARIOS, by_layer, ends_of, inks, layer_ticks, peaks
 from interp.plot.check import integers, need
 from interp.plot.text import joined, number, safe, signed
 from interp.plot.theme import Width
@@ -155,7 +156,8 @@ def effect_profiles(
     return by_layer(
         drawn, inks(order, SCENARIOS), title="What restoring a state brings back of the answer, layer by layer",
         note=_profile_note(rows, line, value), y=f"AIE ({safe(unit)})" if value == "aie" else "share of TE",
-        alt=_profile_alt(drawn, value), width=width, scale=dict(zip(panel, rows["kind"], strict=True)),
+        alt=f"Line charts of the {VALUES[value]} by layer. {peaks(drawn)}", width=width,
+        scale=dict(zip(panel, rows["kind"], strict=True)),
         y_format="" if value == "aie" else ".0%",
     )  # fmt: skip
 
@@ -222,9 +224,9 @@ def _draw(
     )  # fmt: skip
 
 
-def _told(r: dict[str, object], value: str) -> str:
+def _told(r: dict[str, Any], value: str) -> str:
     """A cell in words."""
-    aie, lo, hi, te = (float(r[c]) for c in (value, f"{value}_lo", f"{value}_hi", "te"))  # type: ignore[arg-type]
+    aie, lo, hi, te = (float(r[c]) for c in (value, f"{value}_lo", f"{value}_hi", "te"))
     parts = [
         f"{VALUES[value]} {signed(aie, 3)}",
         ends_of(lo, hi),
@@ -275,11 +277,3 @@ def _map_alt(rows: pd.DataFrame, panel: str, value: str, places: Sequence[str]) 
             f"{name}: largest {signed(best[value])} at layer {int(best['layer'])}, {best['place']} token."
         )
     return f"Heat maps of the {VALUES[value]} by layer and place of token. " + " ".join(parts)
-
-
-def _profile_alt(drawn: pd.DataFrame, value: str) -> str:
-    parts = []
-    for (panel, name), own in drawn.groupby(["panel", "line"], sort=False):
-        best = own.loc[own["value"].abs().idxmax()]
-        parts.append(f"{panel}, {name}: largest {signed(best['value'])} at layer {int(best['layer'])}.")
-    return f"Line charts of the {VALUES[value]} by layer. " + " ".join(parts)

@@ -122,20 +122,4 @@ class Sheet:
 
     def done(self) -> go.Figure:
         """The figure, with its legend below: in one line, or in columns where they do not fit abreast."""
-        names = [str(trace.name) for trace in self.fig.data if trace.name and trace.showlegend is not False]
-        long = sum(0.47 * len(name) + 4 for name in names) * self.font > self.fig.layout.width
-        # Names that do not fit in one line stand in columns as wide as the longest.
-        column = (0.47 * max(map(len, names), default=1) + 6) * self.font
-        lines = -(-len(names) // max(1, int(self.fig.layout.width / column))) if long else 1
-        more = self.below + 1.5 * self.font * (lines - 1)
-        self.fig.update_layout(
-            height=round(self.fig.layout.height + more), margin_b=self.fig.layout.margin.b + more
-        )
-        self.fig.update_layout(
-            legend={
-                "orientation": "h", "x": 0.5, "xanchor": "center", "xref": "container", "y": 0,
-                "yref": "container", "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False,
-                "traceorder": "normal",
-            }
-        )  # fmt: skip
-        return self.fig
+        return theme.legend_below(self.fig, self.font, self.below)

@@ -176,6 +176,28 @@ def colorbar(title: str, height: float, font: float, **more: Any) -> dict[str, A
     }  # fmt: skip
 
 
+def legend_below(fig: go.Figure, font: float, more: float = 0.0) -> go.Figure:
+    """The figure with its legend at the lower edge, one line of which the bottom margin has room for already.
+
+    Names that do not fit in one line stand in columns as wide as the longest, for which the figure grows, and by `more`
+    pixels. Entries hide nothing when they are clicked.
+    """
+    names = [str(trace.name) for trace in fig.data if trace.name and trace.showlegend is not False]
+    room = fig.layout.width - fig.layout.margin.l - fig.layout.margin.r
+    long = sum(0.47 * len(name) + 4 for name in names) * font > room
+    column = (0.47 * max(map(len, names), default=1) + 6) * font
+    lines = -(-len(names) // max(1, int(room / column))) if long else 1
+    more += 1.8 * font * (lines - 1)
+    return fig.update_layout(
+        height=round(fig.layout.height + more),
+        margin_b=fig.layout.margin.b + more,
+        legend={
+            "orientation": "h", "x": 0.5, "xanchor": "center", "xref": "container", "y": 0, "yref": "container",
+            "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False, "traceorder": "normal",
+        },
+    )  # fmt: skip
+
+
 def faint(color: str, opacity: float = 0.16) -> str:
     """A colour `#rrggbb` as one that lets through what lies below, for bands."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
