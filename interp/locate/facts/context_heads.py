@@ -2,9 +2,11 @@
 
 The balance is the logit of the context's answer less that of the memory's, at the last token of a prompt whose context
 states a false object of a known fact. A head counts by what the balance loses without it: it carries the context's
-answer where the balance falls, the memory's where it rises. Beside the cut of the whole head stand the cut of its edges
-to the context's answer alone (what it reads there) and its direct share of the balance (what it writes itself; Ortu et
-al. 2024, arXiv 2402.11655). All is read at the last token, so heads that prepare what others read there are not found.
+answer where the balance falls, the memory's where it rises. Beside the cut of the whole head stand the cut of single
+edges (what it reads of the context's answer, and of the subject that is asked about) and its direct share of the
+balance (what it writes itself; Ortu et al. 2024, arXiv 2402.11655): one head may carry both sides, and not all that it
+does goes through what it reads of them. All is read at the last token; heads that prepare what
+others read there are not found.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
 from interp.trace.each import Progress
 
-CONTEXT, MEMORY, READ, WRITE = "context", "memory", "read", "write"
-METHODS = (CONTEXT, MEMORY, READ, WRITE)
+CONTEXT, MEMORY, READ, RECALL, WRITE = "context", "memory", "read", "recall", "write"
+_SCORES = ((CONTEXT, "cut", 1), (MEMORY, "cut", -1), (READ, READ, 1), (RECALL, RECALL, 1), (WRITE, WRITE, 1))
+"""Methods, the measure that each is made of, and its sign."""
 
 
 class ContextHeads(Locator):
@@ -41,18 +44,20 @@ class ContextHeads(Locator):
     Args:
         mode: what stands in for a head that is cut: `zero`, or its `mean` at the last token of the examples.
         keys: role of the tokens that hold the context's answer.
+        about: role of those that name the subject in the question; where the statements name it, it can still be read.
         level: share of false discoveries among the heads that are said to carry something.
         n: use at most so many examples. seed: of the tests' random signs.
 
     After `fit(subject, examples)`, whose answers are the memory's and whose foils the context's (task `conflict`):
-        heads_: one row a head: component, layer, head, kv_head; cut (what the balance loses when the head is cut, in
-            logits), read (when only its edges to the context's answer are), write (its own share of the balance); of
-            each of the three also its standard error (`_se`), p-value (`_p`: signs flipped by cluster) and that
-            adjusted over all heads (`_q`); context_lost and memory_lost (nats that each answer's log-probability loses
-            by the cut); carries (`context`, `memory` or ``, by the cut at `level`); n.
-        scores_: methods `context` (the cut), `memory` (the cut with its sign turned), `read` and `write`: component,
-            method, layer, head, kv_head, score, se, p, q, n.
-        per_example_: each of cut, read and write for itself: examples x layers x heads. clusters_: of the examples.
+        heads_: one row a head: component, layer, head, kv_head; in logits, cut (what the balance loses when the head is
+            cut), read (when only its edges to the context's answer are), recall (what the balance gains when only those
+            to the subject are) and write (its own share of the balance); of each of the four also its standard error
+            (`_se`), p-value (`_p`: signs flipped by cluster) and that adjusted over all heads (`_q`); context_lost and
+            memory_lost (nats that each answer's log-probability loses by the cut); carries (`context`, `memory` or
+            ``, by the cut at `level`); n.
+        scores_: methods `context` (the cut), `memory` (the cut with its sign turned), `read`, `recall` and `write`:
+            component, method, layer, head, kv_head, score, se, p, q, n.
+        per_example_: cut, read, recall and write of each: examples x layers x heads. clusters_: of the examples.
         balance_: of each example, intact.
 
     Example:
@@ -66,12 +71,14 @@ class ContextHeads(Locator):
         self,
         mode: Literal["zero", "mean"] = "zero",
         keys: str = "counter_value",
+        about: str = "subject",
         level: float = 0.05,
         n: int | None = None,
         seed: int = 0,
     ):
         self.mode = mode
         self.keys = keys
+        self.about = about
         self.level = level
         self.n = n
         self.seed = seed
@@ -90,7 +97,7 @@ class ContextHeads(Locator):
             reference: what means are over; default the examples, at their last tokens.
 
         Raises:
-            UsageError: no data, no such mode, or examples without a foil or without a span of the context's answer.
+            UsageError: no data, no such mode, or examples without a foil, or without a span of either role.
             NoAcceptedExample: there is no example.
         """
         if data is None:
@@ -103,21 +110,30 @@ class ContextHeads(Locator):
         if not every:
             raise NoAcceptedExample("there is no conflict to learn from")
         examples = [parted(e) for e in every]
-        if not all(role_tokens(e, self.keys) for e in examples):
-            raise UsageError(f"{examples[0].task}: an example has no '{self.keys}' span; name the keys' role")
+        for option, role in (("keys", self.keys), ("about", self.about)):
+            if not all(role_tokens(e, role) for e in examples):
+                raise UsageError(
+                    f"{examples[0].task}: an example has no '{role}' span; name the role with {option}="
+                )
         heads = subject.heads()
         source = self._reference(examples, reference)
         cuts = {f"cut {h!r}": Ablate((h,), self.mode, "answer", source) for h in heads}
-        blind = {f"read {h!r}": Ablate((h,), "knockout", "answer", keys=(self.keys,)) for h in heads}
+        blind = {
+            f"{role} {h!r}": Ablate((h,), "knockout", "answer", keys=(role,))
+            for role in (self.keys, self.about)
+            for h in heads
+        }
         found = taken(subject, examples, {"": None, **cuts, **blind}, progress=progress)
-        shape = len(examples), subject.n_layers, subject.n_heads
-        lost = found.margin[:, 1:] - found.margin[:, :1]  # the balance is the margin with its sign turned
+        # The balance is the margin with its sign turned: what it loses, the margin gains.
+        shape = len(examples), 3, subject.n_layers, subject.n_heads
+        gained = (found.margin[:, 1:] - found.margin[:, :1]).reshape(shape)
         self.balance_ = -found.margin[:, 0]
         self.clusters_ = found.clusters
         self.per_example_ = {
-            "cut": lost[:, : len(heads)].reshape(shape),
-            "read": lost[:, len(heads) :].reshape(shape),
-            "write": written(subject, examples),
+            "cut": gained[:, 0],
+            READ: gained[:, 1],
+            RECALL: -gained[:, 2],
+            WRITE: written(subject, examples),
         }
         self.heads_ = self._table(subject, heads)
         for name, values in (("context_lost", found.context), ("memory_lost", found.memory)):
@@ -162,12 +178,7 @@ class ContextHeads(Locator):
     def _scores(self) -> pd.DataFrame:
         own = self.heads_
         parts = []
-        for method, of, sign in (
-            (CONTEXT, "cut", 1),
-            (MEMORY, "cut", -1),
-            (READ, "read", 1),
-            (WRITE, "write", 1),
-        ):
+        for method, of, sign in _SCORES:
             part = own[["component", "layer", "head", "kv_head", "n"]].assign(
                 method=method, score=sign * own[of]
             )

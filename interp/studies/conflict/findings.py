@@ -125,6 +125,10 @@ def _moves(over: pd.DataFrame, window: int) -> list[Judged]:
     asked: Sequence[tuple[str, str, str, str, str, str, float | None, bool]] = (
         ("few heads carry the context: without what they read, memory is said", ORTU, "conflict", "scale context",
          "answer", MEMORY, 0.0, True),
+        ("few heads carry the context: without what they read, memory is ahead", ORTU, "conflict", "scale context",
+         "answer", "margin", 0.0, True),
+        ("few heads carry the memory: without what they read of the subject, context is ahead", ORTU, "conflict",
+         "scale memory", "answer", "margin", 0.0, False),
         ("few heads carry the context: cut, they leave the memory ahead", ORTU, "conflict", "cut context", "answer",
          "margin", None, True),
         ("few heads carry the memory: cut, they leave the context ahead", ORTU, "conflict", "cut memory", "answer",

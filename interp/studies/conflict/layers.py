@@ -33,49 +33,74 @@ def windows(subject: CausalLM, width: int) -> dict[int, tuple[MLP, ...]]:
 
 def cut_windows(
     subject: CausalLM,
-    prompts: Mapping[str, Sequence[Example]],
+    examples: Sequence[Example],
     width: int,
     mode: str,
     *,
     seed: int,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """What each window's cut does to memory and context, by scope.
+    """What each window's cut does to the answer and the foil of some prompts, by scope.
 
     Args:
-        prompts: `conflict` and `closed`, of the same facts.
         mode: `zero`, or the `mean` over the prompts.
 
     Returns:
-        question, scope, layer (the window's centre), components, margin_lost (nats; positive: the memory's answer falls
-        behind), ci_lo, ci_hi (95 %, over subjects), p, q (adjusted within question and scope), memory_lost and
-        context_lost (of each answer's log-probability), n.
+        scope, layer (the window's centre), components, margin (of the intact model: answer less foil, in nats),
+        margin_lo (lower end of its interval), margin_lost (by the cut; positive: the answer falls behind), ci_lo, ci_hi
+        (95 %, over subjects), p, q (adjusted within the scope), memory_lost and context_lost (of the log-probabilities
+        of answer and foil), n.
     """
+    reference = Reference(examples) if mode == "mean" else None
+    plan: dict[str, Intervention | None] = {"": None}
+    about = []
+    for scope in SCOPES:
+        for centre, parts in windows(subject, width).items():
+            at = scope if scope in ("all", "answer") else (scope,)
+            plan[f"{scope} {centre}"] = Ablate(parts, mode, at, reference)  # type: ignore[arg-type]
+            about.append({"scope": scope, "layer": centre, "components": " ".join(map(repr, parts))})
+    found = taken(subject, examples, plan, progress=progress)
+    clean = found.margin[:, 0]
+    low, _ = bootstrap_ci(clean, found.clusters, seed=seed)
     rows = []
-    for question, examples in prompts.items():
-        reference = Reference(examples) if mode == "mean" else None
-        plan: dict[str, Intervention | None] = {"": None}
-        about = []
-        for scope in SCOPES:
-            for centre, parts in windows(subject, width).items():
-                at = scope if scope in ("all", "answer") else (scope,)
-                plan[f"{scope} {centre}"] = Ablate(parts, mode, at, reference)  # type: ignore[arg-type]
-                about.append({"scope": scope, "layer": centre, "components": " ".join(map(repr, parts))})
-        found = taken(subject, examples, plan, progress=progress)
-        lost = {name: v[:, :1] - v[:, 1:] for name, v in _values(found.margin, found.memory, found.context)}
-        for j, row in enumerate(about):
-            margin = lost["margin_lost"][:, j]
-            lo, hi = bootstrap_ci(margin, found.clusters, seed=seed)
-            p = sign_flip(margin, found.clusters, seed=seed)
-            means = {name: float(v[:, j].mean()) for name, v in lost.items()}
-            rows.append(
-                {"question": question, **row, **means, "ci_lo": lo, "ci_hi": hi, "p": p, "n": len(margin)}
-            )
-    return fdr(pd.DataFrame(rows), within=["question", "scope"])
+    for j, row in enumerate(about, start=1):
+        lost = clean - found.margin[:, j]
+        lo, hi = bootstrap_ci(lost, found.clusters, seed=seed)
+        rows.append(
+            {
+                **row,
+                "margin": float(clean.mean()),
+                "margin_lo": low,
+                "margin_lost": float(lost.mean()),
+                "ci_lo": lo,
+                "ci_hi": hi,
+                "p": sign_flip(lost, found.clusters, seed=seed),
+                "memory_lost": float((found.memory[:, 0] - found.memory[:, j]).mean()),
+                "context_lost": float((found.context[:, 0] - found.context[:, j]).mean()),
+                "n": len(lost),
+            }
+        )
+    return fdr(pd.DataFrame(rows), within=["scope"])
 
 
-def _values(*arrays: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    return list(zip(("margin_lost", "memory_lost", "context_lost"), arrays, strict=True))
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `spared` and `score`, for the rows of the question `conflict`.
+
+    spared is the share of the margin that the same cut leaves of the question `told`, which needs the subject's tokens
+    and the context but no memory; score is margin_lost x spared. Layers without which no subject can be told from
+    another lose both margins, and are no stores of facts. Where the intact model is at chance on `told` (the interval
+    of its margin includes zero) spared is 1.
+    """
+    told = table[table["question"] == "told"].set_index(["scope", "layer"])
+    out = table.assign(spared=np.nan, score=np.nan)
+    here = out["question"] == "conflict"
+    if len(told) and (told["margin_lo"] > 0).all():
+        left = (1 - told["margin_lost"] / told["margin"]).clip(0, 1)
+        out.loc[here, "spared"] = [left[r.scope, r.layer] for r in out[here].itertuples()]
+    else:
+        out.loc[here, "spared"] = 1.0
+    out["score"] = out["margin_lost"] * out["spared"]
+    return out
 
 
 def prose_cost(
@@ -111,10 +136,6 @@ def prose_cost(
 
 
 def best_window(table: pd.DataFrame, scope: str) -> int:
-    """Centre of the window whose cut costs the memory most behind the statement.
-
-    Where the context is ahead, general damage is not it: it brings the two answers closer to each other. Controls and
-    costs of the cut on other facts say the rest.
-    """
+    """Centre of the window of the largest score, see `scored`."""
     own = table[(table["question"] == "conflict") & (table["scope"] == scope)]
-    return int(own.loc[own["margin_lost"].idxmax(), "layer"])
+    return int(own.loc[own["score"].idxmax(), "layer"])

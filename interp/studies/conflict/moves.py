@@ -2,10 +2,10 @@
 
 | family | what is done, at the last token |
 |---|---|
-| `scale context` | attention of context heads to the context's answer times a factor (0 takes the edges out) |
-| `scale memory` | attention of memory heads to the question's subject times a factor |
-| `cut context` | context heads cut |
-| `cut memory` | memory heads cut |
+| `scale context` | attention to the context's answer times a factor (0: no edges), of heads ranked by `read` |
+| `scale memory` | attention to the question's subject times a factor (0: no edges), of heads ranked by `recall` |
+| `cut context` | heads cut that are ranked by `context` |
+| `cut memory` | heads cut that are ranked by `memory` |
 | `cut mlps` | a window of MLPs cut, at the subject's tokens or the last one; `k` is its width |
 
 Controls of heads are other heads (of the same layers, of like norm), which meet the same fate; those of windows are
@@ -27,19 +27,23 @@ from interp.intervene.reference import Reference
 from interp.intervene.tracing.cells import window_of
 from interp.measure.conflict import CONTEXT, MEMORY, Taken, parted
 from interp.measure.controls import matched
+from interp.measure.effects import AT_CHANCE
 from interp.measure.mlp_controls import matched_windows
 from interp.measure.plans import Cut
-from interp.measure.stats import bootstrap_ci, sign_flip
+from interp.measure.stats import bootstrap_ci, proportion_ci, sign_flip
 from interp.models.sites import MLP, Head
 from interp.models.subject import CausalLM
 from interp.studies.conflict.spec import ConflictSpec
 from interp.tasks.base import Example
 
 COUNTER, SUBJECT = "counter_value", "subject"
-ROLE = {CONTEXT: COUNTER, MEMORY: SUBJECT}
-"""The tokens at which the attention of each side's heads is scaled."""
-SCALE = "scale"
+SCALED = {"scale context": ("read", COUNTER), "scale memory": ("recall", SUBJECT)}
+"""Of families that scale attention: the method that ranks their heads, and the tokens that are looked at."""
+CUT = {"cut context": "context", "cut memory": "memory"}
+"""Of families that cut heads: the method that ranks them."""
+RANKED = ("context", "memory", "read", "recall")
 WINDOW_SCOPES = ("subject", "answer")
+CONFLICT = "conflict"
 STATISTICS = (MEMORY, CONTEXT, "margin")
 
 
@@ -48,7 +52,7 @@ class Move:
     """One intervention, or one of its controls.
 
     Attributes:
-        k: heads, or layers of a window.
+        k: heads, or layers of a window as it is asked for (at the ends of the model it has fewer).
         factor: of attention; NaN for a cut.
         scope: tokens that are edited.
         control: kind of control, `` for the move itself; draw: its number, else -1.
@@ -67,7 +71,7 @@ class Move:
     @property
     def name(self) -> str:
         """Unique among the moves of a study."""
-        size = f" x{self.factor:g}" if self.family.startswith(SCALE) else ""
+        size = f" x{self.factor:g}" if self.family in SCALED else ""
         draw = f" | {self.control} {self.draw}" if self.control else ""
         return f"{self.family} {self.k}{size} @{self.scope}{draw}"
 
@@ -107,7 +111,7 @@ def moves(
     """Every move, each followed by its controls.
 
     Args:
-        heads: ranked heads of the sides `context` and `memory`, best first.
+        heads: ranked heads of each of `RANKED`, best first.
         centres: of the windows of MLPs, by scope.
         examples: conflicts that norms, and means, are measured on.
     """
@@ -115,25 +119,43 @@ def moves(
     reference = Reference(asked)
     source = reference if spec.mode == "mean" else None
     out: list[Move] = []
-    for side in (CONTEXT, MEMORY):
-        for k in (k for k in spec.sizes if k <= len(heads[side]) and 2 * k <= len(subject.heads())):
-            chosen = tuple(heads[side][:k])
-            made: list[tuple[str, float, Cut]] = [
-                (f"{SCALE} {side}", f, scaled(chosen, ROLE[side], f)) for f in spec.factors
-            ]
-            made.append((f"cut {side}", float("nan"), Ablate(chosen, spec.mode, "answer", source)))
-            sets = [
-                matched(subject, chosen, spec.controls, by, seed=spec.seed, data=reference)
-                for by in spec.match
-            ]
-            for family, factor, cut in made:
-                out.append(Move(family, k, factor, "answer", cut))
-                for found in sets:
-                    for draw, (others, gap) in enumerate(zip(found, found.gaps, strict=True)):
-                        item = cut.with_components(others)
-                        out.append(Move(family, k, factor, "answer", item, found.by, draw, gap))
+    for family, (method, role) in SCALED.items():
+        for k in _sizes(subject, spec, heads[method]):
+            chosen = tuple(heads[method][:k])
+            made = [(f, scaled(chosen, role, f)) for f in spec.factors]
+            out += _with_controls(subject, spec, family, chosen, made, reference)
+    for family, method in CUT.items():
+        for k in _sizes(subject, spec, heads[method]):
+            chosen = tuple(heads[method][:k])
+            whole = Ablate(chosen, spec.mode, "answer", source)
+            out += _with_controls(subject, spec, family, chosen, [(float("nan"), whole)], reference)
     for scope, centre in centres.items():
         out += _windows(subject, spec, scope, centre, reference)
+    return out
+
+
+def _sizes(subject: CausalLM, spec: ConflictSpec, ranked: Sequence[Head]) -> list[int]:
+    """The numbers of heads of which there are as many, and as many others."""
+    return [k for k in spec.sizes if k <= len(ranked) and 2 * k <= len(subject.heads())]
+
+
+def _with_controls(
+    subject: CausalLM,
+    spec: ConflictSpec,
+    family: str,
+    chosen: tuple[Head, ...],
+    made: Sequence[tuple[float, Cut]],
+    reference: Reference,
+) -> list[Move]:
+    """Moves of the same heads by different factors, each followed by its controls."""
+    sets = [matched(subject, chosen, spec.controls, by, seed=spec.seed, data=reference) for by in spec.match]
+    out: list[Move] = []
+    for factor, cut in made:
+        out.append(Move(family, len(chosen), factor, "answer", cut))
+        for found in sets:
+            for draw, (others, gap) in enumerate(zip(found, found.gaps, strict=True)):
+                item = cut.with_components(others)
+                out.append(Move(family, len(chosen), factor, "answer", item, found.by, draw, gap))
     return out
 
 
@@ -144,30 +166,20 @@ def _windows(
     out: list[Move] = []
     at = scope if scope == "answer" else (scope,)
     source = reference if spec.mode == "mean" else None
-    chosen: dict[tuple[MLP, ...], None] = {}
-    for width in (1, spec.window, 2 * spec.window):
-        chosen[tuple(MLP(i) for i in window_of(centre, width, subject.n_layers))] = None
-    for parts in chosen:
+    chosen: dict[tuple[MLP, ...], int] = {}
+    for width in sorted({1, spec.window, 2 * spec.window}):
+        chosen.setdefault(tuple(MLP(i) for i in window_of(centre, width, subject.n_layers)), width)
+    for parts, width in chosen.items():
         cut = Ablate(parts, spec.mode, at, source)
-        out.append(Move("cut mlps", len(parts), float("nan"), scope, cut))
+        out.append(Move("cut mlps", width, float("nan"), scope, cut))
         try:
             found = matched_windows(subject, parts, spec.controls, reference, scope=at)
         except UsageError:
             # As wide as half the model: there is no other window, and the move stands without controls.
             continue
         for draw, (others, gap) in enumerate(zip(found, found.gaps, strict=True)):
-            out.append(
-                Move(
-                    "cut mlps",
-                    len(parts),
-                    float("nan"),
-                    scope,
-                    cut.with_components(others),
-                    found.by,
-                    draw,
-                    gap,
-                )
-            )
+            item = cut.with_components(others)
+            out.append(Move("cut mlps", width, float("nan"), scope, item, found.by, draw, gap))
     return out
 
 
@@ -192,6 +204,9 @@ def rows_of(found: Taken, first: int) -> pd.DataFrame:
 def summary(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Each condition of each task against the intact model, on the same facts.
 
+    The floor rule: where the intact model is at chance on a task that asks for the right answer (of all but `conflict`;
+    `margin` above zero in half of the facts, within the interval), its rows say so and tell no change.
+
     Args:
         rows: of `rows_of`, with `task`; the intact model is the condition ''.
         about: one row a condition, see `Move.about`.
@@ -200,7 +215,7 @@ def summary(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> pd.DataFra
         task, the columns of `Move.about`, memory, context, other (shares of answers; on the task `told` the right
         answer, which stands in the context, counts as `memory`: the answer), margin (nats), and of memory, context and
         margin the change from the intact model with its interval over subjects (`d_memory`, `d_memory_lo`,
-        `d_memory_hi`, ...); n, n_clusters. The intact model's rows have an empty condition.
+        `d_memory_hi`, ...); n, n_clusters, status (`ok`, `at chance`). The intact model's rows have an empty condition.
     """
     out = []
     by_name = about.set_index("condition").to_dict("index")
@@ -209,20 +224,30 @@ def summary(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> pd.DataFra
     for task, part in rows.groupby("task", sort=False):
         wide = {s: _wide(part, s) for s in STATISTICS}
         clusters = wide["margin"].index.get_level_values("cluster").to_numpy()
+        status = "ok" if task == CONFLICT or above_chance(part) else AT_CHANCE
         for name in dict.fromkeys(part["condition"]):
             row: dict[str, object] = {"task": task, "condition": name, **(by_name[name] if name else nothing)}
             for s in STATISTICS:
                 value, clean = wide[s][name].to_numpy(), wide[s][""].to_numpy()
                 lo, hi = bootstrap_ci(value - clean, clusters, seed=seed)
-                row |= {s: float(value.mean()), f"d_{s}": float((value - clean).mean())}
-                row |= {f"d_{s}_lo": lo, f"d_{s}_hi": hi}
+                row[s] = float(value.mean())
+                told = status == "ok"
+                row |= {f"d_{s}": float((value - clean).mean()) if told else np.nan}
+                row |= {f"d_{s}_lo": lo if told else np.nan, f"d_{s}_hi": hi if told else np.nan}
             row["other"] = 1.0 - float(row["memory"]) - float(row["context"])  # type: ignore[arg-type]
-            out.append(row | {"n": len(clusters), "n_clusters": len(set(clusters))})
+            out.append(row | {"n": len(clusters), "n_clusters": len(set(clusters)), "status": status})
     return pd.DataFrame(out)
 
 
+def above_chance(part: pd.DataFrame) -> bool:
+    """Whether the intact model prefers the answer to the foil in more than half of the examples of a task."""
+    own = part[part["condition"] == ""]
+    low, _ = proportion_ci((own["margin"] > 0).to_numpy(float), own["cluster"].to_numpy())
+    return low > 0.5
+
+
 def against_controls(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Each move less the mean of its controls, on the same facts.
+    """Each move less the mean of its controls, on the same facts; tasks at chance are left out (see `summary`).
 
     Returns:
         task, family, k, factor, scope, components, control (kind), statistic, d_move (change from the intact model),
@@ -233,6 +258,8 @@ def against_controls(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> p
     out = []
     own = about[about["control"] == ""]
     for task, part in rows.groupby("task", sort=False):
+        if task != CONFLICT and not above_chance(part):
+            continue
         there = set(part["condition"])
         for s in STATISTICS:
             wide = _wide(part, s)

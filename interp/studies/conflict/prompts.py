@@ -33,7 +33,7 @@ class Dispute:
         false: the object that the context has.
         wordings: numbers of the relation's wordings: the one that asks, then those of the statements.
         others: subjects that have to do with neither object.
-        fictional: an invented subject of the same sort.
+        fictional: two invented subjects of the same sort.
         unlike: an object that is neither.
     """
 
@@ -42,7 +42,7 @@ class Dispute:
     false: str
     wordings: tuple[int, ...]
     others: tuple[str, ...]
-    fictional: str
+    fictional: tuple[str, str]
     unlike: str
 
     @property
@@ -77,15 +77,22 @@ class Dispute:
         return self._plain(tokens, [], self.about, self.true, self.false, "closed")
 
     def told(self, tokens: Tokens) -> Example:
-        """What the single statement says, asked of a subject that no memory has: answer is what stands there."""
-        said = worded(self.table.wordings[self.wordings[1]], self.fictional)
-        pieces = [
-            Piece(said, None, 0, "counter_evidence"),
-            Piece(f" {self.false}", "counter_value", 0, "counter_evidence"),
-            Piece(".", None, 0, "counter_evidence"),
-            Piece("\n"),
-        ]
-        return self._plain(tokens, pieces, self.fictional, self.false, self.unlike, "told")
+        """What the context says of one of two invented subjects: no memory has it, and both have to be told apart."""
+        pieces: list[Piece] = []
+        said = self.table.wordings[self.wordings[1]]
+        asked, other = self.fictional
+        for about, value, role in ((other, self.unlike, "irrelevant"), (asked, self.false, "counter_value")):
+            within = "counter_evidence" if about == asked else None
+            pieces += [
+                Piece(worded(said, about), None, 0, within),
+                Piece(f" {value}", role, 0, within),
+                Piece(".", None, 0, within),
+                Piece("\n"),
+            ]
+        # Which of them comes last tells nothing.
+        if stable_seed("told", self.relation, self.about)[0] % 2:
+            pieces = pieces[4:] + pieces[:4]
+        return self._plain(tokens, pieces, asked, self.false, self.unlike, "told")
 
     def _plain(
         self, tokens: Tokens, before: Sequence[Piece], about: str, right: str, wrong: str, name: str
@@ -136,15 +143,17 @@ def disputes(tokens: Tokens, spec: ConflictSpec) -> list[Dispute]:
             false, others = rival(table, about, [str(s) for s in rng.permutation(order)])
             invented = [str(f) for f in rng.permutation(sort_of(name).fictional)]
             free = [o for o in table.objects if o not in (false, *table.answers(about))]
-            fictional = next((f for f in invented if not surface(f, false)), None)
-            if len(others) < 2 or not free or fictional is None:
+            if len(others) < 2 or not free:
                 continue
             unlike = free[int(rng.integers(len(free)))]
+            plain = [f for f in invented if not (surface(f, false) or surface(f, unlike))]
+            if len(plain) < 2:
+                continue
             wordings = [int(w) for w in rng.permutation(len(table.wordings))]
             found = []
             for turn in range(min(spec.wordings, len(wordings))):
                 words = (wordings[turn], *wordings[:turn], *wordings[turn + 1 :])
-                dispute = Dispute(name, about, false, words, tuple(others), fictional, unlike)
+                dispute = Dispute(name, about, false, words, tuple(others), (plain[0], plain[1]), unlike)
                 if _can_be_asked(dispute, tokens, spec):
                     found.append(dispute)
             asked += bool(found)
@@ -211,7 +220,8 @@ def census(
 
 def _splits(questions: pd.DataFrame, spec: ConflictSpec) -> pd.Series:
     """Known facts, each in its first known wording: subjects in halves, relations in turn, so many of each half."""
-    first = questions[questions["known"]].drop_duplicates(["relation", "subject"])
+    taken_from = questions if spec.keep_unknown else questions[questions["known"]]
+    first = taken_from.drop_duplicates(["relation", "subject"])
     names = sorted(set(first["subject"]))
     rng = np.random.default_rng(stable_seed("conflict split", spec.seed))
     order = rng.permutation(len(names))

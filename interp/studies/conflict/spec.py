@@ -75,6 +75,9 @@ class ConflictSpec(StudySpec):
     wordings: int = Field(2, ge=1, description="wordings in which each of these is asked")
     train: int = Field(64, ge=4, description="known facts that heads and layers are chosen on")
     test: int = Field(96, ge=4, description="known facts of other subjects, that are moved")
+    keep_unknown: bool = Field(
+        False, description="take also facts that the model does not know: no memory is asked"
+    )
     settings: tuple[Setting, ...] = Field(SETTINGS, description="statements in front of the question")
 
     mode: Literal["zero", "mean"] = Field("zero", description="how heads are cut while they are scored")

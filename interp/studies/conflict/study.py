@@ -6,10 +6,10 @@
 | `sides` | a fact and setting | relation, subject, template, third, split, example, setting, counter, memory, irrelevant, first, side, margin, memory_logprob, context_logprob, cluster |
 | `ratios` | a setting, of all facts or a group | by (all, relation, third), group, setting, counter, memory, irrelevant, first, n, f_memory, f_context, f_other, ratio, ci_lo, ci_hi, n_clusters, margin |
 | `contrasts` | a difference of settings, or of thirds | contrast, a, b, statistic (memory, context, margin), value, ci_lo, ci_hi, p, n, n_clusters |
-| `heads` | a head | of `ContextHeads.heads_`: component, layer, head, kv_head, cut, read, write (each with _se, _p, _q), context_lost, memory_lost, carries, n |
-| `heads_by_relation` | a chosen head and relation | component, side, relation, cut, read, write, n |
-| `mlps` | a question, scope and window | question (conflict, closed), scope (subject, answer, all), layer, components, margin_lost, memory_lost, context_lost, ci_lo, ci_hi, p, q, n, d_nll (of prose; NaN for scope subject) |
-| `moves` | a task and condition | task, condition, family, k, factor, scope, components, control, draw, gap, memory, context, other, margin, d_memory, d_context, d_margin (each with _lo, _hi), n, n_clusters |
+| `heads` | a head | of `ContextHeads.heads_`: component, layer, head, kv_head, cut, read, recall, write (each with _se, _p, _q), context_lost, memory_lost, carries, n |
+| `heads_by_relation` | a chosen head and relation | component, method (context, memory, read, recall), relation, cut, read, recall, write, n |
+| `mlps` | a question, scope and window | question (conflict, closed, told), scope (subject, answer, all), layer, components, margin, margin_lo, margin_lost, ci_lo, ci_hi, p, q, memory_lost, context_lost, n, d_nll (of prose; NaN for scope subject), spared, score (of conflict: what the memory loses, times the share of `told` that is spared) |
+| `moves` | a task and condition | task, condition, family, k, factor, scope, components, control, draw, gap, memory, context, other, margin, d_memory, d_context, d_margin (each with _lo, _hi), n, n_clusters, status |
 | `over_controls` | a task, move, kind of control and statistic | task, family, k, factor, scope, components, control, statistic, d_move, d_control, value, ci_lo, ci_hi, p, z, beyond, n_controls, n, n_clusters |
 | `prose` | a condition that needs no roles | condition, family, k, factor, scope, components, control, draw, gap, nll, d_nll, d_nll_lo, d_nll_hi, n |
 | `findings` | a published finding | finding, source, statistic, value, ci_lo, ci_hi, verdict (holds, does not, undecided), rule, n |
@@ -17,7 +17,7 @@
 Settings are `1:0` (statements for the context : for the memory), `1:1 memory first`, `1:0 +3` (behind three statements
 about others), `closed` (none) and `elsewhere` (the statement, about another subject). Tasks of `moves`: `conflict` (the
 single statement, of held-out facts; every control set), and with fewer control sets what should not be lost: `closed`,
-`elsewhere`, and `told` (the statement about an invented subject, whose right answer stands in it). Running it again goes
+`elsewhere`, and `told` (statements about two invented subjects, of which one is asked about). Running it again goes
 on where it stopped.
 """  # noqa: E501
 
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from interp.studies.conflict.prompts import Dispute
     from interp.tasks.base import Example
 
+QUESTIONS = ("conflict", "closed", "told")
+"""What is asked while windows of MLPs are cut."""
+TASKS = ("conflict", "closed", "elsewhere", "told")
+"""What is asked while the balance is moved."""
 CHUNK = 24
 """Facts of a part: what a killed run loses at most."""
 
@@ -129,6 +133,7 @@ class ConflictStudy(Study[ConflictSpec]):
 
     def _heads(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         from interp.locate.facts.context_heads import ContextHeads
+        from interp.studies.conflict.moves import RANKED
 
         facts = self.chosen("train")
         with self.stage("cut heads") as report:
@@ -137,8 +142,8 @@ class ConflictStudy(Study[ConflictSpec]):
             )
         rows = []
         relations = facts["relation"].to_numpy()
-        for side in ("context", "memory"):
-            for head in found.top(min(self.spec.sizes[-1], len(found.heads_)), side):
+        for method in RANKED:
+            for head in found.top(min(self.spec.sizes[-1], len(found.heads_)), method):
                 for name in dict.fromkeys(relations):
                     own = relations == name
                     values = {
@@ -148,7 +153,7 @@ class ConflictStudy(Study[ConflictSpec]):
                     rows.append(
                         {
                             "component": repr(head),
-                            "side": side,
+                            "method": method,
                             "relation": name,
                             **values,
                             "n": int(own.sum()),
@@ -156,24 +161,33 @@ class ConflictStudy(Study[ConflictSpec]):
                     )
         return found.heads_, pd.DataFrame(rows)
 
-    def ranked(self, side: str) -> list[Head]:
-        """Heads of a side by what the cut does, the strongest first; only those that move the balance its way."""
+    def ranked(self, method: str) -> list[Head]:
+        """Heads by a method of `ContextHeads`, the strongest first; only those that move the balance its way."""
         from interp.models.sites import Head
 
-        sign = 1 if side == "context" else -1
-        order = (sign * self.heads["cut"]).sort_values(ascending=False, kind="stable")
+        score = (
+            -self.heads["cut"] if method == "memory" else self.heads["cut" if method == "context" else method]
+        )
+        order = score.sort_values(ascending=False, kind="stable")
         own = self.heads.loc[order[order > 0].index]
         return [Head(int(r.layer), int(r.head)) for r in own.itertuples()]
 
     def find_layers(self) -> None:
         """Windows of MLPs, cut on train facts and in prose."""
-        parts = [self.job.table(f"parts/mlps-{q}", partial(self._mlps, q)) for q in ("conflict", "closed")]
+        from interp.studies.conflict.layers import scored
+
+        parts = [self.job.table(f"parts/mlps-{q}", partial(self._mlps, q)) for q in QUESTIONS]
         costs = self.job.table("parts/mlps-prose", self._mlps_prose)
         cost = costs.set_index("condition")["d_nll"].to_dict()
         table = pd.concat(parts, ignore_index=True)
         table["d_nll"] = [cost.get(f"{r.scope} {r.layer}", float("nan")) for r in table.itertuples()]
-        self.mlps = table
-        self.write("mlps", table)
+        self.mlps = scored(table)
+        self.write("mlps", self.mlps)
+        told = table[table["question"] == "told"]
+        if (told["margin_lo"] <= 0).any():
+            self.job.remark(
+                "told: the model is at chance, so layers that are vital for all are not told apart"
+            )
 
     def _mlps(self, question: str) -> pd.DataFrame:
         from interp.studies.conflict.layers import cut_windows
@@ -181,9 +195,8 @@ class ConflictStudy(Study[ConflictSpec]):
         spec = self.spec
         own = self.prompts(self.chosen("train"), spec.settings[0] if question == "conflict" else question)
         with self.stage(f"cut windows of MLPs: {question}") as report:
-            return cut_windows(
-                self.subject, {question: own}, spec.window, spec.mode, seed=spec.seed, progress=report
-            )
+            found = cut_windows(self.subject, own, spec.window, spec.mode, seed=spec.seed, progress=report)
+        return found.assign(question=question)
 
     def _mlps_prose(self) -> pd.DataFrame:
         from interp.intervene.ablate import Ablate
@@ -206,25 +219,28 @@ class ConflictStudy(Study[ConflictSpec]):
     def moves(self) -> list[Move]:
         """Every move and control."""
         from interp.studies.conflict.layers import best_window
-        from interp.studies.conflict.moves import WINDOW_SCOPES, moves
+        from interp.studies.conflict.moves import RANKED, WINDOW_SCOPES, moves
 
-        heads = {side: self.ranked(side) for side in ("context", "memory")}
+        heads = {method: self.ranked(method) for method in RANKED}
         centres = {scope: best_window(self.mlps, scope) for scope in WINDOW_SCOPES}
         examples = self.prompts(self.chosen("train"), self.spec.settings[0])
         return moves(self.subject, self.spec, heads, centres, examples)
 
     def move(self) -> None:
         """Every move on held-out facts, beside controls and costs."""
-        from interp.studies.conflict.moves import against_controls, summary
+        from interp.studies.conflict.moves import above_chance, against_controls, summary
 
         about = self.job.table("parts/plan", lambda: pd.DataFrame([m.about() for m in self.moves]))
         parts = []
-        for task in ("conflict", "closed", "elsewhere", "told"):
+        for task in TASKS:
             facts = self.chosen("test")
             for at in range(0, len(facts), CHUNK):
                 make = partial(self._moved, task, facts.iloc[at : at + CHUNK], at)
                 parts.append(self.job.table(f"parts/moves-{task}-{at:03}", make).assign(task=task))
         rows = pd.concat(parts, ignore_index=True)
+        for task in TASKS[1:]:
+            if not above_chance(rows[rows["task"] == task]):
+                self.job.remark(f"{task}: the model is at chance on held-out facts, so no change is told")
         self.job.table("moves", lambda: summary(rows, about, seed=self.spec.seed))
         self.over = self.job.table(
             "over_controls", lambda: against_controls(rows, about, seed=self.spec.seed)
