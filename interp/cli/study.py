@@ -205,6 +205,28 @@ def prior(
     _run(run, asked, out, "prior", json)
 
 
+@app.command("editing")
+def editing(
+    model: ModelOfSpec = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/editing-MODEL.")] = None,
+    quick: Quick = False,
+    spec: SpecFile = None,
+    set_: Field = None,
+    seed: SeedOfSpec = None,
+    device: DeviceOfSpec = None,
+    dtype: DtypeOfSpec = None,
+    json: Json = False,
+) -> None:
+    """Write other answers into known facts, one at a time and many at once, and see what else that changes."""
+    from interp.studies.editing.spec import EditingSpec
+    from interp.studies.editing.study import run
+
+    asked = spec_of(
+        EditingSpec, "study editing", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
+    )
+    _run(run, asked, out, "editing", json)
+
+
 def _run(run: Callable[..., Any], spec: Any, out: Path | None, name: str, json: bool) -> None:
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
     folder = out or Path("runs") / f"{name}-{Path(spec.model).name}"

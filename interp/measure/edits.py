@@ -31,7 +31,7 @@ from interp.intervene.base import Intervention
 from interp.intervene.facts.requests import Rewrite, sampled
 from interp.measure.metrics import divergence
 from interp.measure.outcomes import evaluate
-from interp.measure.stats import bootstrap_ci
+from interp.measure.stats import bootstrap_ci, proportion_ci
 from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Ids, Task
 from interp.tasks.prose import Prose
@@ -183,7 +183,8 @@ def scoreboard(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         one row a state and measure (ES EM PS PM NS NM; ET PT NT, the share that is also greedy decoding's; S): value,
-        ci_lo, ci_hi (records resampled), n (records).
+        ci_lo, ci_hi (records resampled; exact where each record
+        is all right or all wrong), n (records).
     """
     rows = []
     for state, part in frame.groupby("state", sort=False):
@@ -197,7 +198,11 @@ def scoreboard(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 values = means[column].to_numpy(float)
                 if np.isnan(values).all():
                     continue
-                low, high = bootstrap_ci(values, list(means.index), seed=seed)
+                if column != "magnitude" and set(values) <= {0.0, 1.0}:
+                    # Of one prompt a record: the bootstrap would say nothing where all are right.
+                    low, high = proportion_ci(values, list(means.index))
+                else:
+                    low, high = bootstrap_ci(values, list(means.index), seed=seed)
                 about = {"value": float(np.nanmean(values)), "ci_lo": low, "ci_hi": high, "n": len(values)}
                 rows.append({"state": state, "measure": letter + measure, **about})
                 if column == "success":

@@ -96,13 +96,11 @@ def memit(
         subject.check(Site("down", layer))
     check_moments(subject, moments)
     if found is None:
-        found = residuals(
-            subject, rewrites, window[-1], prefixes=prefixes, search=search, progress=progress
-        )
+        found = residuals(subject, rewrites, window[-1], prefixes=prefixes, search=search, progress=progress)
     elif found.layer != window[-1] or len(found.deltas) != len(rewrites):
         raise UsageError(
-            f"residuals of {len(found.deltas)} facts behind layer {found.layer}, for {len(rewrites)} facts and a window "
-            f"that ends with layer {window[-1]}; take those of these facts and that layer"
+            f"residuals of {len(found.deltas)} facts behind layer {found.layer}, for {len(rewrites)} facts and a "
+            f"window that ends with layer {window[-1]}; take those of these facts and that layer"
         )
     prefixes = found.prefixes
     end = Site("resid_post", window[-1])

@@ -55,20 +55,32 @@ class EditingSpec(StudySpec):
     parts: tuple[Part, ...] = PARTS
 
     relations: tuple[str, ...] = RELATIONS
-    wording: int = Field(0, ge=0, description="number of the wording that is edited; the others are paraphrases")
+    wording: int = Field(
+        0, ge=0, description="number of the wording that is edited; the others are paraphrases"
+    )
     ask: int | None = Field(None, ge=2, description="facts of each relation that are asked; none for all")
+    keep_unknown: bool = Field(
+        False,
+        description="take facts that the model does not know too: what an edit of them does is no forgetting",
+    )
     n: int = Field(50, ge=2, description="facts that are edited")
     train: int = Field(12, ge=2, description="other facts that layers, windows and weights are chosen on")
     neighbours: int = Field(5, ge=1, description="known facts of other subjects, for each edit")
 
-    contexts: int = Field(5, ge=0, description="texts before the prompt that an edit has to hold in, beside none")
+    contexts: int = Field(
+        5, ge=0, description="texts before the prompt that an edit has to hold in, beside none"
+    )
     steps: int = Field(20, ge=2, description="steps of the search of a value, at most")
     layer_step: int = Field(3, ge=1, description="every so many layers are tried")
 
     width: int = Field(5, ge=1, description="layers that MEMIT edits")
-    memit_ends: int = Field(2, ge=1, description="last layers of windows that are tried: the best ones of ROME")
+    memit_ends: int = Field(
+        2, ge=1, description="last layers of windows that are tried: the best ones of ROME"
+    )
     memit_weights: tuple[float, ...] = Field((0.1, 1.0), description="weights of other keys that are tried")
-    at_once: tuple[int, ...] = Field((1, 10, 50), description="facts that MEMIT writes at once; each covers all n")
+    at_once: tuple[int, ...] = Field(
+        (1, 10, 50), description="facts that MEMIT writes at once; each covers all n"
+    )
 
     noise: int = Field(5, ge=1, description="draws of the noise of the traces")
     passages: int = Field(6, ge=2, description="passages of text that drift is measured on")
