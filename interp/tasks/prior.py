@@ -49,6 +49,11 @@ class PriorTask(Task):
         self.shots = whole_number(self.name, "shots", shots, 0)
         super().__init__(n=n, seed=seed, prior=prior, shots=shots, **params)
 
+    @property
+    @abstractmethod
+    def likely(self) -> list[str]:
+        """Every likely answer that is asked for."""
+
     @abstractmethod
     def pair(self, rng: np.random.Generator) -> tuple[str, str]:
         """A likely answer, and an unlikely one a step away from it."""
@@ -137,6 +142,10 @@ class Acronym(PriorTask):
     def __init__(self, prior: Prior = "both", shots: int = 2, n: int = 64, seed: int = 0):
         super().__init__(prior, shots, n, seed)
 
+    @property
+    def likely(self) -> list[str]:
+        return list(data("prior")["answers"])
+
     def pair(self, rng: np.random.Generator) -> tuple[str, str]:
         return _misspelt(rng, list(data("prior")["initials"]))
 
@@ -170,6 +179,10 @@ class ShiftCipher(PriorTask):
         self.shift = shift
         self.opening = f"Letters moved forward by {shift}:"  # type: ignore[misc]
         super().__init__(prior, shots, n, seed, shift=shift)
+
+    @property
+    def likely(self) -> list[str]:
+        return [" ".join(x) for x in data("prior")["answers"]]
 
     def pair(self, rng: np.random.Generator) -> tuple[str, str]:
         likely, unlikely = _misspelt(rng, [chr(65 + i) for i in range(26)])
@@ -207,6 +220,10 @@ class Counting(PriorTask):
                 f"task counting: {shots} shots of other numbers; largest={largest} has {self.largest // 10 - OPTIONS}"
             )
         super().__init__(prior, shots, n, seed, largest=largest)
+
+    @property
+    def likely(self) -> list[str]:
+        return [str(10 * i) for i in range(1, self.largest // 10 + 1)]
 
     def pair(self, rng: np.random.Generator) -> tuple[str, str]:
         number = 10 * int(rng.integers(1, self.largest // 10 + 1))

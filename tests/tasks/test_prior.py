@@ -48,8 +48,10 @@ def likely(answer: str) -> bool:
 )
 def test_the_rule_gives_the_answer(name: str, params: dict[str, Any]) -> None:
     shift = params.get("shift", 1)
-    twins, levels = 0, []
-    for e in task(name, n=20, **params).examples(TOKENS):
+    twins, levels, asked = 0, [], task(name, n=20, **params)
+    for e in asked.examples(TOKENS):
+        assert e.meta["answer" if e.meta["prior"] == "high" else "foil"] in asked.likely
+        assert e.meta["foil" if e.meta["prior"] == "high" else "answer"] not in asked.likely
         answer = TOKENS.decode(e.answer_ids).strip()
         assert answer == e.meta["answer"] == solve(name, last(e)[0], shift)
         assert likely(answer) == (e.meta["prior"] == "high") != likely(e.meta["foil"])

@@ -20,8 +20,6 @@ from interp.tasks.prior import PriorTask
 from interp.tasks.registry import task
 
 METRICS = ("accuracy", "choice", "pair", "logprob", "margin")
-POOL = 256
-"""Questions that show which answers a task has."""
 TRIES = 40
 """Questions looked at for each that is wanted."""
 LEAST_PAIRS = 4
@@ -114,9 +112,9 @@ def split(
             )
         return found
 
-    shown = task(name, n=POOL, seed=seed + 2, **settings)
+    shown = task(name, **settings)
     assert isinstance(shown, PriorTask)
-    pool = sorted({likely(e) for e in shown.stream(subject)})
+    pool = shown.likely
     if len(pool) < LEAST_PAIRS:
         raise UsageError(
             f"{name}: of {len(pool)} pairs of answers none can be held out; take {LEAST_PAIRS} or more"
