@@ -46,11 +46,11 @@ def answered(
     return about.assign(
         example=range(len(about)),
         **counted(setting),
-        side=found.sides[:, 0],
+        side=list(found.sides[:, 0]),
         margin=found.margin[:, 0],
         memory_logprob=found.memory[:, 0],
         context_logprob=found.context[:, 0],
-        cluster=found.clusters,
+        cluster=list(found.clusters),
     )
 
 

@@ -195,7 +195,7 @@ def census(
             "template": [d.wordings[0] for d in every],
             "memory_answer": [d.true for d in every],
             "context_answer": [d.false for d in every],
-            "side": found.sides[:, 0],
+            "side": list(found.sides[:, 0]),
             "margin": found.margin[:, 0],
         }
     )
@@ -227,7 +227,7 @@ def _splits(questions: pd.DataFrame, spec: ConflictSpec) -> pd.Series:
     order = rng.permutation(len(names))
     share = spec.train / (spec.train + spec.test)
     trained = {names[i] for i in order[: round(share * len(names))]}
-    split = pd.Series("", index=questions.index, dtype=object)
+    split = pd.Series("", index=questions.index)
     for name, n, own in (
         (TRAIN, spec.train, first[first["subject"].isin(trained)]),
         (TEST, spec.test, first[~first["subject"].isin(trained)]),
