@@ -85,7 +85,8 @@ class AtlasSpec(BaseModel):
         32, ge=0, description="known facts that fact MLPs are chosen on; 0 leaves fact MLPs out"
     )
     fact_exact: int = Field(32, ge=1, description="neurons that are zeroed one by one, a fact")
-    fact_cuts: tuple[int, ...] = Field((1, 3), description="fact MLPs cut together, best first")
+    fact_window: int = Field(3, ge=1, description="layers restored, and cut, together")
+    fact_neuron_layers: int = Field(3, ge=1, description="best layers that are searched for neurons")
     fact_neuron_cuts: tuple[int, ...] = Field((20, 100), description="fact neurons cut together, best first")
     fact_controls: int = Field(5, ge=0, description="matched windows, and draws of neurons, a cut")
     fact_length: int = Field(128, description="prompt tokens of the needles that fact MLPs should spare")
@@ -123,7 +124,6 @@ class AtlasSpec(BaseModel):
             "channel_controls": 3,
             "fact_trace_n": 16,
             "fact_exact": 16,
-            "fact_cuts": (1,),
             "fact_neuron_cuts": (20,),
             "fact_controls": 4,
             "fact_length": 80,

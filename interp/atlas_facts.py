@@ -1,6 +1,6 @@
 """The fact part of an atlas: which facts the model knows, which MLPs recall them, and what cutting those costs.
 
-Facts are asked closed book. Layers, and neurons of the best one, are chosen on the known facts of one half of the
+Facts are asked closed book. A window of layers, and neurons in it, are chosen on the known facts of one half of the
 subjects (`FactMLPs`); what cutting them does is measured on the known facts of the other half, on needles, which the
 context answers, and on natural prose, beside windows of layers that write as much and neurons that are as active.
 """
@@ -18,7 +18,7 @@ import pandas as pd
 from interp.errors import NoAcceptedExample
 from interp.intervene.ablate import Ablate
 from interp.intervene.tracing.places import LAST, LAST_OF, places_of
-from interp.locate.facts.fact_mlps import LAYERS, NEURONS, FactMLPs
+from interp.locate.facts.fact_mlps import NEURONS, FactMLPs
 from interp.measure.effects import Role, measure
 from interp.measure.mlp_controls import matched_neurons, matched_windows
 from interp.measure.plans import Condition
@@ -106,9 +106,13 @@ def traceable(examples: Sequence[Example], n: int) -> list[Example]:
 
 
 def profile(
-    subject: CausalLM, groups: dict[str, list[Example]], seed: int, report: Report | None = None
+    subject: CausalLM,
+    groups: dict[str, list[Example]],
+    window: int,
+    seed: int,
+    report: Report | None = None,
 ) -> pd.DataFrame:
-    """What a clean MLP or attention output brings back, by layer, at the subject's last token and at the last one.
+    """What clean MLP or attention outputs bring back, by layer, at the subject's last token and at the last one.
 
     The answer is what the model itself says (of its first token that tells answers apart), so that prompts which it
     gets wrong can stand beside those that it knows.
@@ -122,6 +126,7 @@ def profile(
 
     how = How(
         kinds=("mlp_out", "attn_out"),
+        window=window,
         corruption=(SWAP,),
         places=(LAST_OF, LAST),
         targets=("top0",),
@@ -137,28 +142,28 @@ def profile(
 
 def plan_of(
     subject: CausalLM,
-    ranked: Sequence[Component],
-    sizes: Sequence[int],
+    sets: Sequence[Sequence[Component]],
     controls: int,
     data: Sequence[Example],
     seed: int,
+    avoid: Sequence[Component] = (),
 ) -> list[Condition]:
-    """The best layers, or neurons, zeroed everywhere; and for each size others that write as much or are as active.
+    """Sets of layers, or of neurons, zeroed everywhere; for each others that write as much or are as active.
 
     Args:
-        ranked: MLPs or neurons, best first.
         data: what norms and activations are measured on.
+        avoid: further parts that no control may have.
     """
     out = []
-    for k in sorted({min(k, len(ranked)) for k in sizes}):
-        chosen = tuple(ranked[:k])
-        out.append(Condition(Ablate(chosen), "cut", k))
+    for chosen in sets:
+        k = len(chosen)
+        out.append(Condition(Ablate(tuple(chosen)), "cut", k))
         if not controls:
             continue
         if isinstance(chosen[0], MLP):
-            found = matched_windows(subject, chosen, controls, data)
+            found = matched_windows(subject, chosen, controls, data, avoid=avoid)
         else:
-            found = matched_neurons(subject, chosen, controls, data, seed=seed, avoid=ranked)
+            found = matched_neurons(subject, chosen, controls, data, seed=seed, avoid=avoid)
         for draw, (parts, gap) in enumerate(zip(found, found.gaps, strict=True)):
             told = min(found.n_distinct, MANY)
             out.append(Condition(Ablate(parts), "control", k, draw, told, found.by, gap))
@@ -240,36 +245,43 @@ class FactSection:
                 return
         wrong = traceable(pick(~known), self.spec.fact_trace_n)
         self.job.table("fact_profile", lambda: self.profile(locate, wrong))
-        scores = self.located(locate)
+        layers, neurons = self.located(locate)
         held_out = held_out[: self.spec.facts_keep]
-        self.job.table("fact_effects", lambda: self.effects(scores, locate, held_out))
+        self.job.table("fact_effects", lambda: self.effects(layers, neurons, locate, held_out))
 
     def profile(self, right: list[Example], wrong: list[Example]) -> pd.DataFrame:
         with self.stage("causal profile of facts") as report:
-            return profile(self.subject, {RIGHT: right, WRONG: wrong}, self.spec.seed, report)
+            groups = {RIGHT: right, WRONG: wrong}
+            return profile(self.subject, groups, self.window, self.spec.seed, report)
 
-    def located(self, examples: list[Example]) -> dict[str, list[Component]]:
-        """MLPs, and neurons of the best one, best first."""
-        fitted: list[FactMLPs] = []
+    @property
+    def window(self) -> int:
+        """Layers of a window; at most a third of the model's, so that others of that width are left."""
+        return min(self.spec.fact_window, max(1, self.subject.n_layers // 3))
 
+    def located(self, examples: list[Example]) -> tuple[list[Component], list[Component]]:
+        """The MLPs of the best window, and neurons of the best layers, best first."""
+        spec = self.spec
+        locator = FactMLPs(
+            SWAP,
+            window=self.window,
+            metric="logprob",
+            n_layers=min(spec.fact_neuron_layers, self.subject.n_layers),
+            exact=spec.fact_exact,
+            check=8,
+            seed=spec.seed,
+        )
+
+        @cache
         def fit() -> FactMLPs:
-            if not fitted:
-                spec = self.spec
-                locator = FactMLPs(
-                    SWAP, metric="logprob", n_layers=1, exact=spec.fact_exact, check=8, seed=spec.seed
-                )
-                text = self.text(spec.seed + 1, 24)  # other passages than those that cuts are measured on
-                with self.stage("locate fact MLPs") as report:
-                    fitted.append(locator.fit(self.subject, examples, reference=text, progress=report))
-            return fitted[0]
+            text = self.text(spec.seed + 1, 24)  # other passages than those that cuts are measured on
+            with self.stage("locate fact MLPs") as report:
+                return locator.fit(self.subject, examples, reference=text, progress=report)
 
         layers = self.job.table("fact_layers", lambda: fit().layers_)
         neurons = self.job.table("fact_neurons", lambda: fit().ranking(NEURONS).head(KEPT_NEURONS))
-        ranked = layers.sort_values("score", ascending=False, kind="stable")
-        return {
-            LAYERS: [component(c) for c in ranked["component"]],
-            NEURONS: [component(c) for c in neurons["component"]],
-        }
+        best = layers.sort_values("score", ascending=False, kind="stable")["layer"].iloc[0]
+        return list(locator.around(self.subject, int(best))), [component(c) for c in neurons["component"]]
 
     def text(self, seed: int, tokens: int) -> Task:
         """Short passages of natural prose."""
@@ -278,7 +290,11 @@ class FactSection:
         return Prose(prompt=tokens, answer=tokens, n=self.spec.prose_n, seed=seed)
 
     def effects(
-        self, ranked: dict[str, list[Component]], chosen_on: list[Example], held_out: list[Example]
+        self,
+        layers: list[Component],
+        neurons: list[Component],
+        chosen_on: list[Example],
+        held_out: list[Example],
     ) -> pd.DataFrame:
         """Cuts of layers and of neurons on facts of other subjects, needles and prose; each a part of the run."""
         spec = self.spec
@@ -290,14 +306,15 @@ class FactSection:
             ),
             "prose": (lambda: self.text(spec.seed, 32), "off_target"),
         }
-        half = ranked[LAYERS][: max(1, len(ranked[LAYERS]) // 2)]  # as many are left to draw controls from
+        sizes = sorted({min(k, len(neurons)) for k in spec.fact_neuron_cuts})
+        cuts: dict[str, tuple[list[list[Component]], list[Component]]] = {
+            "fact MLPs": ([layers], []),
+            "fact neurons": ([neurons[:k] for k in sizes], neurons),
+        }
         frames = []
-        for mechanism, parts, sizes in (
-            ("fact MLPs", half, spec.fact_cuts),
-            ("fact neurons", ranked[NEURONS], spec.fact_neuron_cuts),
-        ):
+        for mechanism, (sets, avoid) in cuts.items():
             plan = cache(
-                partial(plan_of, self.subject, parts, sizes, spec.fact_controls, chosen_on, spec.seed)
+                partial(plan_of, self.subject, sets, spec.fact_controls, chosen_on, spec.seed, avoid)
             )
             for task, (ask_for, role) in asked.items():
                 name = f"parts/{mechanism}-{task}".replace(" ", "-")

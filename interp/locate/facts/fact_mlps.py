@@ -20,7 +20,7 @@ from interp.errors import UsageError
 from interp.intervene.ablate import Ablate
 from interp.intervene.base import Intervention, Scope
 from interp.intervene.tracing.aggregate import aggregate
-from interp.intervene.tracing.cells import NOISE, How, asked
+from interp.intervene.tracing.cells import NOISE, How, asked, window_of
 from interp.intervene.tracing.maps import trace_maps
 from interp.intervene.tracing.places import LAST_OF, places_of
 from interp.locate.base import Locator
@@ -43,7 +43,7 @@ class FactMLPs(Locator):
     Args:
         corruption: `noise`, or the name of a corrupt twin of the examples (`subject_swap`).
         samples: draws of the noise. sigma: its size, default three standard deviations of the subjects' embeddings.
-        window: layers that are restored together around each.
+        window: layers that are restored, and cut, together around each.
         n_layers: so many of the best layers are searched for neurons; 0 for none.
         metric: of the neurons' effects: `logit_diff` (against the foil), `logprob` or `probability`.
         exact: neurons a prompt that are zeroed one by one, the first ones of the attribution screen.
@@ -54,7 +54,7 @@ class FactMLPs(Locator):
     After `fit(subject, facts, reference=...)`:
         maps_: the causal maps at the subject's last token, draw by draw, as of `trace_maps`.
         layers_: one row a layer: component, layer, aie, aie_lo, aie_hi, share, fact_loss and off_loss (mean loss of the
-            answer's probability where the layer's MLP is zeroed at the scope: on the facts, on the reference), spared
+            answer's probability where the window's MLPs are zeroed at the scope: on the facts, on the reference), spared
             (share of the reference's probability that is left; 1 where there is no reference) and score (aie x spared).
         neurons_: one row a prompt and measured neuron, see `interp.locate.facts.neurons.neuron_table`.
         agreement_: of the screen with what was measured.
@@ -170,7 +170,7 @@ class FactMLPs(Locator):
         found = aggregate(self.maps_, seed=self.seed).sort_values("layer", ignore_index=True)
         out = found[["layer", "aie", "aie_lo", "aie_hi", "share", "n"]].copy()
         out.insert(0, "component", [repr(MLP(int(layer))) for layer in out["layer"]])
-        cuts = [Ablate((MLP(int(layer)),), scope=self.scope) for layer in out["layer"]]
+        cuts = [Ablate(self.around(subject, int(layer)), scope=self.scope) for layer in out["layer"]]
         for name, examples in (("fact", facts), ("off", reference)):
             if examples is None:
                 out[f"{name}_loss"] = out[f"{name}_se"] = np.nan
@@ -183,6 +183,10 @@ class FactMLPs(Locator):
             out["spared"] = np.clip(values[:, 1:].mean(0) / values[:, 0].mean(), 0.0, 1.0)
         out["score"] = out["aie"] * out["spared"]
         return out
+
+    def around(self, subject: CausalLM, layer: int) -> tuple[Component, ...]:
+        """The MLPs of the window around a layer: what `layers_` tells of in that layer's row."""
+        return tuple(MLP(i) for i in window_of(layer, self.window, subject.n_layers))
 
     def _scores(self) -> pd.DataFrame:
         layers = self.layers_
