@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CUT = ["mechanism", "scope", "condition", "draw"]
 """What names a cut."""
 
+MANY = 10**9
+"""What `n_distinct` says of control sets that are more than this."""
+
 
 def window(scores: Mapping[int, float], width: int) -> list[int]:
     """Neighbouring layers whose scores have the greatest sum; the first of equals.
@@ -94,7 +97,7 @@ def _controls(
         found = matched_windows(subject, parts, n, data, scope=at)
     else:
         found = matched_neurons(subject, parts, n, data, scope=at, seed=seed)
-    return found.by, found.sets, found.gaps, found.n_distinct
+    return found.by, found.sets, found.gaps, min(found.n_distinct, MANY)
 
 
 def _text(parts: Iterable[Component]) -> str:

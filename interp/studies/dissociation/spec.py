@@ -85,7 +85,11 @@ class DissociationSpec(StudySpec):
     induction_n: int = Field(20, ge=2)
     prose_n: int = Field(12, ge=2, description="passages of 32 tokens, and the 32 tokens that follow")
 
-    profile_n: int = Field(10, ge=2, description="examples of each task that every layer is cut on")
+    profile_n: int = Field(
+        10,
+        ge=2,
+        description="needles and passages that every layer is cut on; of facts and induction twice as many",
+    )
     profile_length: int = Field(128, ge=64, description="tokens of the needles among them")
     controls: int = Field(5, ge=0, description="matched sets of each cut")
 

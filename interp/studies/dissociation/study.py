@@ -23,8 +23,9 @@ cells: a task, cut or control, and example. task, mechanism, scope, condition (c
 profile: a layer cut alone, scope, task, metric. layer, scope, task, metric, clean, value, loss, loss_lo, loss_hi, n,
     n_clusters, status.
 vital: a layer, scope, metric. layer, scope, metric, aie, aie_lo, aie_hi, score, rank, chosen, fact_loss (held facts)
-    with fact_lo and fact_hi, other_loss (other relations), off_task (of needle, induction, prose: the gap is least),
-    off_loss with off_lo and off_hi, gap (fact_loss - off_loss), gap_lo, gap_hi, passes, verdict.
+    with fact_lo and fact_hi, other_loss (other relations), off_task (of needle, induction, prose: where `own` is
+    least), off_loss with off_lo and off_hi, gap (fact_loss - off_loss), gap_lo, gap_hi, own (fact_loss - 2 off_loss:
+    above zero where most of the loss is no general damage), own_lo, own_hi, passes, verdict.
 sink: a layer, task, metric. layer, task, metric, loss_all, loss_content, first (their difference), first_lo, first_hi.
 neuron_facts: a group of facts, metric: facts asked while neurons of one fact are cut at its place. group (own, other
     wording, same relation, same subject, other), metric, clean, value, loss, loss_lo, loss_hi, control_mean, excess,
@@ -40,8 +41,8 @@ dissociation: a fact mechanism, scope, fact task, context task, metric. mechanis
 A dissociation `holds` where both gaps are above zero, as they are and beyond controls, by their intervals; where one
 side's are, the verdict is `facts only` or `context only`; else it is `does not hold`. `primary` marks the row that was
 named before anything was measured: the largest set of best layers, `content`, `held` against `needle`, `probability`.
-A layer `passes` as a fact store where its AIE is above zero and its cut costs more of the held facts than of each other
-task; its verdict is then `store`, else `vital` where one of those tasks is hurt, else `none`.
+A layer `passes` as a fact store where its AIE is above zero and its cut costs the held facts more than twice what it
+costs each other task; its verdict is then `store`, else `general` where one of those tasks is hurt, else `none`.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class DissociationStudy(Study[DissociationSpec]):
         from interp.studies.dissociation import tables
 
         spec = self.spec
-        sizes = dict.fromkeys(sets.OFF, spec.profile_n)
+        sizes = dict.fromkeys(sets.OFF, spec.profile_n) | {"induction": 2 * spec.profile_n}
         off = sets.contexts(spec, held=True, length=spec.profile_length, sizes=sizes)
         makes: dict[str, Callable[[], list[Example]]] = {
             "held": lambda: self.facts_of("held")[: 2 * spec.profile_n],
