@@ -298,17 +298,14 @@ def test_drift_and_fluency_are_measured_under_the_edits(
 
 def test_findings_follow_their_intervals(study: Path) -> None:
     found = table(study, "findings")
-    assert [verdict(a, b) for a, b in zip(found["ci_lo"], found["ci_hi"], strict=True)] == found[
-        "verdict"
-    ].tolist()
+    assert set(found["verdict"]) == {"undecided"}  # three records tell nothing
     changes = table(study, "changes").set_index(["method", "at_once", "measure"])
     lost = found[found["finding"] == "rome, 1 at once, costs neighbours their answers"].iloc[0]
     assert lost["value"] == pytest.approx(-changes.loc[("rome", 1, "NS"), "delta"])
     assert lost["ci_lo"] == pytest.approx(-changes.loc[("rome", 1, "NS"), "ci_hi"])
     assert found["statistic"].str.startswith("Spearman").sum() == 6
-    assert (
-        verdict(0.1, 1.0, 5) == verdict(0.0, 1.0, 9) == "undecided" and verdict(-1.0, -0.5, 6) == "does not"
-    )
+    assert verdict(0.1, 1.0, 5) == verdict(0.0, 1.0, 9) == "undecided"
+    assert verdict(-1.0, -0.5, 6) == "does not"
 
 
 # -- rules on made numbers -------------------------------------------------------------------------------------------
@@ -358,6 +355,14 @@ def test_a_gain_is_held_against_shuffled_records() -> None:
     # That layers differ in both is no gain.
     assert gain_p(layers + rng.standard_normal((10, 6)), effects + 3 * layers, seed=0) > 0.05
     assert np.isnan(gain_p(np.tile(layers, (10, 1)), effects, seed=0))
+
+
+def test_families_whose_mlps_write_through_a_norm_go_without_memit(tmp_path: Path, spec: EditingSpec) -> None:
+    from interp.runs import Run
+
+    gemma = CausalLM(tiny("gemma2"), Tokens(byte_tokenizer()), name="gemma")
+    study = EditingStudy(spec, Run(tmp_path / "run", spec), gemma)
+    assert study.alone and not study.many
 
 
 def test_specs_say_what_cannot_be() -> None:

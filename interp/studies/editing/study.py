@@ -27,7 +27,7 @@ drift       method, at_once, group (number of the edit), passage, nll_before, nl
 fluency     method, at_once, record, opening, state, entropy (bits)
 cost        method, what, seconds (median), n, forwards (in passes of the edited prompt); differs from run to run
 findings    finding, statistic, value, ci_lo, ci_hi, n, verdict: holds if the interval lies above 0, does not if it lies
-            below, else undecided
+            below, else undecided, and of fewer than six records or passages too
 """
 
 from __future__ import annotations
