@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.measure.metrics import score_answer
-from interp.measure.scenarios import EXACT, NONE, Scenarios
+from interp.measure.scenarios import EXACT, GENERIC, NONE, Scenarios
 from interp.measure.stats import proportion_ci
 from interp.models.batch import plan
 from interp.models.subject import CausalLM
@@ -121,10 +121,11 @@ def kinds(found: Scenarios) -> pd.DataFrame:
         what `Scenarios.census` has, with biased_lo, biased_hi, pure_lo, pure_hi (95 %, over subjects) and
         known_subjects; the last row is `all`.
     """
-    frame = found.frame
+    generic = found.frame["relation"] == GENERIC
+    frame = found.frame[~generic]
     best = frame[~frame["fictional"] & (frame["rank"] == 0) & frame["correct"]]
     whole = Scenarios(frame.assign(relation=ALL), found.tokens, found.meta).census()
-    out = pd.concat([found.census(), whole], ignore_index=True)
+    out = pd.concat([found.census(), whole.assign(**{GENERIC: generic.sum()})], ignore_index=True)
     shares = {"biased": best["bias"] != NONE, "pure": best["scenario"] == EXACT}
     for i, name in enumerate(out["relation"]):
         own = best["relation"] == name if name != ALL else best["relation"].notna()

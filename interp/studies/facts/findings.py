@@ -19,7 +19,7 @@ from interp.intervene.tracing.places import LAST, LAST_OF
 from interp.locate.facts.lens import ANY
 from interp.measure.scenarios import EXACT, GENERIC, GUESSWORK, HEURISTICS
 from interp.studies.facts.flow import share_lost
-from interp.studies.facts.maps import BANDS, TE, band_mean, centre, in_band, name_of
+from interp.studies.facts.maps import TE, band_mean, centre, in_band, name_of
 from interp.studies.facts.means import Means, Told
 
 HOLDS, FAILS, UNDECIDED, FLOOR, MISSING = "holds", "does not", "undecided", "floor", "not measured"
@@ -89,8 +89,10 @@ def _through(means: Means, n_layers: int) -> Told:
     """How much more a state loses when the token's later MLPs are severed than when its attention is."""
 
     def severed(kind: str) -> Told:
-        parts = [band_mean(means, EXACT, "resid_post", LAST_OF, b, n_layers, kind) for b in BANDS]
-        out: Told = np.nanmean(parts[:2], axis=0)
+        parts = [
+            band_mean(means, EXACT, "resid_post", LAST_OF, b, n_layers, kind) for b in ("first", "middle")
+        ]
+        out: Told = np.mean(parts, axis=0)
         return out
 
     return severed("attn_out") - severed("mlp_out")

@@ -119,7 +119,8 @@ def peaks(means: Means, kinds: Sequence[str] = KINDS) -> pd.DataFrame:
         if not own:
             continue
         found = means.over(scenario, [cell(kind, place, n) for n in own])
-        at = np.array(own)[found.argmax(1)]
+        # A resample may lack a scenario that has few subjects.
+        at = np.array(own)[found[~np.isnan(found).any(1)].argmax(1)]
         best = int(at[0])
         aie, lo, hi = means.ends(scenario, means(scenario, cell(kind, place, best)))
         layer_lo, layer_hi = np.percentile(at[1:], [2.5, 97.5], method="nearest")

@@ -36,11 +36,11 @@ class FactsSpec(StudySpec):
 
     relations: tuple[str, ...] = Field((), description="relations of facts; default all")
     shots: tuple[int, ...] = Field((0, 3), description="solved examples in front of the census' questions")
-    wordings: int = Field(2, ge=1, description="wordings that the census asks without shots; with shots one")
+    wordings: int = Field(1, ge=1, description="wordings that the census asks without shots; with shots one")
     asked: int | None = Field(None, ge=1, description="questions a relation of the census; default all")
 
     subjects: int | None = Field(
-        None, ge=1, description="real subjects a relation that scenarios are made of; default all"
+        64, ge=1, description="real subjects a relation that scenarios are made of; None for all"
     )
     sentences: int = Field(300, ge=1, description="openings of plain sentences")
     rank: int = Field(0, ge=0, le=2)
@@ -53,11 +53,11 @@ class FactsSpec(StudySpec):
     window: int | None = Field(
         None, ge=2, description="layers of the wide windows; default 10 of 48, scaled to the model"
     )
-    step: int = Field(2, ge=1, description="layers from one centre of the wide windows to the next")
+    step: int = Field(3, ge=1, description="layers from one centre of the wide windows to the next")
     noise_prompts: int = Field(8, ge=2, description="prompts a scenario that are traced with noise")
-    noise_draws: int = Field(5, ge=1)
-    noise_step: int = Field(3, ge=1, description="layers from one centre to the next, with noise")
-    severed: int = Field(12, ge=2, description="prompts a scenario of the severed variants")
+    noise_draws: int = Field(4, ge=1)
+    noise_step: int = Field(5, ge=1, description="layers from one centre to the next, with noise")
+    severed: int = Field(10, ge=2, description="prompts a scenario of the severed variants")
 
     flow: int = Field(60, ge=2, description="prompts a scenario of knockout, extraction and enrichment")
     knockout_window: int = Field(9, ge=1)

@@ -26,6 +26,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from interp.errors import NoAcceptedExample
@@ -401,9 +402,9 @@ class FactsStudy(Study[FactsSpec]):
         if not {EXACT, GENERIC} <= set(self.sets):
             return None
         maps = self.traced["single"]
-        maps = maps[(maps["scenario"] == EXACT) & maps["cluster"].map(self._chooses)]
+        maps = maps[(maps["scenario"] == EXACT) & maps["cluster"].isin(self._choosers)]
         cuts = self.rows["cuts"]
-        held = (cuts["scenario"] == EXACT) & ~cuts["cluster"].map(self._chooses)
+        held = (cuts["scenario"] == EXACT) & ~cuts["cluster"].isin(self._choosers)
         if maps.empty or not held.any():
             return None
         found = peaks(self._means(units(maps, "probability")), ("mlp_out",))
@@ -412,11 +413,15 @@ class FactsStudy(Study[FactsSpec]):
         own = cuts[(held | (cuts["scenario"] == GENERIC)) & (cuts["layer"] == layer)]
         return self._means(lost(own.assign(cell="peak"), ["cell"]))
 
-    def _chooses(self, cluster: str) -> bool:
-        """Whether a subject is of the half that layers are chosen on."""
+    @cached_property
+    def _choosers(self) -> set[str]:
+        """The half of the subjects of exact recall that layers are chosen on."""
+        from interp.measure.scenarios import EXACT
         from interp.tasks.base import stable_seed
 
-        return sum(stable_seed("choose", cluster, self.spec.seed)) % 2 == 0
+        subjects = list(dict.fromkeys(e.cluster for e in self.sets[EXACT][: self.spec.cut]))
+        order = np.random.default_rng(stable_seed("choose", self.spec.seed)).permutation(len(subjects))
+        return {subjects[i] for i in order[: len(subjects) // 2]}
 
 
 run = FactsStudy.run
