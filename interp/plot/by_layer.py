@@ -217,9 +217,14 @@ def ends_of(lo: float, hi: float, digits: int = 3, unit: str = "") -> str:
 
 
 def _range(rows: pd.DataFrame, level: float | None, floor: float | None) -> tuple[float, float]:
-    seen = rows[["value", "lo", "hi"]].to_numpy(float)
-    seen = seen[np.isfinite(seen)].tolist() + ([] if level is None else [level])
-    low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
+    """Ends of an axis: of the lines, and of the bands as far as they do not flatten the lines."""
+    lines = rows["value"].dropna().tolist() + ([] if level is None else [level])
+    low, high = (min(lines), max(lines)) if lines else (0.0, 1.0)
+    room = high - low or 1.0
+    bands = rows[["lo", "hi"]].to_numpy(float)
+    bands = bands[np.isfinite(bands)]
+    if bands.size:
+        low, high = max(min(low, bands.min()), low - room), min(max(high, bands.max()), high + room)
     pad = 0.05 * (high - low or 1.0)
     return (low - pad if floor is None else max(floor - pad / 2, low - pad)), high + pad
 

@@ -32,6 +32,7 @@ _FACTORS = (
     (theme.VERMILLION, "circle"), (theme.ORANGE, "square"), (theme.BLUE, "triangle-up"), (theme.SKY, "cross"),
     (theme.GREEN, "star"), (theme.PURPLE, "x"),
 )  # fmt: skip
+NOTE = "bars: answers from memory, neither, context; diamonds: memory / (memory + context), 95% intervals over facts"
 BALANCES = {
     "cut": "what the balance (context less memory) loses when a head is cut",
     "read": "what the balance (context less memory) loses when a head cannot see the context's answer",
@@ -45,6 +46,7 @@ def conflict_balance(
     panel: str | None = None,
     *,
     title: str = "Whom the model believes: its memory or the context",
+    note: str = "",
     width: Width = "double",
 ) -> go.Figure:
     """Share of answers from memory, from the context and from neither, one bar a row, and the memorisation ratio.
@@ -54,7 +56,7 @@ def conflict_balance(
             the panels; as many bars as rows, in their order.
         name: column with the name of each bar.
         panel: column with a value a panel, one below the other; None is one panel.
-        title: of the figure.
+        title: of the figure. note: what its names mean.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
@@ -72,7 +74,7 @@ def conflict_balance(
     lines = [len(rows[rows["panel"] == p]) for p in panels]
     tall = step * sum(lines) + head * (len(panels) - 1)
     fig = theme.figure(
-        title, _balance_note(rows), width=width, plot_height=tall, left=left, right=5.2 * font,
+        title, joined([note, NOTE]), width=width, plot_height=tall, left=left, right=5.2 * font,
         top=(1.6 if panel else 0.4) * font, bottom=6.2 * font, alt=_balance_alt(rows),
     )  # fmt: skip
     below = 0.0
@@ -139,13 +141,6 @@ def _fitted(name: str, left: float, font: float) -> str:
     """A name that fits the margin, cut at its end where it does not."""
     room = int((left / font - 1.2) / 0.54)
     return name if len(name) <= room else name[: room - 1] + "\u2026"
-
-
-def _balance_note(rows: pd.DataFrame) -> str:
-    return joined([
-        "bars: answers from memory, neither, context",
-        "diamonds: memory / (memory + context), 95% intervals over facts",
-    ])  # fmt: skip
 
 
 def _balance_alt(rows: pd.DataFrame) -> str:

@@ -113,10 +113,8 @@ def dissociation_gaps(table: pd.DataFrame, *, width: Width = "double") -> go.Fig
         if table[column].nunique() > 1:
             values = " and ".join(list(dict.fromkeys(table[column].astype(str)))[:3])
             raise UsageError(f"dissociation_gaps: {column} is {values}; filter the table to one")
-    font, total = theme.font_px(width), theme.pixels(width)
-    named = [
-        f"{r.mechanism}: {_named(r.fact_task)} against {_named(r.context_task)}" for r in table.itertuples()
-    ]
+    font = theme.font_px(width)
+    named = [f"{r.mechanism}: {_named(r.fact_task)} / {_named(r.context_task)}" for r in table.itertuples()]
     lines = [name.partition(": ")[::2] for name in named]
     left = (0.54 * max(len(part) for line in lines for part in line) + 1.2) * font
     verdicts = list(table["verdict"].astype(str))
@@ -174,8 +172,7 @@ def dissociation_gaps(table: pd.DataFrame, *, width: Width = "double") -> go.Fig
 
 
 def _named(task: object) -> str:
-    name = TASKS.get(str(task), str(task))
-    return f"facts {name}" if task in ("fit", "held") else name
+    return TASKS.get(str(task), str(task))
 
 
 def _told(value: float, share: bool) -> str:
@@ -251,6 +248,7 @@ def _alt(cut: pd.DataFrame, control: pd.DataFrame, share: bool) -> str:
 def _gaps_note(table: pd.DataFrame) -> str:
     scope, metric = table["scope"].iloc[0], table["metric"].iloc[0]
     return joined([
-        f"cut at {SCOPES.get(scope, scope)}; {metric}; right of zero: the cut hurts its own task more; 95% intervals",
+        f"cut at {SCOPES.get(scope, scope)}; {metric}; facts / context, 95% intervals",
+        "right of zero: a cut hurts its own task more",
         "bold: named before anything was measured" if table["primary"].any() else "",
     ])  # fmt: skip

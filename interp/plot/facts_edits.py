@@ -52,7 +52,8 @@ def edit_scoreboard(scores: pd.DataFrame, *, width: Width = "double") -> go.Figu
         )
     before = rows[rows["state"] == "before"].drop_duplicates("measure").assign(line=BEFORE)
     told = pd.concat([before, after])
-    lines = [*([BEFORE] if len(before) else []), *dict.fromkeys(after["line"])]
+    lines = sorted(dict.fromkeys(after["line"]), key=lambda name: name.startswith("control"))
+    lines = [*([BEFORE] if len(before) else []), *lines]
     panels = [*MEASURES, *(["S"] if (told["measure"] == "S").any() else [])]
     captions = [MEASURES.get(p, "harmonic mean") for p in panels]
     font, total = theme.font_px(width), theme.pixels(width)

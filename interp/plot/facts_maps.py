@@ -6,6 +6,7 @@ says), since maps of recalled facts and of guesses differ and their mean shows n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def causal_map(
     *,
     value: str = "aie",
     places: Sequence[str] = PLACES[1:],
+    limit: float | None = None,
     width: Width = "double",
 ) -> go.Figure:
     """Layer x place maps of the effect of restoring a state, one a scenario, in one range of colours.
@@ -53,6 +55,7 @@ def causal_map(
         panel: column with a value a panel.
         value: `aie` (in units of the metric) or `share` (of the total effect).
         places: of tokens, from the top.
+        limit: where colours end, so that one layer does not pale all others; None for the largest value.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
@@ -62,8 +65,9 @@ def causal_map(
     found = [p for p in places if (rows["place"] == p).any()]
     if not found:
         raise UsageError(f"causal_map: no row has one of the places {', '.join(places)}")
-    panels = list(dict.fromkeys(rows[panel].astype(str)))
-    layers = int(rows["layer"].max()) + 1
+    panels = _ordered(rows[panel].astype(str))
+    layers = sorted({int(n) for n in rows["layer"]})
+    edges = _edges(layers)
     font, total = theme.font_px(width), theme.pixels(width)
     left, right, gap_x, gap_y = (0.54 * max(map(len, found)) + 1.2) * font, 6.4 * font, 1.6 * font, 4.3 * font
     across = total - left - right
@@ -74,10 +78,11 @@ def causal_map(
     tall = high * lines + gap_y * (lines - 1)
     fig = theme.figure(
         f"What restoring the {KINDS.get(rows['kind'].iloc[0], rows['kind'].iloc[0])} brings back of the answer",
-        _map_note(rows, value), width=width, plot_height=tall, left=left, right=right, top=1.7 * font,
+        _map_note(rows, limit), width=width, plot_height=tall, left=left, right=right, top=1.7 * font,
         bottom=3.6 * font, alt=_map_alt(rows, panel, value, found),
     )  # fmt: skip
-    reach = float(np.nanmax(np.abs(rows[rows["place"].isin(found)][value]))) or 1.0
+    most = float(np.nanmax(np.abs(rows[rows["place"].isin(found)][value]))) or 1.0
+    reach = min(most, limit or most)
     for i, name in enumerate(panels):
         column, line = i % columns, i // columns
         axis = "" if i == 0 else str(i + 1)
@@ -85,8 +90,8 @@ def causal_map(
         own = rows[rows[panel].astype(str) == name]
         fig.update_layout({
             f"xaxis{axis}": {
-                "domain": [x0, min(1.0, x0 + cell / across)], "anchor": f"y{axis}", "range": [-0.5, layers - 0.5],
-                "tickvals": layer_ticks(layers - 1, cell / font), "showline": False,
+                "domain": [x0, min(1.0, x0 + cell / across)], "anchor": f"y{axis}", "range": [edges[0], edges[-1]],
+                "tickvals": layer_ticks(layers[-1], cell / font), "showline": False,
                 "title": {"text": "layer" if i + columns >= len(panels) else ""},
             },
             f"yaxis{axis}": {
@@ -146,12 +151,11 @@ def effect_profiles(
         "kind", key=lambda k: k.map(kinds.index), kind="stable"
     )
     panel = [f"{KINDS.get(k, k)}, {p} token" for k, p in zip(rows["kind"], rows["place"], strict=True)]
-    names = list(dict.fromkeys(rows[line].astype(str)))
     drawn = rows.assign(
         panel=panel, line=rows[line].astype(str), value=rows[value], lo=rows[f"{value}_lo"], hi=rows[f"{value}_hi"],
         hover=[_told(r, value) for r in rows.to_dict("records")],
     )  # fmt: skip
-    order = [n for n in SCENARIOS if n in names] + [n for n in names if n not in SCENARIOS]
+    order = _ordered(rows[line].astype(str))
     unit = UNITS.get(rows["metric"].iloc[0], rows["metric"].iloc[0])
     return by_layer(
         drawn, inks(order, SCENARIOS), title="What restoring a state brings back of the answer, layer by layer",
@@ -193,22 +197,22 @@ def _draw(
     name: str,
     axis: str,
     places: Sequence[str],
-    layers: int,
+    layers: Sequence[int],
     value: str,
     reach: float,
     font: float,
 ) -> None:
-    grid = np.full((len(places), layers), np.nan)
+    grid = np.full((len(places), len(layers)), np.nan)
     hover = np.full(grid.shape, "", dtype=object)
     marks: list[tuple[int, int, str]] = []
     for r in own[own["place"].isin(list(places))].to_dict("records"):
-        y, x = places.index(r["place"]), int(r["layer"])
+        y, x = places.index(r["place"]), layers.index(int(r["layer"]))
         grid[y, x] = r[value]
-        hover[y, x] = f"<b>{safe(name)}</b>, layer {x}, {safe(r['place'])} token<br>{_told(r, value)}"
+        hover[y, x] = f"<b>{safe(name)}</b>, layer {layers[x]}, {safe(r['place'])} token<br>{_told(r, value)}"
         if r[f"{value}_lo"] > 0 or r[f"{value}_hi"] < 0:
-            marks.append((x, y, theme.on((1 + r[value] / reach) / 2, theme.RDBU)))
+            marks.append((layers[x], y, theme.on((1 + r[value] / reach) / 2, theme.RDBU)))
     fig.add_heatmap(
-        z=grid, x=list(range(layers)), y=list(range(len(places))), coloraxis="coloraxis", hoverongaps=False,
+        z=grid, x=_edges(layers), y=list(range(len(places))), coloraxis="coloraxis", hoverongaps=False,
         customdata=hover, xaxis=f"x{axis}", yaxis=f"y{axis}", name=safe(name),
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
@@ -237,14 +241,30 @@ def _told(r: dict[str, Any], value: str) -> str:
 
 def _caption(own: pd.DataFrame, name: str, cell: float, font: float) -> str:
     """A panel's name with its prompts and their total effect, as far as there is room."""
-    te, n = float(own["te"].max()), int(own["n"].max())
+    # Not every prompt has tokens of every place.
+    most = own.loc[own["n"].idxmax()]
+    te, n = float(most["te"]), int(most["n"])
     first = name[:1].upper() + name[1:]
     whole = f"{first} (n = {n}, TE {number(te)})"
     return safe(whole if 0.6 * font * len(whole) <= cell else first)
 
 
-def _map_note(rows: pd.DataFrame, value: str) -> str:
-    return joined([_how(rows), "dots: 95% interval excludes zero", _severed(rows)])
+def _ordered(names: pd.Series) -> list[str]:
+    """Scenarios in the order of their inks, then what else there is."""
+    found = list(dict.fromkeys(names))
+    return [n for n in SCENARIOS if n in found] + [n for n in found if n not in SCENARIOS]
+
+
+def _edges(layers: Sequence[int]) -> list[float]:
+    """Ends of the cells of layers, which touch where layers are left out."""
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(layers)]
+    first, last = (middles[0], middles[-1]) if middles else (layers[0] + 0.5, layers[0] - 0.5)
+    return [2 * layers[0] - first, *middles, 2 * layers[-1] - last]
+
+
+def _map_note(rows: pd.DataFrame, limit: float | None) -> str:
+    clipped = f"colours end at {limit:.2g}" if limit else ""
+    return joined([_how(rows), "dots: 95% interval excludes zero", clipped, _severed(rows)])
 
 
 def _how(rows: pd.DataFrame) -> str:

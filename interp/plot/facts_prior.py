@@ -29,8 +29,8 @@ VIEWS = {
 _PARTS = {"added": "layer", "added_mlp": "MLP", "added_attn": "attention",
           "probe": "layer", "probe_mlp": "MLP", "probe_attn": "attention"}  # fmt: skip
 _METRICS = {
-    "accuracy": "greedy decoding gives it", "choice": "beats seven others", "pair": "beats its foil",
-    "logprob": "log-probability (nats)", "logit_diff": "logit difference to the foil",
+    "accuracy": "greedy decoding gives it", "choice": "beats seven others", "pair": "likelier than its foil",
+    "logprob": "log-probability (nats)", "margin": "margin over the foil (nats)",
 }  # fmt: skip
 _INKS = ((theme.BLUE, "circle"), (theme.ORANGE, "square"), (theme.GREEN, "diamond"), (theme.PURPLE, "cross"))
 
@@ -141,6 +141,12 @@ def prior_layers(scores: pd.DataFrame, *, width: Width = "double") -> go.Figure:
                 fillcolor=theme.CONTROL_BAND, hoverinfo="skip", showlegend=False, name="shuffled",
                 xaxis=f"x{axis}", yaxis=f"y{axis}",
             )  # fmt: skip
+            low, high = fig.layout[f"yaxis{axis}"].range
+            ends = (
+                min(low, 1.1 * float(whole["null_lo"].min())),
+                max(high, 1.1 * float(whole["null_hi"].max())),
+            )
+            fig.update_layout({f"yaxis{axis}": {"range": ends}})
         sure = rows[(rows["panel"] == panel) & (rows["q"] <= 0.05)]
         palette = {"layer": theme.INK, "MLP": theme.VERMILLION, "attention": theme.BLUE}
         fig.add_scatter(
@@ -320,7 +326,13 @@ def _named(task: str) -> str:
 def _accuracy_note(own: pd.DataFrame, metrics: Sequence[str]) -> str:
     n = own.groupby("task")["n"].max()
     sizes = f"{int(n.min())}" if n.min() == n.max() else f"{int(n.min())} to {int(n.max())}"
-    return joined([f"{sizes} questions a third, 95% intervals over answers", "dotted: a uniform guess"])
+    return joined(
+        [
+            f"{sizes} questions a third, 95% intervals over answers",
+            "dotted: a uniform guess",
+            "thirds of the foil by the odds of the two" if "pair" in metrics else "",
+        ]
+    )
 
 
 def _accuracy_alt(own: pd.DataFrame) -> str:

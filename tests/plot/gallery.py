@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from interp import plot
 from interp.plot.theme import Width
 from tests.plot import circuit_frames, frames, study_frames
+from tests.plot.fact_gallery import facts
 
 
 @cache
@@ -60,7 +61,7 @@ def gallery(width: Width) -> dict[str, go.Figure]:
         "agreement": plot.score_agreement(study_frames.pairs_frame(), width=width),
         "agreement-few": plot.score_agreement(study_frames.pairs_frame(("copy", "qr", "dla")), width=width),
     }
-    return drawn | circuits(width)
+    return drawn | circuits(width) | facts(width)
 
 
 @cache
