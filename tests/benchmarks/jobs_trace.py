@@ -194,7 +194,7 @@ def trace_job(
     )
 
 
-def _some(subject: CausalLM, n: int = 4) -> list[int]:
+def some(subject: CausalLM, n: int = 4) -> list[int]:
     """A few layers, evenly spread, whose mean depth is that of all."""
     return sorted({round((i + 0.5) * subject.n_layers / n - 0.5) for i in range(n)})
 
@@ -211,7 +211,7 @@ def first(subject: CausalLM) -> Job:
 
 def long(subject: CausalLM) -> Job:
     """Causal-trace map of hidden states, 80 tokens, the subject in their middle."""
-    return trace_job(subject, text="80 tokens", faster=12.0, layers=_some(subject), sample=2)
+    return trace_job(subject, text="80 tokens", faster=12.0, layers=some(subject), sample=2)
 
 
 def early_windows(subject: CausalLM) -> Job:
@@ -226,7 +226,7 @@ def first_windows(subject: CausalLM) -> Job:
 
 def long_windows(subject: CausalLM) -> Job:
     """Causal-trace map of windows of 10 MLPs, 80 tokens, the subject in their middle."""
-    return trace_job(subject, "mlp_out", "80 tokens", layers=_some(subject), sample=2)
+    return trace_job(subject, "mlp_out", "80 tokens", layers=some(subject), sample=2)
 
 
 JOBS: dict[str, Builder] = {

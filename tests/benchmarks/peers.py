@@ -22,7 +22,9 @@ from interp.models.engines.twin import twin
 from interp.models.sites import Head
 from interp.models.subject import CausalLM
 
-Kind = Literal["resid_post", "mlp_out"]
+Kind = Literal["resid_post", "mlp_out", "attn_out"]
+MODULES: dict[Kind, str] = {"resid_post": "", "mlp_out": "mlp", "attn_out": "self_attn.o_proj"}
+"""What a block's submodule is called whose output is the state."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,7 @@ class TorchHooks:
 
     def cell(self, prompt: Noised, kind: Kind, layers: Sequence[int], token: int) -> torch.Tensor:
         """See `Peer`."""
-        modules = [
-            self.blocks[i] if kind == "resid_post" else self.blocks[i].get_submodule("mlp") for i in layers
-        ]
+        modules = [self.blocks[i].get_submodule(MODULES[kind]) for i in layers]
         hooks: list[tuple[Any, Callable[..., Any]]] = [
             (
                 self.hf.get_input_embeddings().register_forward_hook,
@@ -159,10 +159,13 @@ class Nnsight:
         with torch.no_grad(), model.trace(prompt.rows, use_cache=False, logits_to_keep=1):
             model.model.embed_tokens.output = prompt.corrupt(model.model.embed_tokens.output)
             for i in layers:
+                block = model.model.layers[i]
                 if kind == "resid_post":
-                    model.model.layers[i].output = restore(model.model.layers[i].output, token)
+                    block.output = restore(block.output, token)
+                elif kind == "mlp_out":
+                    block.mlp.output = restore(block.mlp.output, token)
                 else:
-                    model.model.layers[i].mlp.output = restore(model.model.layers[i].mlp.output, token)
+                    block.self_attn.o_proj.output = restore(block.self_attn.o_proj.output, token)
             logits = save(model.output.logits)
         return prompt.probabilities(logits)
 
@@ -204,7 +207,7 @@ class TransformerLens:
 
     def cell(self, prompt: Noised, kind: Kind, layers: Sequence[int], token: int) -> torch.Tensor:
         """See `Peer`."""
-        name = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out"}[kind]
+        name = f"hook_{kind}"
         hooks: list[tuple[str, Callable[..., Any]]] = [
             ("hook_embed", lambda value, hook: prompt.corrupt(value)),
             *((f"blocks.{i}.{name}", lambda value, hook: restore(value, token)) for i in layers),

@@ -39,7 +39,7 @@ def test_all_cut_the_same_head(model, tools):
         torch.testing.assert_close(tool.without_head(batch, Head(1, 2)), ours, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("resid_post", [1]), ("mlp_out", [0, 1])])
+@pytest.mark.parametrize(("kind", "layers"), [("resid_post", [1]), ("mlp_out", [0, 1]), ("attn_out", [0, 1])])
 def test_all_restore_the_same_cell(model, tools, kind, layers):
     noise = torch.randn(4, 2, model.d_model, generator=torch.Generator().manual_seed(1))
     prompt = Noised(ids(), 3, noise, answer=7)
