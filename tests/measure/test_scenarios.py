@@ -341,7 +341,7 @@ def test_rules_that_are_none(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_census_of_the_default_model(smollm2: CausalLM) -> None:
-    found = scenarios(smollm2, relations="capital", subjects=5, sentences=4)
+    found = scenarios(smollm2, relations="capital", subjects=3, sentences=4)
     table = found.census().set_index("relation")
     assert table.loc["capital", "known"] > 0.2 * table.loc["capital", "prompts"]
     made = examples(found, GENERIC).examples(smollm2)
