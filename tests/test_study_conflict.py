@@ -204,13 +204,13 @@ def test_windows_are_cut_and_vital_ones_set_apart(
 ) -> None:
     found = table(folder, "mlps").set_index(["question", "scope", "layer"])
     examples = [d.behind(TOKENS, Setting()) for d in questions["train"]]
-    for scope in ("subject", "answer", "all"):
+    for scope in ("subject", "answer"):
         direct = taken(model, examples, {"": None, "cut": ablate("M1", scope=scope)})
         lost = direct.margin[:, 0] - direct.margin[:, 1]
         assert found.loc[("conflict", scope, 1), "margin_lost"] == pytest.approx(lost.mean(), abs=1e-4)
     assert found.loc[("conflict", "subject", 1), "components"] == "M1"
     cost = found.loc["conflict"]["d_nll"]
-    assert cost["subject"].isna().all() and cost["answer"].notna().all() and cost["all"].notna().all()
+    assert cost["subject"].isna().all() and cost["answer"].notna().all()
     rows = [
         {
             "question": q,
@@ -329,6 +329,7 @@ def test_heads_that_move_the_balance_the_other_way_are_not_ranked(
     )
     assert list(map(repr, study.ranked("context"))) == ["L2H1", "L0H3"]
     assert list(map(repr, study.ranked("memory"))) == ["L1H2"] == list(map(repr, study.ranked("read")))
+    assert list(map(repr, study.ranked("against"))) == ["L2H1"]
 
 
 def test_the_command_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,13 +72,13 @@ def test_noise_in_the_weights_ends_it() -> None:
     hits = {}
     for blur in (0.1, 1.2):
         right = []
-        for seed, kind in FAMILY[:3]:
+        for seed, kind in FAMILY[:2]:
             model = planted(seed, kind, blur)
             found = ContextHeads().fit(model.subject, conflicts(model, np.random.default_rng(0), 10))
             copying, extraction = truth(model)
             right.append(found.top(1) == (copying,) and set(found.top(2, "memory")) == extraction)
         hits[blur] = sum(right)
-    assert hits == {0.1: 3, 1.2: 0}
+    assert hits == {0.1: 2, 1.2: 0}
 
 
 def test_a_score_that_mistakes_the_sides_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

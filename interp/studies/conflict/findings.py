@@ -17,6 +17,7 @@ from interp.studies.conflict.balance import SINGLE
 
 XIE = "Xie et al. 2024 (arXiv 2305.13300)"
 ORTU = "Ortu et al. 2024 (arXiv 2402.11655)"
+SUPPRESSION = "general copy suppression (arXiv 2507.11809)"
 GEVA = "Geva et al. 2023 (arXiv 2304.14767)"
 HOLDS, NOT, OPEN = "holds", "does not", "undecided"
 
@@ -127,6 +128,8 @@ def _moves(over: pd.DataFrame, window: int) -> list[Judged]:
          "answer", MEMORY, 0.0, True),
         ("few heads carry the context: without what they read, memory is ahead", ORTU, "conflict", "scale context",
          "answer", "margin", 0.0, True),
+        ("heads that read the context's answer and speak against it: without that, context is ahead", SUPPRESSION,
+         "conflict", "scale against", "answer", "margin", 0.0, False),
         ("few heads carry the memory: without what they read of the subject, context is ahead", ORTU, "conflict",
          "scale memory", "answer", "margin", 0.0, False),
         ("few heads carry the context: cut, they leave the memory ahead", ORTU, "conflict", "cut context", "answer",

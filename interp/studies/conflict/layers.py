@@ -20,8 +20,8 @@ from interp.models.subject import CausalLM
 from interp.tasks.base import Example
 from interp.tasks.prose import Prose
 
-SCOPES = ("subject", "answer", "all")
-"""Tokens at which MLPs are cut: those of the question's subject, the last one, all."""
+SCOPES = ("subject", "answer")
+"""Tokens at which MLPs are cut: those of the question's subject, and the last one."""
 PROMPT, ANSWER = 64, 32
 """Tokens of a passage that are read, and that are predicted."""
 
@@ -56,7 +56,7 @@ def cut_windows(
     about = []
     for scope in SCOPES:
         for centre, parts in windows(subject, width).items():
-            at = scope if scope in ("all", "answer") else (scope,)
+            at = scope if scope == "answer" else (scope,)
             plan[f"{scope} {centre}"] = Ablate(parts, mode, at, reference)  # type: ignore[arg-type]
             about.append({"scope": scope, "layer": centre, "components": " ".join(map(repr, parts))})
     found = taken(subject, examples, plan, progress=progress)

@@ -3,6 +3,7 @@
 | family | what is done, at the last token |
 |---|---|
 | `scale context` | attention to the context's answer times a factor (0: no edges), of heads ranked by `read` |
+| `scale against` | the same of heads that read it and speak against it: ranked by `read` with its sign turned |
 | `scale memory` | attention to the question's subject times a factor (0: no edges), of heads ranked by `recall` |
 | `cut context` | heads cut that are ranked by `context` |
 | `cut memory` | heads cut that are ranked by `memory` |
@@ -37,11 +38,17 @@ from interp.studies.conflict.spec import ConflictSpec
 from interp.tasks.base import Example
 
 COUNTER, SUBJECT = "counter_value", "subject"
-SCALED = {"scale context": ("read", COUNTER), "scale memory": ("recall", SUBJECT)}
+SCALED = {
+    "scale context": ("read", COUNTER),
+    "scale against": ("against", COUNTER),
+    "scale memory": ("recall", SUBJECT),
+}
 """Of families that scale attention: the method that ranks their heads, and the tokens that are looked at."""
 CUT = {"cut context": "context", "cut memory": "memory"}
 """Of families that cut heads: the method that ranks them."""
-RANKED = ("context", "memory", "read", "recall")
+METHODS = ("context", "memory", "read", "recall")
+"""Methods of `ContextHeads` that heads are taken by."""
+RANKED = (*METHODS, "against")
 WINDOW_SCOPES = ("subject", "answer")
 CONFLICT = "conflict"
 STATISTICS = (MEMORY, CONTEXT, "margin")

@@ -8,7 +8,7 @@
 | `contrasts` | a difference of settings, or of thirds | contrast, a, b, statistic (memory, context, margin), value, ci_lo, ci_hi, p, n, n_clusters |
 | `heads` | a head | of `ContextHeads.heads_`: component, layer, head, kv_head, cut, read, recall, write (each with _se, _p, _q), context_lost, memory_lost, carries, n |
 | `heads_by_relation` | a chosen head and relation | component, method (context, memory, read, recall), relation, cut, read, recall, write, n |
-| `mlps` | a question, scope and window | question (conflict, closed, told), scope (subject, answer, all), layer, components, margin, margin_lo, margin_lost, ci_lo, ci_hi, p, q, memory_lost, context_lost, n, d_nll (of prose; NaN for scope subject), spared, score (of conflict: what the memory loses, times the share of `told` that is spared) |
+| `mlps` | a question, scope and window | question (conflict, closed, told), scope (subject, answer), layer, components, margin, margin_lo, margin_lost, ci_lo, ci_hi, p, q, memory_lost, context_lost, n, d_nll (of prose; NaN for scope subject), spared, score (of conflict: what the memory loses, times the share of `told` that is spared) |
 | `moves` | a task and condition | task, condition, family, k, factor, scope, components, control, draw, gap, memory, context, other, margin, d_memory, d_context, d_margin (each with _lo, _hi), n, n_clusters, status |
 | `over_controls` | a task, move, kind of control and statistic | task, family, k, factor, scope, components, control, statistic, d_move, d_control, value, ci_lo, ci_hi, p, z, beyond, n_controls, n, n_clusters |
 | `prose` | a condition that needs no roles | condition, family, k, factor, scope, components, control, draw, gap, nll, d_nll, d_nll_lo, d_nll_hi, n |
@@ -133,7 +133,7 @@ class ConflictStudy(Study[ConflictSpec]):
 
     def _heads(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         from interp.locate.facts.context_heads import ContextHeads
-        from interp.studies.conflict.moves import RANKED
+        from interp.studies.conflict.moves import METHODS
 
         facts = self.chosen("train")
         with self.stage("cut heads") as report:
@@ -142,7 +142,7 @@ class ConflictStudy(Study[ConflictSpec]):
             )
         rows = []
         relations = facts["relation"].to_numpy()
-        for method in RANKED:
+        for method in METHODS:
             for head in found.top(min(self.spec.sizes[-1], len(found.heads_)), method):
                 for name in dict.fromkeys(relations):
                     own = relations == name
@@ -162,15 +162,18 @@ class ConflictStudy(Study[ConflictSpec]):
         return found.heads_, pd.DataFrame(rows)
 
     def ranked(self, method: str) -> list[Head]:
-        """Heads by a method of `ContextHeads`, the strongest first; only those that move the balance its way."""
+        """Heads by a method of `ContextHeads`, or `against` (`read` with its sign turned), the strongest first.
+
+        Only those are there that move the balance its way.
+        """
         from interp.models.sites import Head
 
-        score = (
-            -self.heads["cut"] if method == "memory" else self.heads["cut" if method == "context" else method]
-        )
+        turned = {"memory": "cut", "against": "read"}
+        own = {"context": "cut"}.get(method, method)
+        score = -self.heads[turned[method]] if method in turned else self.heads[own]
         order = score.sort_values(ascending=False, kind="stable")
-        own = self.heads.loc[order[order > 0].index]
-        return [Head(int(r.layer), int(r.head)) for r in own.itertuples()]
+        found = self.heads.loc[order[order > 0].index]
+        return [Head(int(r.layer), int(r.head)) for r in found.itertuples()]
 
     def find_layers(self) -> None:
         """Windows of MLPs, cut on train facts and in prose."""
@@ -207,9 +210,8 @@ class ConflictStudy(Study[ConflictSpec]):
         facts = self.prompts(self.chosen("train"), spec.settings[0])
         reference = Reference(facts) if spec.mode == "mean" else None
         plan: dict[str, Intervention | None] = {"": None}
-        for scope in ("answer", "all"):
-            for centre, parts in windows(self.subject, spec.window).items():
-                plan[f"{scope} {centre}"] = Ablate(parts, spec.mode, scope, reference)
+        for centre, parts in windows(self.subject, spec.window).items():
+            plan[f"answer {centre}"] = Ablate(parts, spec.mode, "answer", reference)
         with self.stage("cut windows of MLPs: prose") as report:
             return prose_cost(self.subject, plan, spec.prose, seed=spec.seed, progress=report)
 
