@@ -38,7 +38,7 @@ def facts(tables: Tables) -> list[Fact]:
     """The headline numbers that the tables give."""
     found = [
         _scored(tables), _main_effect(tables), _controls(tables), _off_target(tables), _deleted(tables),
-        _accepted(tables),
+        _recalled(tables), _accepted(tables),
     ]  # fmt: skip
     return [fact for fact in found if fact is not None]
 
@@ -205,6 +205,27 @@ def _deleted(tables: Tables) -> Fact | None:
     return Fact(
         f"{number(float(largest.clean['value']))} \u2192 {number(float(cut['value']))}",
         f"accuracy on {largest.task}, {count(int(cut['k']), 'component')} that they read deleted",
+        others,
+    )
+
+
+def _recalled(tables: Tables) -> Fact | None:
+    """What cutting the fact MLPs takes of the facts of other subjects, beside windows that write as much."""
+    effects = tables.fact_effects
+    if effects is None:
+        return None
+    try:
+        rows = rows_of(effects[effects["role"] == "target"], "accuracy", "facts")
+        told = [p for p in panels(rows, "facts") if not p.at_chance and p.at("mechanism") == "fact MLPs"]
+    except UsageError:
+        return None
+    if not told:
+        return None
+    cut, draws = told[0].cut.iloc[0], told[0].control["value"].dropna()
+    others = f"windows that write as much: {number(float(draws.mean()))}" if len(draws) else ""
+    return Fact(
+        f"{number(float(told[0].clean['value']))} \u2192 {number(float(cut['value']))}",
+        f"accuracy on known facts, {count(int(cut['k']), 'fact MLP')} cut",
         others,
     )
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from interp.errors import BrokenData, MissingResource
 from interp.plot import theme
 from interp.plot.text import number, visible
-from interp.report import headline, prompt, sections
+from interp.report import facts, headline, prompt, sections
 from interp.report.figures import Chart, charts, try_draw
 from interp.report.tables import Tables, read
 
@@ -34,7 +34,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 TABLE_ROWS = 100
 NAMED = (
     "heads", "ranking", "attention", "matrix", "controls", "channels", "spectrum", "channel-cut", "channel-doses",
-    "patching", "instances",
+    "fact-census", "fact-profile", "fact-cut", "fact-neuron-cut", "patching", "instances",
 )  # fmt: skip
 """Figures that the template asks for by name."""
 
@@ -109,6 +109,7 @@ def html(tables: Tables) -> str:
         cuts=sections.cuts(tables),
         costs=sections.costs(tables),
         top_channels=sections.top_channels(tables),
+        fact_layers=facts.top_layers(tables),
         scoring=sections.scoring(tables),
         spec=sections.flat(tables.spec),
         provenance=sections.flat(tables.provenance),

@@ -23,6 +23,9 @@ _ABSENT = {
     "channels": ("Graph of channels", "channels.parquet"),
     "channel_spectrum": ("Spectrum of components", "channel_spectrum.parquet"),
     "channel_effects": ("Effect of deleted channels", "channel_effects.parquet"),
+    "fact_census": ("Facts that the model knows", "fact_census.parquet"),
+    "fact_profile": ("Causal profile of facts", "fact_profile.parquet"),
+    "fact_effects": ("Effect of cut fact MLPs", "fact_effects.parquet"),
     "patch": ("Activation patching", "patch.parquet"),
     "instances": ("Scoring diagnostics", "instances.parquet"),
 }

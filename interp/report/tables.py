@@ -20,6 +20,10 @@ FRAMES = (
     "channels",
     "channel_spectrum",
     "channel_effects",
+    "fact_census",
+    "fact_profile",
+    "fact_layers",
+    "fact_effects",
     "patch",
 )
 
@@ -36,6 +40,10 @@ class Tables:
     channels: pd.DataFrame | None = None
     channel_spectrum: pd.DataFrame | None = None
     channel_effects: pd.DataFrame | None = None
+    fact_census: pd.DataFrame | None = None
+    fact_profile: pd.DataFrame | None = None
+    fact_layers: pd.DataFrame | None = None
+    fact_effects: pd.DataFrame | None = None
     patch: pd.DataFrame | None = None
     rows: dict[str, Any] | None = None
     spec: dict[str, Any] = field(default_factory=dict)

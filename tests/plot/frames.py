@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tests.plot import circuit_frames
+from tests.plot import circuit_frames, fact_frames
 
 SUBJECT = "synthetic-30x9"
 HOSTILE = "<script>alert(1)</script>"
@@ -168,6 +168,39 @@ def deleted_frame(seed: int = 0, ks: tuple[int, ...] = (46,)) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(**said)
 
 
+def fact_effects_frame(seed: int = 0) -> pd.DataFrame:
+    """A window of fact MLPs and neurons of it, cut on facts, on needles and on prose."""
+    rows = deleted_frame(seed)
+    named = {"niah_words": "held-out facts", "english prose": "prose"}
+    parts = [
+        rows.assign(
+            task=rows["task"].map(named), k=rows["k"].clip(upper=k), mechanism=mechanism, locator="FactMLPs"
+        )
+        for mechanism, k in (("fact MLPs", 3), ("fact neurons", 20))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def fact_layers_frame(layers: int = 30) -> pd.DataFrame:
+    """Layers by what restoring and cutting them does: one holds facts, the first is vital for all."""
+    at = np.arange(layers)
+    aie = 0.3 * np.exp(-0.5 * ((at - 8) / 1.5) ** 2) + 0.4 * (at == 0)
+    off = 0.02 + 0.5 * (at == 0) + 0.2 * (at == 11)
+    spared = 1 - off / 0.6
+    return pd.DataFrame({
+        "component": [f"M{i}" for i in at], "layer": at, "aie": aie, "aie_lo": aie - 0.05, "aie_hi": aie + 0.05,
+        "share": aie / 0.7, "n": 16, "fact_loss": 0.8 * aie + off, "fact_se": 0.02, "spared": spared,
+        "off_loss": off, "off_se": 0.01, "score": aie * spared,
+    })  # fmt: skip
+
+
+def fact_profile_frame() -> pd.DataFrame:
+    """Both kinds of state at both places, of facts that are known and of wrong answers."""
+    rows = fact_frames.averages_frame(("mlp_out", "attn_out"), ("exact recall", "guesswork"))
+    said = {"exact recall": "facts it knows", "guesswork": "what it says where it is wrong"}
+    return rows.assign(said=rows["scenario"].map(said)).drop(columns="scenario")
+
+
 _PROSE = (
     "The harbour office kept its ledgers in a cupboard that smelled of rope and cold tea . Every spring the clerk "
     "copied the tide tables by hand , because the printed ones were set for another coast . Nobody thanked her , "
@@ -275,7 +308,9 @@ def write_run(folder: Path, *, seed: int = 0, without: tuple[str, ...] = ()) -> 
         "scores": scores, "groups": groups_frame(scores), "instances": instances_frame(seed=seed),
         "effects": effects_frame(seed=seed), "patch": patch_frame(seed=seed),
         "channels": circuit_frames.channels_frame(seed=seed), "channel_spectrum": circuit_frames.spectrum_frame(),
-        "channel_effects": deleted_frame(seed=seed),
+        "channel_effects": deleted_frame(seed=seed), "fact_census": fact_frames.known_frame((0,)),
+        "fact_profile": fact_profile_frame(), "fact_layers": fact_layers_frame(),
+        "fact_effects": fact_effects_frame(seed=seed),
     }  # fmt: skip
     for name, frame in frames.items():
         if name not in without:

@@ -102,7 +102,7 @@ def test_no_label_lies_on_another(running: Any, url: str) -> None:
             found = {
                 f.get_attribute("data-figure"): f.evaluate(OVERLAPS) for f in out.page.locator(VISIBLE).all()
             }
-            assert len(found) == 12
+            assert len(found) == 16
             assert {name: bad for name, bad in found.items() if bad} == {}, f"at {width} px"
             assert out.page.evaluate("document.documentElement.scrollWidth") == width, "no sideways scrolling"
 

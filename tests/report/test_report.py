@@ -14,12 +14,22 @@ import pytest
 
 from interp.errors import BrokenData, MissingResource
 from interp.report import render
+from interp.report.facts import top_layers
 from interp.report.figures import attention_table, charts, effect_table, score_table, write_figures
 from interp.report.headline import facts, sentence
 from interp.report.prompt import parts
 from interp.report.sections import costs, cuts, files, scoring, top_channels, top_heads
 from interp.report.tables import read
-from tests.plot.frames import HOSTILE, deleted_frame, effects_frame, rows_json, scores_frame, write_run
+from tests.plot.frames import (
+    HOSTILE,
+    deleted_frame,
+    effects_frame,
+    fact_effects_frame,
+    fact_layers_frame,
+    rows_json,
+    scores_frame,
+    write_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +111,28 @@ def test_deleted_channels_are_headlined_beside_their_controls(run: Path) -> None
     assert fact.note == f"as many others of the same writers: {controls.mean():.2f}"
 
 
+def test_cut_fact_mlps_are_headlined_beside_windows_that_write_as_much(run: Path, page: str) -> None:
+    rows = fact_effects_frame().query(
+        "metric == 'accuracy' and mechanism == 'fact MLPs' and task == 'held-out facts'"
+    )
+    cut, controls = (rows[rows["condition"] == c]["value"] for c in ("cut", "control"))
+    (fact,) = [f for f in facts(read(run)) if "fact MLP" in f.label]
+    assert fact.value == f"0.94 \u2192 {cut.item():.2f}"
+    assert fact.label == "accuracy on known facts, 3 fact MLPs cut"
+    assert fact.note == f"windows that write as much: {controls.mean():.2f}"
+    for name in ("fact-census", "fact-profile", "fact-cut", "fact-neuron-cut"):
+        assert f'id="{name}"' in page
+
+
+def test_layers_that_are_vital_for_all_are_told_from_stores_of_facts(run: Path) -> None:
+    rows = top_layers(read(run))
+    frame = fact_layers_frame()
+    best = frame.sort_values("score", ascending=False)["component"].head(5).tolist()
+    assert rows[0]["component"] == "M8" and [r["component"] for r in rows[:5]] == best
+    assert [r["component"] for r in rows[5:]] == ["M0, vital for all", "M11, vital for all"]
+    assert rows[5]["off_loss"] == "0.520" and rows[0]["share"] == "42.9%"
+
+
 def test_the_channels_of_the_best_heads_are_listed_by_their_rank(run: Path) -> None:
     tables = read(run)
     rows = top_channels(tables)
@@ -138,6 +170,7 @@ def test_an_unclear_effect_is_worded_as_one(tmp_path: Path) -> None:
 def test_at_chance_no_effect_is_headlined(tmp_path: Path) -> None:
     folder = with_effects(tmp_path / "r", effects_frame().assign(status="at chance"))
     deleted_frame().assign(status="at chance").to_parquet(folder / "channel_effects.parquet")
+    fact_effects_frame().assign(status="at chance").to_parquet(folder / "fact_effects.parquet")
     tables = read(folder)
     assert "at chance on every target task, so no effect of a cut is reported" in sentence(tables)
     assert not [f for f in facts(tables) if "\u2192" in f.value]
@@ -169,6 +202,12 @@ ABSENT = {
         "Effect of deleted channels: left out, the run has no channel_eff",
         'id="channel-cut"',
     ),
+    "fact_census": (
+        "Facts that the model knows: left out, the run has no fact_census",
+        'id="fact-census"',
+    ),
+    "fact_profile": ("Causal profile of facts: left out, the run has no fact_prof", 'id="fact-profile"'),
+    "fact_effects": ("Effect of cut fact MLPs: left out, the run has no fact_eff", 'id="fact-cut"'),
     "patch": ("Activation patching: left out, the run has no patch.parquet", 'id="patching"'),
     "rows": ("Example prompt and attention rows: left out, the run has no rows.json", 'id="prompt"'),
     "instances": ("Scoring diagnostics: left out, the run has no instances.parquet", 'id="scoring"'),
@@ -180,8 +219,17 @@ ABSENT = {
 @pytest.mark.parametrize(
     "without",
     [
-        ("scores", "rows", "spec", "channels"),
-        ("effects", "patch", "instances", "provenance", "channel_spectrum", "channel_effects"),
+        ("scores", "rows", "spec", "channels", "fact_profile"),
+        (
+            "effects",
+            "patch",
+            "instances",
+            "provenance",
+            "channel_spectrum",
+            "channel_effects",
+            "fact_census",
+            "fact_effects",
+        ),
     ],
     ids=" ".join,
 )
@@ -273,7 +321,7 @@ def test_two_renders_are_the_same_bytes(run: Path, page: str) -> None:
 
 def test_every_figure_has_words_and_numbers(page: str) -> None:
     figures = re.findall(r"<figure\b.*?</figure>", page, flags=re.S)
-    assert len(figures) == 15
+    assert len(figures) == 19
     for figure in figures:
         assert len(re.search(r'role="img" aria-label="([^"]*)"', figure)[1]) > 40  # type: ignore[index]
         assert "<h3" in figure and "<tbody><tr>" in figure and 'class="explain"' in figure
@@ -362,7 +410,8 @@ def test_figures_into_files(tmp_path: Path) -> None:
     stems = {p.stem for p in paths}
     assert stems == {
         "heads", "ranking", "attention", "dose-answer", "dose-all", "matrix", "controls", "patching",
-        "instances", "channels", "spectrum", "channel-cut",
+        "instances", "channels", "spectrum", "channel-cut", "fact-census", "fact-profile", "fact-cut",
+        "fact-neuron-cut",
     }  # fmt: skip
     assert {p.suffix for p in paths} == {".json", ".html"}
     assert (folder / "figures" / "plotly.min.js").exists()
