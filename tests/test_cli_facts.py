@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import interp as library
+from interp import atlas_facts
 from interp.cli import app
 from interp.errors import UsageError
 from interp.measure.known import census
@@ -201,8 +202,12 @@ def test_a_file_that_is_not_there(folder: Path) -> None:
 # -- interp facts ----------------------------------------------------------------------------------------------------
 
 
-def test_facts_of_a_model_that_knows_none(folder: Path, model: CausalLM, tmp_path: Path) -> None:
-    asked = ["-n", 8, "--relations", "capital,currency"]
+@pytest.mark.filterwarnings("ignore:wrote JSON and HTML only")
+def test_facts_of_a_model_that_knows_none(
+    folder: Path, model: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chromium")
+    asked = ["-n", 8, "--relations", "capital,currency", "--figure"]
     done = run("facts", folder, *asked, "--scenarios", 1, "--out", tmp_path / "out", "--json")
     told = rows_of(done)
     want = census(model, library.task("facts", relations=["capital", "currency"], n=8)).set_index("relation")
@@ -217,8 +222,32 @@ def test_facts_of_a_model_that_knows_none(folder: Path, model: CausalLM, tmp_pat
     assert pd.DataFrame(told["scenario_census"])["prompts"].tolist() == found["prompts"].tolist()
     assert set(told) == {"fact_census", "scenario_census"} and "0 of 8 facts known" in done.stderr
     assert len(pd.read_parquet(tmp_path / "out" / "scenarios.parquet")) > 0
+    assert {p.name for p in (tmp_path / "out").glob("*.html")} == {"fact-census.html"}
 
 
 def test_wrong_relations(folder: Path) -> None:
     done = run("facts", folder, "--relations", "capitol")
     assert done.exit_code == 2 and "did you mean 'capital'?" in done.stderr
+
+
+def test_layers_and_neurons_are_those_of_the_locator(
+    folder: Path, model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model knows nothing, so some of its answers are taken for right: what is done with them is real."""
+    real = atlas_facts.ask
+    monkeypatch.setattr(
+        atlas_facts, "ask", lambda *a: real(*a).assign(known=[i < 4 for i in range(len(a[1]))])
+    )
+    asked = ["-n", 6, "--relations", "capital", "--scenarios", 0, "--traced", 3, "--exact", 2, "--window", 2]
+    told = rows_of(run("facts", folder, *asked, "--top", 5, "--json"))
+    examples = library.task("facts", relations=["capital"], n=6).examples(model)
+    chosen = atlas_facts.traceable(examples[:4], 3)
+    found = library.FactMLPs("subject_swap", window=2, metric="logprob", n_layers=3, exact=2, check=8)
+    found.fit(model, chosen, reference=library.task("prose", prompt=24, answer=24, n=8))
+    want = found.layers_.sort_values("score", ascending=False, kind="stable")
+    layers = pd.DataFrame(told["fact_layers"])
+    assert layers["component"].tolist() == want["component"].tolist() and layers["n"].eq(len(chosen)).all()
+    for column in ("score", "aie", "fact_loss", "off_loss"):
+        assert layers[column].to_numpy() == pytest.approx(want[column].to_numpy(), abs=1e-6)
+    neurons = pd.DataFrame(told["fact_neurons"])
+    assert neurons["component"].tolist() == found.ranking("neurons")["component"].head(5).tolist()

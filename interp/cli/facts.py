@@ -40,8 +40,9 @@ def facts(
     traced: Annotated[
         int, typer.Option(min=0, help="Known facts that fact MLPs are located on; 0 for none.")
     ] = 32,
+    window: Annotated[int, typer.Option(min=1, help="Layers restored, and cut, together.")] = 3,
     exact: Annotated[
-        int, typer.Option(min=1, help="Neurons of the best layer zeroed one by one, a fact.")
+        int, typer.Option(min=1, help="Neurons of the best layers zeroed one by one, a fact.")
     ] = 32,
     top: Top = 10,
     seed: Seed = 0,
@@ -69,14 +70,17 @@ def facts(
         tables |= _sorted(subject, chosen, scenarios, seed)
     known = [e for e, right in zip(examples, asked["known"], strict=True) if right]
     if locate := traceable(known, traced):
-        locator = FactMLPs(SWAP, metric="logprob", exact=exact, check=8, seed=seed)
+        best = min(3, subject.n_layers)
+        locator = FactMLPs(
+            SWAP, window=window, metric="logprob", n_layers=best, exact=exact, check=8, seed=seed
+        )
         with progress("causal maps and cuts") as report:
             locator.fit(
                 subject, locate, reference=Prose(prompt=24, answer=24, n=8, seed=seed), progress=report
             )
         ranked = locator.layers_.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         tables |= {"fact_layers": ranked, "fact_neurons": locator.ranking(NEURONS)}
-    _write(out, tables, {"fact-layers": lambda: _drawn(locator)} if locate else {}, figure)
+    _write(out, tables, _figures(tables, locator.maps_ if locate else None), figure)
     shown = {name: frame if name.endswith("census") else frame.head(top) for name, frame in tables.items()}
     shown = {
         name: frame[_SHOWN.get(name, list(frame))] for name, frame in shown.items() if name != "scenarios"
@@ -129,17 +133,27 @@ def _best(layers: Any) -> str:
         return ""
     best = layers.iloc[0]
     return (
-        f"; best layer {best['component']}: its clean output brings back {best['share']:.1%} of the answer "
+        f"; best around {best['component']}: clean output there brings back {best['share']:.1%} of the answer "
         f"(AIE {best['aie']:.3f}, 95 % {best['aie_lo']:.3f} to {best['aie_hi']:.3f})"
     )
 
 
-def _drawn(locator: Any) -> Any:
-    from interp.intervene.tracing.aggregate import aggregate
-    from interp.plot.facts_maps import effect_profiles
+def _figures(tables: dict[str, Any], maps: Any) -> dict[str, Any]:
+    """Figures by name, each made when it is asked for."""
 
-    averages = aggregate(locator.maps_).assign(said="facts it knows")
-    return effect_profiles(averages, "said", places=("last subject",))
+    def known() -> Any:
+        from interp.plot import fact_census
+
+        return fact_census(tables["fact_census"], tables.get("scenario_census"))
+
+    def profiles() -> Any:
+        from interp.intervene.tracing.aggregate import aggregate
+        from interp.plot import effect_profiles
+
+        averages = aggregate(maps).assign(said="facts it knows")
+        return effect_profiles(averages, "said", places=("last subject",))
+
+    return {"fact-census": known} | ({} if maps is None else {"fact-profile": profiles})
 
 
 def trace(
