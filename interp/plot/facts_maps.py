@@ -69,7 +69,8 @@ def causal_map(
     layers = sorted({int(n) for n in rows["layer"]})
     edges = _edges(layers)
     font, total = theme.font_px(width), theme.pixels(width)
-    left, right, gap_x, gap_y = (0.54 * max(map(len, found)) + 1.2) * font, 6.4 * font, 1.6 * font, 4.3 * font
+    left, gap_x, gap_y = (0.54 * max(map(len, found)) + 1.2) * font, 1.6 * font, 4.3 * font
+    right = (6.4 if value == "aie" else 7.6) * font
     across = total - left - right
     columns = min(len(panels), 2) if (across - gap_x) / 2 >= 12 * font else 1
     lines = -(-len(panels) // columns)
