@@ -65,13 +65,13 @@ class PriorSpec(StudySpec):
     keep_at_chance: bool = Field(
         False, description="go on also with tasks at which the model is at chance; their rows say so"
     )
-    n: int = Field(96, ge=3, description="examples of each task that accuracy is measured on")
+    n: int = Field(80, ge=3, description="examples of each task that accuracy is measured on")
     held: float = Field(0.375, gt=0, lt=1, description="share of the answers that are held out")
 
-    locate_n: int = Field(96, ge=8, description="examples of each task that layers are scored on")
+    locate_n: int = Field(80, ge=8, description="examples of each task that layers are scored on")
     permutations: int = Field(1000, ge=20, description="shuffles of priors that scores are held against")
 
-    prompt_n: int = Field(40, ge=3, description="examples of each task that are asked with each preface")
+    prompt_n: int = Field(32, ge=3, description="examples of each task that are asked with each preface")
     prefaces: dict[str, str] = Field(
         PREFACES, description="texts in front of the question; names of controls begin with 'control'"
     )
@@ -79,12 +79,12 @@ class PriorSpec(StudySpec):
     tune_by: str = Field("added", description="method of PriorLayers that chooses the layers")
     tune_layers: int = Field(3, ge=1, description="layers that are tuned together")
     tune_seeds: int = Field(3, ge=1, description="orders of the training examples")
-    tune_random: int = Field(2, ge=1, description="sets of random layers for each seed")
+    tune_random: int = Field(1, ge=1, description="sets of random layers for each seed")
     tune_all: bool = Field(True, description="also all layers, with the first seed")
-    tune_steps: int = Field(12, ge=1, description="steps of Adam")
+    tune_steps: int = Field(10, ge=1, description="steps of Adam")
     tune_batch: int = Field(8, ge=1, description="examples of a step, of all tasks in turns")
     tune_rate: float = Field(1e-4, gt=0, description="step size")
-    tune_n: int = Field(40, ge=3, description="examples of each task with held-out answers")
+    tune_n: int = Field(32, ge=3, description="examples of each task with held-out answers")
     off_target: tuple[str, ...] = Field(
         ("prose", "induction", "facts"), description="tasks that should not move"
     )
