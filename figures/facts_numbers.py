@@ -128,6 +128,7 @@ def _primary(data: Path) -> str:
     if gaps is None:
         return ""
     own = gaps[(gaps["metric"] == METRIC) & (gaps["scope"] == "content")]
+    own = own[own["fact_task"].isin(["held", "other"])]
     return table(
         ["cut against retrieval heads", "facts / context", "facts less context", "context less facts", "interaction",
          ""],

@@ -132,6 +132,7 @@ def cut_figures(data: Path) -> dict[str, go.Figure]:
         out["dissociation"] = plot.dissociation(effects, mechanisms=shown)
     if gaps is not None:
         own = gaps[(gaps["scope"] == "content") & (gaps["metric"] == METRIC)]
+        own = own[own["fact_task"].isin(["held", "other"]) & (own["context_task"] == "needle")]
         if len(own):
             out["gaps"] = plot.dissociation_gaps(own)
     if vital is not None:
@@ -210,7 +211,11 @@ def conflict_figures(data: Path) -> dict[str, go.Figure]:
     if heads is not None:
         out["context-heads"] = plot.context_heads(heads)
     if mlps is not None:
-        names = {"conflict": "Behind a statement", "closed": "Without a context"}
+        names = {
+            "conflict": "Behind a statement",
+            "closed": "Without a context",
+            "told": "Told of an invented subject",
+        }
         rows = mlps.assign(
             question=mlps["question"].map(lambda q: names.get(q, q)),
             scope=mlps["scope"].map(lambda s: {"answer": "last", "all": "all tokens"}.get(s, s)),
