@@ -64,7 +64,7 @@ class EditingSpec(StudySpec):
         description="take facts that the model does not know too: what an edit of them does is no forgetting",
     )
     n: int = Field(50, ge=2, description="facts that are edited")
-    train: int = Field(12, ge=2, description="other facts that layers, windows and weights are chosen on")
+    train: int = Field(10, ge=2, description="other facts that layers, windows and weights are chosen on")
     neighbours: int = Field(5, ge=1, description="known facts of other subjects, for each edit")
 
     contexts: int = Field(
@@ -84,7 +84,7 @@ class EditingSpec(StudySpec):
 
     noise: int = Field(5, ge=1, description="draws of the noise of the traces")
     passages: int = Field(6, ge=2, description="passages of text that drift is measured on")
-    fluency_n: int = Field(8, ge=1, description="edits that text is generated under")
+    fluency_n: int = Field(5, ge=1, description="edits that text is generated under")
     fluency_tokens: int = Field(100, ge=10)
 
     @model_validator(mode="after")
