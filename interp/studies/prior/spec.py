@@ -81,7 +81,7 @@ class PriorSpec(StudySpec):
     tune_seeds: int = Field(3, ge=1, description="orders of the training examples")
     tune_random: int = Field(1, ge=1, description="sets of random layers for each seed")
     tune_all: bool = Field(True, description="also all layers, with the first seed")
-    tune_steps: int = Field(10, ge=1, description="steps of Adam")
+    tune_steps: int = Field(8, ge=1, description="steps of Adam")
     tune_batch: int = Field(8, ge=1, description="examples of a step, of all tasks in turns")
     tune_rate: float = Field(1e-4, gt=0, description="step size")
     tune_n: int = Field(32, ge=3, description="examples of each task with held-out answers")
