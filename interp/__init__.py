@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from interp.locate.circuits.path_patching import path_patch
     from interp.locate.compare import compare as compare_heads
     from interp.locate.duo import DuoGates
+    from interp.locate.facts.context_heads import ContextHeads
     from interp.locate.facts.fact_mlps import FactMLPs
     from interp.locate.facts.flow import knockout_map
+    from interp.locate.facts.prior_layers import PriorLayers
     from interp.locate.interop import read_heads, write_heads
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.locate.screen import screen
@@ -58,6 +60,8 @@ _PUBLIC = {
     "Channels": "interp.locate.channels.locator:Channels",
     "circuits": "interp.locate.circuits",
     "FactMLPs": "interp.locate.facts.fact_mlps:FactMLPs",
+    "ContextHeads": "interp.locate.facts.context_heads:ContextHeads",
+    "PriorLayers": "interp.locate.facts.prior_layers:PriorLayers",
     "Stop": "interp.measure.sequential:Stop",
     "compare_heads": "interp.locate.compare:compare",
     "read_heads": "interp.locate.interop:read_heads",
@@ -93,6 +97,7 @@ _PUBLIC = {
 __all__ = [
     "MLP",
     "Channels",
+    "ContextHeads",
     "DuoGates",
     "Example",
     "FactEdit",
@@ -100,6 +105,7 @@ __all__ = [
     "Head",
     "How",
     "Neuron",
+    "PriorLayers",
     "Record",
     "RetrievalHeads",
     "Rewrite",

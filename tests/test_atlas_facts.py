@@ -13,6 +13,7 @@ from interp.atlas import AtlasSpec
 from interp.atlas_facts import (
     MANY,
     RIGHT,
+    SWAP,
     WRONG,
     FactSection,
     ask,
@@ -22,6 +23,8 @@ from interp.atlas_facts import (
     profile,
     traceable,
 )
+from interp.intervene.ablate import Ablate
+from interp.locate.facts.fact_mlps import FactMLPs, cut_values
 from interp.measure.effects import COLUMNS, measure
 from interp.measure.stats import proportion_ci
 from interp.models.sites import MLP, Neuron
@@ -127,6 +130,19 @@ def test_plans_hold_each_set_with_others_in_its_place(model: Planted, prompts: l
         assert len(parts) == c.k and c.n_distinct <= MANY
         assert (set(parts) <= set(neurons)) == (c.condition == "cut")
     assert [c.condition for c in plan_of(model.subject, [[MLP(layer)]], 0, prompts, 0)] == ["cut"]
+
+
+def test_a_window_is_cut_as_it_is_restored(model: Planted, prompts: list[Example]) -> None:
+    found = FactMLPs(SWAP, window=3, n_layers=0).fit(model.subject, prompts[:4], reference=prompts[4:])
+    layer = model.layers["facts"]
+    window = found.around(model.subject, layer)
+    assert window == (MLP(layer - 1), MLP(layer), MLP(layer + 1))
+    assert found.around(model.subject, 0) == (MLP(0), MLP(1))
+    row = found.layers_.set_index("layer").loc[layer]
+    for name, examples in (("fact", prompts[:4]), ("off", prompts[4:])):
+        intact, cut = cut_values(model.subject, examples, [Ablate(window)]).mean(0)
+        assert row[f"{name}_loss"] == pytest.approx(intact - cut, abs=1e-6)
+    assert row["spared"] == pytest.approx(cut / intact, abs=1e-6)
 
 
 class Section(FactSection):

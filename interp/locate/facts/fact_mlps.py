@@ -54,7 +54,7 @@ class FactMLPs(Locator):
     After `fit(subject, facts, reference=...)`:
         maps_: the causal maps at the subject's last token, draw by draw, as of `trace_maps`.
         layers_: one row a layer: component, layer, aie, aie_lo, aie_hi, share, fact_loss and off_loss (mean loss of the
-            answer's probability where the window's MLPs are zeroed at the scope: on the facts, on the reference), spared
+            answer's probability where the window's MLPs are zeroed at the scope: on facts, on the reference), spared
             (share of the reference's probability that is left; 1 where there is no reference) and score (aie x spared).
         neurons_: one row a prompt and measured neuron, see `interp.locate.facts.neurons.neuron_table`.
         agreement_: of the screen with what was measured.
