@@ -189,13 +189,13 @@ def value(
     past = int(columns.min())
     predicted = steps * batch.width / (past + steps * (batch.width - past))
 
-    def ours() -> list[float]:
+    def ours(search: Search = search) -> list[float]:
         with counter.counted():
             found = search_delta(subject, request, Site("down", layer), prefixes, search)
         return [h["loss"] for h in found.history]
 
-    def loop() -> list[float]:
-        return reference(subject, batch, columns, layer, request, replace(search, steps=sample))
+    def loop(steps: int = sample) -> list[float]:
+        return reference(subject, batch, columns, layer, request, replace(search, steps=steps))
 
     def numbers(found: Results) -> Mapping[str, float]:
         naive = batch.width * len(batch) * subject.n_layers * steps
@@ -214,6 +214,7 @@ def value(
         tolerance=1e-3,
         numbers=numbers,
         memory={"ours": mapped(ours), "torch hooks": mapped(loop)},
+        warm=lambda: (ours(replace(search, steps=1)), loop(1)),
         notes=(
             f"torch hooks run {sample} of the {steps} steps; ours runs columns before the subject's last token once",
             "equality: losses in nats of the steps that both run",

@@ -20,7 +20,6 @@ from interp.intervene.trace import (
     places_of,
     trace_map,
     trace_maps,
-    window_of,
 )
 from interp.intervene.tracing.cells import asked
 from interp.models.engines.base import Record
@@ -84,7 +83,9 @@ def loop(model: CausalLM, example: Example, how: How, targets: list[int]) -> dic
             for layer in range(model.n_layers):
                 for position in range(len(example.ids)):
                     width = how.window if kind != "resid_post" else 1
-                    sources = {Site(kind, i): clean for i in window_of(layer, width, model.n_layers)}
+                    # As the reference code has it.
+                    window = range(max(0, layer - width // 2), min(model.n_layers, layer - (-width // 2)))
+                    sources = {Site(kind, i): clean for i in window}
                     if severed:
                         sources |= {Site(severed, i): broken for i in range(layer + 1, model.n_layers)}
 
