@@ -226,6 +226,7 @@ def test_the_scoreboard_has_scores_before_once_and_after_each_way() -> None:
     after = rows[(rows["state"] == "after") & (rows["measure"] == "PS")]
     want = after[(after["method"] == "memit") & (after["at_once"] == 10)]["value"].iloc[0]
     assert at["MEMIT, 10 at once"] == want and at["before"] == 0.06 and len(at) == len(lines)
+    assert sum(len(t.x) for t in dots) == len(lines), "before once, since it is the same for all"
     (greedy,) = [t for t in named(fig, "greedy decoding gives it") if t.xaxis == "x2" and len(t.x) == 5]
     assert greedy.x[0] == pytest.approx(0.8 - 0.04)
     assert not [t for t in named(fig, "greedy decoding gives it") if t.xaxis == "x4"]
@@ -270,6 +271,8 @@ def test_moves_stand_beside_the_mean_of_their_controls() -> None:
     of = rows[(rows["family"] == "scale memory") & (rows["factor"] == 0.25)]
     chosen = line(fig, "attention \u00d7 0.25", "x2")
     assert list(chosen.y) == pytest.approx(list(of[of["control"] == ""]["d_memory"]))
+    np.testing.assert_allclose(chosen.error_y.array, 0.07)
+    np.testing.assert_allclose(chosen.error_y.arrayminus, 0.08)
     beside = line(fig, "attention \u00d7 0.25: controls", "x2")
     want = of[of["control"] != ""].groupby("k")["d_memory"].mean()
     assert list(beside.y) == pytest.approx(list(want)) and set(beside.customdata) == {10}
