@@ -33,7 +33,7 @@ from interp.models.sites import MLP
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
 from interp.studies.facts import census, findings, flow, maps
-from interp.studies.facts.findings import FAILS, FINDINGS, FLOOR, HOLDS, MISSING, UNDECIDED
+from interp.studies.facts.findings import FAILS, FEW, FINDINGS, FLOOR, HOLDS, MISSING, UNDECIDED
 from interp.studies.facts.means import UNIT, Means
 from interp.studies.facts.spec import FactsSpec
 from interp.studies.facts.study import FactsStudy, run
@@ -248,7 +248,9 @@ def test_findings_are_judged_on_what_was_measured(study: FactsStudy) -> None:
     assert main.loc["early site of MLPs", "value"] == pytest.approx(own[1] - own[2])
     for row in found.itertuples():
         sign = HOLDS if row.lo > 0 else FAILS if row.hi < 0 else UNDECIDED
-        assert row.verdict in (sign, FLOOR, MISSING)
+        assert row.verdict == (
+            FEW if row.n_clusters < 5 and not np.isnan(row.lo) else sign
+        ) or row.verdict in (FLOOR, MISSING)
 
 
 def test_a_scenario_that_is_lacking_is_remarked(model: CausalLM, asked: None, tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def made(sign: float, spread: float = 0.01) -> dict[tuple[str, str], Means]:
     shown: dict[str, Callable[[int], float]] = {
         str(n): lambda i, n=n: sign * (0.1 + 0.3 * maps.in_band(n, N, "middle")) for n in range(N)
     }
-    peak = {EXACT: 0.5 + 0.4 * sign, GENERIC: 0.5}
+    peak = {EXACT: 0.5 + 0.1 * sign, GENERIC: 0.25}
     lost = {s: {"peak": lambda i, p=p: p, "clean|peak": lambda i: 1.0} for s, p in peak.items()}
     rows = {"wide": sites, "single": sites, "severed": {EXACT: severed}, "knockout": {EXACT: knocked}}
     rows |= {"extraction": {EXACT: hits}, "enrichment": {EXACT: shown}, "peak": lost}
@@ -414,6 +416,16 @@ def test_noise_decides_nothing_and_floors_are_told() -> None:
     )
     assert told["facts at the subject", "wide"] == HOLDS
     assert found.set_index(["finding", "way"]).loc[("language at the subject", "wide"), "alike"] == 1
+    # A finding of two scenarios needs both.
+    told = findings.findings(made(1.0), N, low.assign(scenario=GUESSWORK)).set_index(["finding", "way"])[
+        "verdict"
+    ]
+    assert told["facts against guesswork", "wide"] == told["guesswork against facts", "wide"] == FLOOR
+    assert told["facts against heuristics recall", "wide"] == HOLDS
+    few = made(1.0)
+    few["wide", "probability"].clusters[GENERIC] = 4
+    told = findings.findings(few, N, NO_FLOOR).set_index(["finding", "way"])["verdict"]
+    assert told["language at the subject", "wide"] == FEW and told["facts at the subject", "wide"] == HOLDS
     nothing = findings.findings({}, N, NO_FLOOR)
     assert len(nothing) == len(FINDINGS) and set(nothing["verdict"]) == {MISSING}
 
@@ -434,7 +446,7 @@ def test_peaks_and_the_difference_from_generic_prompts() -> None:
 
 
 def test_layers_that_are_vital_for_all_are_told_apart() -> None:
-    losses = [(0.45, 0.45), (0.3, 0.0), (-0.1, -0.1)]
+    losses = [(0.45, 0.4), (0.3, 0.0), (-0.1, -0.1)]
     cuts = [
         {"scenario": s, "example": i, "cluster": f"{s}{i}", "layer": n, "clean": 0.5,
          "value": 0.5 - loss[s == GENERIC] - 0.001 * (i % 3)}

@@ -2,8 +2,8 @@
 
 A finding is a difference that it says is above zero. It holds where the 95 % interval over subjects lies above zero, it
 does not where the interval lies below, and otherwise it is undecided; a map whose corruption costs nothing that can be
-told from zero decides nothing (`floor`). Each is measured in the way nearest to the one it was published with (`main`),
-and in other ways beside: how many of them come out alike is part of its row.
+told from zero decides nothing (`floor`), nor do fewer than `LEAST` subjects. Each is measured in the way nearest to the
+one it was published with (`main`), and in other ways beside: how many of them come out alike is part of its row.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import pandas as pd
 from interp.intervene.tracing.places import LAST, LAST_OF
 from interp.locate.facts.lens import ANY
 from interp.measure.scenarios import EXACT, GENERIC, GUESSWORK, HEURISTICS
-from interp.studies.facts.flow import share_lost
+from interp.studies.facts.flow import share_lost, spared
 from interp.studies.facts.maps import TE, band_mean, centre, in_band, name_of
 from interp.studies.facts.means import Means, Told
 
-HOLDS, FAILS, UNDECIDED, FLOOR, MISSING = "holds", "does not", "undecided", "floor", "not measured"
-VERDICTS = (HOLDS, FAILS, UNDECIDED, FLOOR, MISSING)
+HOLDS, FAILS, UNDECIDED, FLOOR = "holds", "does not", "undecided", "floor"
+FEW, MISSING = "too few subjects", "not measured"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, FLOOR, FEW, MISSING)
+
+LEAST = 5
+"""Subjects of each scenario from which an interval is told; of fewer, a bootstrap makes it too narrow."""
 
 SITES = ("wide", "single", "noise")
 """Ways to trace sublayers: wide windows and single layers with another subject, wide windows with noise."""
@@ -127,8 +131,8 @@ def _enriched_more(means: Means, n_layers: int) -> Told:
 
 
 def _peak(means: Means, n_layers: int) -> Told:
-    """What the peak layer's cut costs facts, less what it costs generic prompts; the means hold that layer alone."""
-    return share_lost(means, EXACT, "peak") - share_lost(means, GENERIC, "peak")
+    """What the peak layer's cut costs facts over twice what it costs generic prompts; of that layer's cut alone."""
+    return spared(share_lost(means, EXACT, "peak"), share_lost(means, GENERIC, "peak"))
 
 
 _SHARE = "share of the total effect"
@@ -299,9 +303,10 @@ FINDINGS = (
     ),
     Finding(
         "peak is no vital layer",
-        "the MLP that is highest in the map of exact recall costs facts more than generic prompts when it is cut",
+        "the MLP that is highest in the map of exact recall costs facts more than twice what it costs generic prompts "
+        "when it is cut",
         MENG,
-        "share lost by cutting the peak's MLP (chosen on other subjects): exact recall less generic prompts",
+        "share lost by cutting the peak's MLP (chosen on other subjects): exact recall less twice generic prompts",
         (EXACT, GENERIC),
         ("peak",),
         _peak,
@@ -382,7 +387,9 @@ def _row(
     at_floor = any((way, metric, s) in low for s in finding.scenarios)
     row |= {"value": value, "lo": lo, "hi": hi, "verdict": judged(value, lo, hi, floor=at_floor)}
     row["n"] = min(means.examples[s] for s in finding.scenarios)
-    row["n_clusters"] = min(means.clusters[s] for s in finding.scenarios)
+    row["n_clusters"] = subjects = min(means.clusters[s] for s in finding.scenarios)
+    if subjects < LEAST and row["verdict"] != MISSING:
+        row["verdict"] = FEW
     return row
 
 

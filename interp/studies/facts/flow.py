@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from interp.intervene.ablate import Ablate
@@ -17,6 +18,9 @@ from interp.studies.facts.means import Means, Told
 from interp.tasks.base import Example
 
 CLEAN = "clean"
+MORE = 2
+"""A layer is a scenario's own if its cut costs the scenario more than so many times what it costs generic prompts."""
+
 UNIT = ["scenario", "example", "cluster"]
 
 
@@ -81,14 +85,21 @@ def knockout_curves(rows: pd.DataFrame, means: Means) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def spared(own: Told, generic: Told) -> Told:
+    """How far a loss lies above `MORE` times that of generic prompts.
+
+    A cut that ends all speech costs facts everything and generic prompts nearly so: a difference alone would pass it.
+    """
+    return own - MORE * np.clip(generic, 0.0, None)
+
+
 def vital(means: Means, n_layers: int) -> pd.DataFrame:
     """What each MLP's cut costs by scenario, and whether generic prompts lose it too.
 
     Returns:
         one row a scenario and layer: component, layer, loss (share of the clean probability that is lost: sum over
         sum), lo, hi, difference (from that of generic prompts), difference_lo, difference_hi, and status: `vital`
-        (generic prompts lose by it, and the scenario not more than they), `own` (the scenario loses more), `none`
-        (neither).
+        (generic prompts lose by it, and the scenario not `MORE` times as much), `own` (it does), `none` (neither).
     """
     rows = []
     generic = GENERIC in means.scenarios
@@ -102,7 +113,7 @@ def vital(means: Means, n_layers: int) -> pd.DataFrame:
                 other = share_lost(means, GENERIC, layer)
                 difference = means.ends((scenario, GENERIC), own - other)
                 row |= dict(zip(("difference", "difference_lo", "difference_hi"), difference, strict=True))
-                if scenario != GENERIC and difference[1] > 0:
+                if scenario != GENERIC and means.ends((scenario, GENERIC), spared(own, other))[1] > 0:
                     row["status"] = "own"
                 elif means.ends(GENERIC, other)[1] > 0:
                     row["status"] = "vital"
