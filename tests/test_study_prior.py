@@ -131,19 +131,22 @@ def test_items_and_accuracy_are_those_of_direct_calls(study: Path, model: Causal
 
 
 def test_held_out_answers_are_seen_nowhere_in_training(model: CausalLM) -> None:
-    for name, settings, stem in (("acronym", {"shots": 2}, "First letters:"), ("counting", {}, "Count:")):
-        train, held = questions.split(model, name, settings, 10, 6, 0.375, 0)
-        assert len(train) == 10 and len(held) == 6
+    for name, settings, stem, n, n_held in (
+        ("acronym", {"shots": 2}, "First letters:", 12, 30),
+        ("counting", {}, "Count:", 10, 6),
+    ):
+        train, held = questions.split(model, name, settings, n, n_held, 0.375, 0)
+        assert len(train) == n and len(held) == n_held
         out = {str(e.meta[k]) for e in held for k in ("answer", "foil")}
         for e in train:
             lines = [x.removeprefix(stem).strip() for x in str(e.text).split("\n") if x.startswith(stem)]
             assert not ({str(e.meta["answer"]), str(e.meta["foil"]), *lines} & out)
         if name == "acronym":
             assert all(len(questions.solved(e, stem)) == 2 for e in train)
-        again = questions.split(model, name, settings, 10, 6, 0.375, 0)
-        assert [e.key() for e in train] == [e.key() for e in again[0]]
-        other = questions.split(model, name, settings, 10, 6, 0.375, 1)[1]
-        assert {questions.likely(e) for e in other} != {questions.likely(e) for e in held}
+    again = questions.split(model, "counting", {}, 10, 6, 0.375, 0)
+    assert [e.key() for e in train] == [e.key() for e in again[0]]
+    other = questions.split(model, "counting", {}, 10, 6, 0.375, 1)[1]
+    assert {questions.likely(e) for e in other} != {questions.likely(e) for e in held}
 
 
 def test_layers_are_scored_on_answers_that_are_not_held_out(
