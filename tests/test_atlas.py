@@ -10,6 +10,7 @@ import pytest
 
 from interp.atlas import AtlasSpec, run
 from interp.measure.effects import COLUMNS
+from interp.tasks.registry import task
 
 SPEC = AtlasSpec(
     model="smollm2",
@@ -27,7 +28,7 @@ SPEC = AtlasSpec(
     all_doses=(5,),
     all_controls=2,
     top=5,
-    facts_n=12,
+    facts_n=20,
     facts_keep=4,
     prose_n=2,
     induction_n=3,
@@ -35,6 +36,12 @@ SPEC = AtlasSpec(
     channel_modes=("K",),
     channel_doses=(4, 12),
     channel_controls=2,
+    fact_trace_n=4,
+    fact_exact=2,
+    fact_neuron_layers=1,
+    fact_neuron_cuts=(8,),
+    fact_controls=1,
+    fact_length=64,
     patch_n=1,
     patch_length=64,
 )
@@ -63,6 +70,7 @@ def folder(smollm2, tmp_path_factory) -> Path:
     assert job.skipped == ["scores", "groups", "instances", "parts/dose-zero", "parts/all-niah-96"]
     assert "patch" in job.done and "rows" in job.done
     assert {"channels", "channel_spectrum", "channel_effects"} <= set(job.done)
+    assert {f"fact_{n}" for n in ("census", "profile", "layers", "neurons", "effects")} <= set(job.done)
     return place
 
 
@@ -111,6 +119,32 @@ def test_components_that_the_heads_read_are_deleted(folder, smollm2):
     assert rows[(rows.task == "prose") & (rows.condition == "cut")].k.tolist() == [cuts.k.max()]
 
 
+def test_facts_are_cut_where_they_were_found_and_on_other_subjects(folder, smollm2):
+    from interp.measure.known import census
+
+    told, layers, rows = (
+        pd.read_parquet(folder / f"fact_{n}.parquet") for n in ("census", "layers", "effects")
+    )
+    want = census(smollm2, task("facts", n=20, seed=0)).set_index("relation")
+    own = told.set_index("relation")
+    assert own.known[:-1].tolist() == want.known.tolist() and own.loc["all", "asked"] == 20
+    best = int(layers.sort_values("score", ascending=False).layer.iloc[0])
+    cut = rows[(rows.mechanism == "fact MLPs") & (rows.condition == "cut")]
+    assert set(cut.components) == {" ".join(f"M{i}" for i in range(max(0, best - 1), min(30, best + 2)))}
+    facts = rows[(rows.task == "held-out facts") & (rows.metric == "accuracy")]
+    # Every fact of the other half is answered right by the intact model, and the same ones are asked of each cut.
+    assert (
+        facts[facts.condition == "clean"].value.eq(1).all()
+        and facts.n.nunique() == 1
+        and facts.n.iloc[0] == 4
+    )
+    profile = pd.read_parquet(folder / "fact_profile.parquet")
+    assert profile.groupby("said").n.max().to_dict() == {
+        "facts it knows": 4,
+        "what it says where it is wrong": 4,
+    }
+
+
 def test_done_is_done(folder, smollm2):
     before = {p: p.read_bytes() for p in folder.rglob("*.parquet")}
     again = run(SPEC, folder, subject=smollm2, static=False)
@@ -120,7 +154,6 @@ def test_done_is_done(folder, smollm2):
 
 def test_a_fresh_run_gives_the_same_numbers(folder, smollm2, tmp_path):
     from interp.locate.retrieval_heads import RetrievalHeads
-    from interp.tasks.registry import task
 
     niah = task("niah", length=96, kinds=("words",), n=4, seed=0, haystack="train")
     scores = RetrievalHeads().fit(smollm2, niah).scores_
