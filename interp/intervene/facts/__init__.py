@@ -14,4 +14,15 @@ from interp.intervene.facts.requests import Prefixes, Rewrite
 from interp.intervene.facts.rome import rome
 from interp.intervene.facts.values import Search
 
-__all__ = ["FactEdit", "Moments", "Prefixes", "Residuals", "Rewrite", "Search", "memit", "residuals", "rome", "second_moments"]
+__all__ = [
+    "FactEdit",
+    "Moments",
+    "Prefixes",
+    "Residuals",
+    "Rewrite",
+    "Search",
+    "memit",
+    "residuals",
+    "rome",
+    "second_moments",
+]
