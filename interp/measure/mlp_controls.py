@@ -2,7 +2,8 @@
 
 | of | the controls are | matched on | sets |
 |---|---|---|---|
-| MLP layers | the same layers, moved up or down together | mean norm of what MLPs write | all, nearest first |
+| neighbouring MLPs | the same layers, moved up or down together | mean norm of what MLPs write | all, nearest first |
+| MLPs with gaps | other layers, one for each | mean norm of what the MLP writes | seeded draws among the nearest |
 | neurons | other neurons of the same layer | mean size of the activation | seeded draws among the nearest |
 
 No set holds a chosen part, and no two sets are equal; where fewer exist than are asked for, fewer come back, and
@@ -30,6 +31,8 @@ from interp.models.subject import CausalLM
 from interp.tasks.base import Example, Task
 
 _TOKENS = 4096
+_NEAR_LAYERS = 4
+"""Layers among which one is drawn for each: models have tens of them, so `NEAR` would be far from near."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +53,22 @@ def matched_windows(
     data: Reference | Task | Sequence[Example],
     *,
     scope: Scope = "all",
+    seed: int = 0,
     avoid: Sequence[Component] = (),
 ) -> MatchedParts:
-    """At most `n` windows of as many layers as are chosen, those first whose MLPs write as much.
+    """At most `n` distinct sets of as many other layers as are chosen, whose MLPs write as much.
 
-    Layers are moved together, so that a window stays one, and a gap in it too.
+    Neighbouring layers are moved together, so that a window stays one; the windows that write as much come first. A set
+    with gaps is no window: for each of its layers another one is drawn among the nearest in norm.
 
     Args:
         data: what norms are measured on, in one pass of the intact model.
         scope: tokens that count: `all`, span roles, positions.
+        seed: of the draws.
         avoid: further layers never to take.
 
     Raises:
-        UsageError: a component is no MLP, or no other window fits into the model.
+        UsageError: a component is no MLP, or no other window fits into the model, or too few layers are left.
     """
     named = {component(c) for c in chosen}
     parts = sorted(c for c in named if isinstance(c, MLP))
@@ -72,6 +78,8 @@ def matched_windows(
         subject.check(part)
     layers = [p.layer for p in parts]
     taken = {*layers, *(c.layer for c in avoid if isinstance(c, MLP))}
+    if layers[-1] - layers[0] >= len(layers):
+        return _drawn_layers(subject, parts, n, _reference(data), scope, seed, taken)
     shifts = range(-layers[0], subject.n_layers - layers[-1])
     free = [s for s in shifts if not taken & {layer + s for layer in layers}]
     if not free:
@@ -86,6 +94,33 @@ def matched_windows(
     sets = tuple(tuple(MLP(i + s) for i in layers) for s in order)
     table = pairs_table(rows, lambda c: float(norm[c.layer]))
     return MatchedParts("norm", sets, table, len(free))
+
+
+def _drawn_layers(
+    subject: CausalLM,
+    parts: Sequence[MLP],
+    n: int,
+    data: Reference,
+    scope: Scope,
+    seed: int,
+    taken: set[int],
+) -> MatchedParts:
+    """Layers drawn one by one near in norm to each chosen one."""
+    free = [MLP(i) for i in range(subject.n_layers) if i not in taken]
+    if len(free) < len(parts):
+        raise UsageError(
+            f"{len(free)} layers are left beside {' '.join(map(repr, parts))}: too few to draw as many"
+        )
+    norm = mlp_norms(subject, data, scope)
+    nearest = {c: sorted(free, key=lambda o, c=c: (abs(norm[o.layer] - norm[c.layer]), o)) for c in parts}  # type: ignore[misc]
+    near = _NEAR_LAYERS
+    while near ** len(parts) < 2 * n and near < len(free):
+        near += 1
+    drawn = drawn_near(parts, nearest, n, near, "layers", seed)
+    rows = [(draw, of[c], c) for draw, of in enumerate(drawn) for c in sorted(of)]
+    sets = tuple(tuple(sorted(of)) for of in drawn)
+    table = pairs_table(rows, lambda c: float(norm[c.layer]))
+    return MatchedParts("norm", sets, table, math.comb(len(free), len(parts)))
 
 
 def matched_neurons(

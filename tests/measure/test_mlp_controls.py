@@ -43,14 +43,31 @@ def test_windows_are_all_others_of_the_same_shape_nearest_first() -> None:
     assert first.wanted.to_numpy() == pytest.approx(norm[4:7]) and list(first.chosen) == ["M4", "M5", "M6"]
     assert first.gap.to_numpy() == pytest.approx(np.abs(norm[starts[0] : starts[0] + 3] - norm[4:7]))
     assert found.gaps[0] == pytest.approx(first.gap.mean())
-    gapped = matched_windows(model, [MLP(0), MLP(2)], 99, data, avoid=[MLP(11)])
-    assert {tuple(p.layer for p in parts) for parts in gapped} == {(i, i + 2) for i in range(1, 9) if i != 2}
     assert len(matched_windows(model, ["M4"], 2, data)) == 2
     for chosen, says in ((["L0H1"], "defined for MLP"), ([], "defined for MLP"), (["M12"], "layers 0 to 11")):
         with pytest.raises(UsageError, match=says):
             matched_windows(model, chosen, 3, data)
     with pytest.raises(UsageError, match="no other window of 7 layers"):
         matched_windows(model, [MLP(i) for i in range(3, 10)], 3, data)
+
+
+def test_sets_with_gaps_are_drawn_layer_by_layer_near_in_norm() -> None:
+    model, data, chosen = deep(), _prompts(), [MLP(1), MLP(5), MLP(10)]
+    norm = mlp_norms(model, Reference(data))
+    found = matched_windows(model, chosen, 12, data, seed=3, avoid=[MLP(11)])
+    assert len(found) == len(set(found)) == 12 and found.n_distinct == 8 * 7 * 6 // 6
+    free = [i for i in range(11) if i not in (1, 5, 10)]
+    for parts in found:
+        assert len({p.layer for p in parts}) == 3 and {p.layer for p in parts} <= set(free)
+    for row in found.table.itertuples():
+        own = norm[int(row.chosen[1:])]
+        # The fourth nearest at most, or two places on where those before it are drawn already.
+        assert row.gap <= np.sort(np.abs(norm[free] - own))[5] + 1e-9
+        assert row.gap == pytest.approx(abs(own - norm[int(row.component[1:])]))
+    assert list(matched_windows(model, chosen, 12, data, seed=3, avoid=[MLP(11)])) == list(found)
+    assert list(matched_windows(model, chosen, 12, data, seed=4, avoid=[MLP(11)])) != list(found)
+    with pytest.raises(UsageError, match="too few to draw"):
+        matched_windows(model, [MLP(i) for i in (0, 1, 2, 3, 4, 5, 7)], 3, data)
 
 
 def _prompts() -> list:
