@@ -381,3 +381,20 @@ def test_what_means_nothing_is_refused(options: dict, says: str) -> None:
         trace_map(subject("llama"), prompt(), **options)
     with pytest.raises(UsageError, match="no foil"):
         trace_map(subject("llama"), replace(prompt(), foil_ids=()), metric="logit_diff")
+
+
+def test_a_folder_of_maps_belongs_to_its_twins_and_scored_tokens(tmp_path) -> None:
+    model, how = subject("llama"), How(kinds=("mlp_out",), corruption=("swap",), layers=(0,))
+    first = replace(MANY[0], corrupt={})
+    ids = list(first.ids)
+    ids[first.spans_of("subject")[0].start] += 1
+    twin = replace(first, ids=tuple(ids))
+    ids[first.spans_of("subject")[0].start] += 1
+    other = replace(first, ids=tuple(ids))
+    mine, again = replace(first, corrupt={"swap": twin}), replace(first, corrupt={"swap": other})
+    trace_maps(model, [mine], how, folder=tmp_path / "maps")
+    trace_maps(model, [mine], how, folder=tmp_path / "maps")
+    for changed in (again, replace(mine, meta={**mine.meta, "score_at": 1})):
+        assert changed.key() == mine.key()
+        with pytest.raises(UsageError, match="another spec"):
+            trace_maps(model, [changed], how, folder=tmp_path / "maps")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,9 +73,8 @@ def trace_maps(
         how = replace(how, sigma=noise_level(subject, examples, how.role))
     run = None
     if folder is not None:
-        spec = TraceSpec(
-            subject=subject.name, prompts=tuple(e.key() for e in examples), by=tuple(by), how=asdict(how)
-        )
+        prompts = tuple(_name(e, how) for e in examples)
+        spec = TraceSpec(subject=subject.name, prompts=prompts, by=tuple(by), how=asdict(how))
         run = Run(Path(folder), spec)
         run.provenance(fingerprint=subject.fingerprint)
     parts = []
@@ -94,6 +95,15 @@ def trace_maps(
         if progress:
             progress(100 * (number + 1), 100 * len(examples), "prompts")
     return pd.concat(parts, ignore_index=True)
+
+
+def _name(example: Example, how: How) -> str:
+    """Hash of all that a map of a prompt hangs on: the prompt, the twins that corrupt it, the token that is scored."""
+    twins = [(name, example.corrupt[name].ids) for name in how.corruption if name in example.corrupt]
+    more = [twins, example.meta.get("score_at")]
+    if more == [[], None]:
+        return example.key()
+    return hashlib.sha256(json.dumps([example.key(), *more]).encode()).hexdigest()[:16]
 
 
 def _draws(subject: CausalLM, traced: Traced) -> pd.DataFrame:

@@ -52,7 +52,8 @@ class FactMLPs(Locator):
         scope: tokens at which layers are cut for `fact_loss` and `off_loss`, see `Ablate`.
 
     After `fit(subject, facts, reference=...)`:
-        maps_: the causal maps at the subject's last token, draw by draw, as of `trace_maps`.
+        maps_: the causal maps at the subject's last token, draw by draw, as of `trace_maps`; examples are numbered as
+            the data are, and those whose subject ends the prompt are left out.
         layers_: one row a layer: component, layer, aie, aie_lo, aie_hi, share, fact_loss and off_loss (mean loss of the
             answer's probability where the window's MLPs are zeroed at the scope: on facts, on the reference), spared
             (share of the reference's probability that is left; 1 where there is no reference) and score (aie x spared).
@@ -123,7 +124,8 @@ class FactMLPs(Locator):
                 f"prompt, in at most {subject.n_layers} layers"
             )
         every = list(data.examples(subject) if isinstance(data, Task) else data)[: self.n]
-        examples = [e for e in every if LAST_OF in places_of(e)]
+        numbers = [i for i, e in enumerate(every) if LAST_OF in places_of(e)]
+        examples = [every[i] for i in numbers]
         if every and not examples:
             raise UsageError(
                 "FactMLPs: every subject ends its prompt; take wordings that go on after the subject"
@@ -138,7 +140,8 @@ class FactMLPs(Locator):
             seed=self.seed,
         )
         self.spent_ = Spent()
-        self.maps_ = trace_maps(subject, examples, how, progress=progress, spent=self.spent_)
+        maps = trace_maps(subject, examples, how, progress=progress, spent=self.spent_)
+        self.maps_ = maps.assign(example=[numbers[i] for i in maps["example"]])
         prompts = [asked(e) for e in examples]
         off = None
         if reference is not None:
@@ -147,7 +150,7 @@ class FactMLPs(Locator):
         order = self.layers_.sort_values("score", ascending=False, kind="stable")
         self.neurons_, self.agreement_ = pd.DataFrame(), {}
         if best := [int(layer) for layer in order["layer"][: self.n_layers]]:
-            self.neurons_ = neuron_table(
+            measured = neuron_table(
                 subject,
                 prompts,
                 best,
@@ -159,6 +162,7 @@ class FactMLPs(Locator):
                 progress=progress,
                 spent=self.spent_,
             )
+            self.neurons_ = measured.assign(example=[numbers[i] for i in measured["example"]])
             self.agreement_ = agreement(self.neurons_)
         self.scores_ = self._scores()
         return self

@@ -142,3 +142,17 @@ def test_fit_leaves_tidy_tables_and_refuses_what_it_cannot_use() -> None:
     ending = replace(PROMPTS[0], spans=(Span(7, 9, "subject"),))
     with pytest.raises(UsageError, match="every subject ends its prompt"):
         FactMLPs().fit(model, [ending])
+
+
+def test_prompts_that_end_in_their_subject_leave_the_numbers_of_the_others() -> None:
+    model = subject("gpt2")
+    last = len(PROMPTS[0].ids) - 1
+    ending = replace(PROMPTS[0], spans=(Span(last, last + 1, "subject"),))
+    how = {"samples": 1, "sigma": 1.0, "exact": 2, "check": 1}
+    plain = FactMLPs(**how).fit(model, PROMPTS)
+    found = FactMLPs(**how).fit(model, [PROMPTS[0], ending, *PROMPTS[1:]])
+    for before, after in ((plain.maps_, found.maps_), (plain.neurons_, found.neurons_)):
+        assert set(before["example"]) == {0, 1, 2} and set(after["example"]) == {0, 2, 3}
+        moved = before.assign(example=[i + (i > 0) for i in before["example"]])
+        pd.testing.assert_frame_equal(after.reset_index(drop=True), moved.reset_index(drop=True))
+    assert found.holding([2], k=2) == plain.holding([1], k=2)
