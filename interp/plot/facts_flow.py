@@ -19,8 +19,10 @@ CUTS = ("source", "layer", "relative", "lo", "hi", "n")
 RATES = ("kind", "layer", "rate", "lo", "hi", "n")
 """Columns of `interp.locate.facts.lens.extraction`; rows of layer -1 count any layer."""
 
-SOURCES = {"subject": "the subject", "other": "all other tokens", "last": "the last token itself"}
-_SOURCE_COLORS = {"subject": theme.GREEN, "other": theme.PURPLE, "last": theme.CONTROL}
+SOURCES = {
+    "subject": "the subject", "first": "the first token", "other": "all other tokens", "last": "the last token itself",
+}  # fmt: skip
+_SOURCE_COLORS = {"subject": theme.GREEN, "first": theme.ORANGE, "other": theme.PURPLE, "last": theme.CONTROL}
 _SUBLAYERS = {"attn_out": "attention", "mlp_out": "MLP"}
 
 

@@ -107,6 +107,8 @@ def test_knockout_curves_are_those_of_their_source_and_scenario() -> None:
     own = rows[(rows["scenario"] == "guesswork") & (rows["source"] == "subject")]
     assert list(line(fig, "the subject", "x3").y) == pytest.approx(list(own["relative"]))
     assert "attention cut in 9 layers" in note(fig)
+    sink = rows[rows["source"] == "other"].assign(source="first", relative=-7.0)
+    assert set(line(plot.knockout_curves(pd.concat([rows, sink])), "the first token", "x3").y) == {-7.0}
     with pytest.raises(UsageError, match="two rows of 'the subject' at layer 0"):
         plot.knockout_curves(rows, None)
 

@@ -32,8 +32,9 @@ from interp.trace.each import Progress, Spent
 WINDOW = 9
 """Layers of a window, as in the paper's analyses of many prompts."""
 TOKENS = 2048
-SOURCES = ("subject", "other", LAST)
-"""The subject's tokens; those that are neither of it nor the last one; the last one."""
+START = "first"
+SOURCES = ("subject", START, "other", LAST)
+"""The subject's tokens; the prompt's first token, where models keep a sink of attention; the others; the last one."""
 _GROUP = "_group"
 
 
@@ -56,7 +57,8 @@ def knockout_map(
     """What the answer loses when the target's tokens cannot look at a source's.
 
     Args:
-        sources: groups of tokens that are hidden, one after the other: see `tokens_of`.
+        sources: groups of tokens that are hidden, one after the other: see `tokens_of`. `first` may be lacking in all
+            prompts.
         target: group of tokens whose rows lose the edges.
         window: layers of a window, cut off at the ends of the model; of single heads there is no window.
         layers: centres of the windows, or layers of the heads; default all.
@@ -158,16 +160,20 @@ def tokens_of(example: Example, group: str, role: str = "subject") -> list[int]:
     """Tokens of a group.
 
     Args:
-        group: `subject` (the span's tokens), `other` (neither of the span nor the last one), a place (`last subject`,
-            `last`, ...: see `interp.intervene.trace.places_of`), or another span role of the example.
+        group: `subject` (the span's tokens; where the prompt starts with it, the sink of attention is one of them),
+            `first` (the prompt's first token, unless it is of the span or the last one), `other` (none of these and not
+            the last one), a place (`last subject`, `last`, ...: see `interp.intervene.trace.places_of`), or another
+            span role of the example.
         role: of the span that counts as the subject.
     """
     inside = span_of(example, role)
     end = len(example.ids) - 1
     if group == "subject":
         return inside
+    if group == START:
+        return [i for i in range(min(end, 1)) if i not in inside]
     if group == "other":
-        return [i for i in range(end) if i not in inside]
+        return [i for i in range(1, end) if i not in inside]
     at = [i for i, place in enumerate(places_of(example, role)) if place == group]
     return at or role_tokens(example, group)
 
@@ -180,7 +186,7 @@ def _batches(
     for i, found in enumerate(groups):
         alike.setdefault(tuple(s for s in sources if found[s]), []).append(i)
     known = {s for present in alike for s in present}
-    if missing := [s for s in sources if s not in known]:
+    if missing := [s for s in sources if s not in known and not (known and s == START)]:
         raise UsageError(
             f"sources: no example has a token of '{missing[0]}'; write {', '.join(SOURCES)} or a role"
         )

@@ -202,10 +202,11 @@ def enrichment(
     norm: bool = True,
     n: int | None = None,
 ) -> pd.DataFrame:
-    """How many of a subject's attributes the lens finds in its state, against the attributes of other subjects.
+    """How many of a subject's attributes the lens finds in its state, against the states of other subjects.
 
     Geva et al. count words of the subject's encyclopedia page; here attributes are known facts, so that it runs
-    offline, and those of the other subjects of the data are the control.
+    offline. The control looks for the same attributes in the states of the other subjects of the data, so that a lens
+    that shows the same tokens for every subject finds no difference.
 
     Args:
         k: tokens that count as found.
@@ -214,7 +215,7 @@ def enrichment(
 
     Returns:
         one row a prompt and layer: example, cluster, place, layer, rate (share of the subject's attributes in the first
-        k tokens), control (share of the other subjects' attributes that are not its own).
+        k tokens), control (share of the same attributes there in the states of the others: mean over subjects).
 
     Raises:
         UsageError: a subject has no attributes, or there is but one subject.
@@ -227,25 +228,26 @@ def enrichment(
         attributes = {name: list(tokens) for name, tokens in asked_of.items()}
     if lacking := [e.cluster for e in examples if not attributes.get(e.cluster or e.key())]:
         raise UsageError(f"attributes: there are none of {lacking[0]!r}; name its token ids")
-    every = {token for tokens in attributes.values() for token in tokens}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    shown: dict[int, dict[str, list[set[int]]]] = {}
     for i, example, _, states in _states(subject, examples, kind, [place], layers, role):
         cluster = example.cluster or example.key()
-        own = set(attributes[cluster])
-        others = every - own
-        if not others:
-            raise UsageError("enrichment compares with other subjects' attributes, and the data has none")
         for layer, hidden in states.items():
             top = read(subject, hidden, norm=norm).topk(k, dim=-1).indices
             best = [set(row) for row in top.tolist()]
-            rows.append(
-                {
-                    "example": i,
-                    "cluster": cluster,
-                    "place": place,
-                    "layer": layer,
-                    "rate": float(np.mean([len(own & b) / len(own) for b in best])),
-                    "control": float(np.mean([len(others & b) / len(others) for b in best])),
-                }
-            )
+            shown.setdefault(layer, {}).setdefault(cluster, []).extend(best)
+            rate = _share(set(attributes[cluster]), best)
+            rows.append({"example": i, "cluster": cluster, "place": place, "layer": layer, "rate": rate})
+    if len({row["cluster"] for row in rows}) < 2:
+        raise UsageError("enrichment compares with the states of other subjects, and the data has none")
+    for row in rows:
+        own, found = set(attributes[row["cluster"]]), shown[row["layer"]]
+        row["control"] = float(
+            np.mean([_share(own, best) for c, best in found.items() if c != row["cluster"]])
+        )
     return pd.DataFrame(rows)
+
+
+def _share(attributes: set[int], shown: Sequence[set[int]]) -> float:
+    """Share of the attributes that are among the first tokens: mean over states."""
+    return float(np.mean([len(attributes & best) / len(attributes) for best in shown]))

@@ -12,6 +12,7 @@ import torch
 from interp.errors import NoAcceptedExample, UsageError
 from interp.intervene.ablate import ablate
 from interp.intervene.trace import window_of
+from interp.locate.facts import lens
 from interp.locate.facts.flow import averages, knockout_map, tokens_of
 from interp.locate.facts.lens import enrichment, extraction, logit_lens, read
 from interp.models.engines.base import Record
@@ -86,10 +87,11 @@ def blocked(
 @pytest.mark.parametrize("family", FIVE)
 def test_knockout_equals_attention_weights_made_by_hand(family: str) -> None:
     model = subject(family)
-    sources = ("subject", "other", "last", "relation")
+    sources = ("subject", "first", "other", "last", "relation")
     frame = knockout_map(model, PROMPTS, sources, window=2, metric="probability")
     heads = knockout_map(model, PROMPTS[:1], "subject", parts="heads", layers=[1])
-    assert len(frame) == 3 * 4 * model.n_layers and len(heads) == model.n_heads
+    # The third prompt starts with its subject, so it has no first token apart.
+    assert len(frame) == (3 * 5 - 1) * model.n_layers and len(heads) == model.n_heads
     for i, example in enumerate(PROMPTS):
         last, answer = len(example.ids) - 1, example.answer_ids[0]
         clean = float(model.run([example]).logits[0, -1].double().softmax(-1)[answer])
@@ -97,6 +99,9 @@ def test_knockout_equals_attention_weights_made_by_hand(family: str) -> None:
             for layer in range(model.n_layers):
                 window = window_of(layer, 2, model.n_layers)
                 keys = tokens_of(example, source)
+                if (i, source) == (2, "first"):
+                    assert not keys
+                    continue
                 logits = blocked(model, example, window, list(range(model.n_heads)), [last], keys)
                 wanted = float(logits.softmax(-1)[answer])
                 row = frame[(frame.example == i) & (frame.source == source) & (frame.layer == layer)].iloc[0]
@@ -107,6 +112,18 @@ def test_knockout_equals_attention_weights_made_by_hand(family: str) -> None:
         logits = blocked(model, PROMPTS[0], (1,), [row.head], [8], [2, 3])
         assert row.value == pytest.approx(float(logits.softmax(-1)[PROMPTS[0].answer_ids[0]]), abs=1e-5)
     assert heads.value.nunique() == model.n_heads and frame.relative.abs().max() > 5
+
+
+def test_the_first_token_is_a_source_of_its_own() -> None:
+    told = [{name: tokens_of(e, name) for name in ("subject", "first", "other", "last")} for e in PROMPTS]
+    assert told[0] == {"subject": [2, 3], "first": [0], "other": [1, 4, 5, 6, 7], "last": [8]}
+    assert told[1] == {"subject": [1, 2, 3], "first": [0], "other": [4], "last": [5]}
+    assert told[2] == {"subject": [0, 1], "first": [], "other": [2, 3, 4, 5], "last": [6]}
+    model = subject("llama")
+    # Every prompt starts with its subject: the default sources do without the first token.
+    assert set(knockout_map(model, PROMPTS[2:], layers=[1]).source) == {"subject", "other", "last"}
+    with pytest.raises(UsageError, match="no example has a token of 'first'"):
+        knockout_map(model, PROMPTS[2:], "first")
 
 
 def test_edges_between_other_tokens_and_other_metrics() -> None:
@@ -207,7 +224,10 @@ def test_enrichment_tells_own_attributes_from_others() -> None:
     told = {"a": [best[0], best[3], 257], "b": [best[1], 258, 256, 255]}
     frame = enrichment(model, two, k=4, attributes=told, layers=[1])
     row = frame[frame.example == 0].iloc[0]
-    assert (row.rate, row.control) == (pytest.approx(2 / 3), pytest.approx(1 / 4))
+    other = model.run(two[2:], {Site("resid_post", 1): Record()})[Site("resid_post", 1)][0, 3]
+    theirs = set(read(model, other[None])[0].topk(4).indices.tolist())
+    assert row.rate == pytest.approx(2 / 3)
+    assert row.control == pytest.approx(len(theirs & set(told["a"])) / 3)
     asked = enrichment(model, two, k=259)
     assert set(asked.rate) == {1.0} == set(asked.control)
     cut = ablate([MLP(i) for i in range(3)], scope="subject")
@@ -219,6 +239,30 @@ def test_enrichment_tells_own_attributes_from_others() -> None:
         enrichment(model, two, attributes={"a": [1]})
     with pytest.raises(UsageError, match="other subjects"):
         enrichment(model, two[:2])
+
+
+def test_a_lens_that_shows_the_same_to_all_finds_no_enrichment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attributes that all subjects share come up more often than each one's own, and must not count for it."""
+    order = torch.arange(260.0).flip(0)
+    monkeypatch.setattr(lens, "read", lambda model, hidden, norm=True: order.expand(len(hidden), -1))
+    some = [prompt(7, 1, 3, 60 + i, name) for i, name in enumerate("abbc")]
+    told = {"a": [0, 1, 200], "b": [0, 201], "c": [0, 1, 2, 202]}
+    frame = enrichment(subject("llama"), some, k=3, attributes=told, layers=[0, 2])
+    assert frame.rate.nunique() == 3 and (frame.rate == frame.control).all()
+
+
+def test_the_control_weighs_subjects_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two states of b show the attribute and one of c does not: half of the other subjects, not two thirds."""
+    some = [prompt(7, 1, 3, 60 + i, name) for i, name in enumerate("abbc")]
+    shown = iter([5, 5, 5, 6])
+
+    def show(model: CausalLM, hidden: torch.Tensor, norm: bool = True) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.full((len(hidden),), next(shown)), 259).float()
+
+    monkeypatch.setattr(lens, "read", show)
+    told = {"a": [5], "b": [5], "c": [6]}
+    frame = enrichment(subject("llama"), some, k=1, attributes=told, layers=[1])
+    assert frame.rate.tolist() == [1.0] * 4 and frame.control.tolist() == [0.5, 0.5, 0.5, 0.0]
 
 
 def test_averages_are_over_prompts_with_intervals_over_clusters() -> None:
