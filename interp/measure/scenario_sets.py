@@ -21,6 +21,7 @@ from interp.errors import NoAcceptedExample, UsageError
 from interp.measure.scenarios import EXACT, GENERIC, GUESSWORK, HEURISTICS, SCENARIOS, Scenarios
 from interp.tasks.base import Example, FixedTask, Piece, stable_seed, token_spans
 from interp.tasks.facts import relation, wording_pieces
+from interp.tasks.generic import with_subject
 from interp.tasks.pairs import differs_within
 
 _TRIES = 40
@@ -131,4 +132,4 @@ def _ask(found: Scenarios, row: pd.Series, subject: str, token: int) -> Example:
 def _pieces(row: pd.Series, subject: str) -> list[Piece]:
     if row["relation"] != GENERIC:
         return wording_pieces(relation(row["relation"]).wordings[int(row["template"])], subject)
-    return [Piece(subject, "subject"), Piece(str(row["prompt"])[len(str(row["subject"])) :])]
+    return with_subject(str(row["prompt"]), str(row["subject"]), subject)

@@ -23,7 +23,7 @@ from interp.errors import UsageError
 from interp.measure.next_token import Speaker, likeliest, speaker
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
-from interp.tasks.base import Piece, continuations, listed, stable_seed
+from interp.tasks.base import Piece, continuations, listed, stable_seed, token_spans
 from interp.tasks.facts import Relation, relation, worded
 from interp.tasks.fictional import Sort, named, sort_of
 from interp.tasks.generic import Opening, openings
@@ -35,6 +35,9 @@ BIASES = ("prompt_bias", "person_name", "string_overlap")
 NONE = "none"
 _LEAST = 3
 """Letters of a prediction that says something."""
+
+_TRIES = 40
+"""Other subjects that are tried for an opening's twin."""
 
 _EMPTY = frozenset(
     ("the", "this", "that", "these", "those", "his", "her", "its", "their", "and", "but", "not", "they")
@@ -169,7 +172,7 @@ def scenarios(
         if popularity is not None:
             part["popularity"] = part["subject"].map(_popularity(tokens, real, popularity))
         parts.append(_counted(part, len(table.wordings), rules))
-    parts.append(_generic(tokens, speak, openings(sentences, texts, seed), rules))
+    parts.append(_generic(tokens, speak, openings(sentences, texts, seed), rules, seed))
     frame = pd.concat(parts, ignore_index=True)
     proxy = popularity if isinstance(popularity, str) else "counts" if popularity else None
     meta = {"model": subject.name, "rules": asdict(rules), "popularity_proxy": proxy, "seed": seed}
@@ -333,10 +336,12 @@ def _counted(frame: pd.DataFrame, wordings: int, rules: Rules) -> pd.DataFrame:
     return frame
 
 
-def _generic(tokens: Tokens, speak: Speaker, found: Sequence[Opening], rules: Rules) -> pd.DataFrame:
+def _generic(
+    tokens: Tokens, speak: Speaker, found: Sequence[Opening], rules: Rules, seed: int
+) -> pd.DataFrame:
     """One row an opening: its likeliest next token, and that after another opening's subject."""
     prompts = [tokens.encode(text_of(o.pieces())) for o in found]
-    twins = [_twin(tokens, o, found) for o in found]
+    twins = [_twin(tokens, o, found, seed) for o in found]
     said = likeliest(speak, [p.ids for p in prompts], 1)
     swapped = [text_of(o.pieces(twin)) for o, twin in zip(found, twins, strict=True)]
     other = likeliest(speak, [tokens.encode(x).ids for x in swapped], 1)
@@ -375,13 +380,22 @@ def _generic(tokens: Tokens, speak: Speaker, found: Sequence[Opening], rules: Ru
     return pd.DataFrame(rows)
 
 
-def _twin(tokens: Tokens, opening: Opening, found: Sequence[Opening]) -> str | None:
-    """Another opening's subject of as many tokens, after which the rest tokenises alike."""
-    ids = tokens.encode(text_of(opening.pieces())).ids
-    own = len(tokens.encode(opening.subject).ids)
-    for other in found:
-        if other.subject != opening.subject:
-            swapped = tokens.encode(text_of(opening.pieces(other.subject))).ids
-            if len(swapped) == len(ids) and swapped[own:] == ids[own:]:
-                return other.subject
+def _twin(tokens: Tokens, opening: Opening, found: Sequence[Opening], seed: int) -> str | None:
+    """Another opening's subject of as many tokens, before and after which all tokenises alike.
+
+    Subjects are tried in an order of the opening's own, so that not all openings have the same few twins.
+    """
+    pieces = opening.pieces()
+    prompt = tokens.encode(text_of(pieces))
+    (span,) = (s for s in token_spans(prompt, pieces) if s.role == "subject")
+    others = sorted({o.subject for o in found} - {opening.subject})
+    rng = np.random.default_rng(stable_seed("twin", text_of(pieces), seed))
+    for i in rng.permutation(len(others))[:_TRIES]:
+        swapped = tokens.encode(text_of(opening.pieces(others[i]))).ids
+        alike = (
+            swapped[: span.start] == prompt.ids[: span.start]
+            and swapped[span.end :] == prompt.ids[span.end :]
+        )
+        if len(swapped) == len(prompt.ids) and alike:
+            return others[i]
     return None

@@ -32,7 +32,7 @@ from interp.models.tokens import Tokens
 from interp.tasks.base import Ids, check_example
 from interp.tasks.facts import relation, wording_pieces
 from interp.tasks.fictional import named, sort_of, sorts
-from interp.tasks.generic import openings
+from interp.tasks.generic import LEADS, Opening, openings
 from tests.tiny import byte_tokenizer, tiny
 
 
@@ -276,6 +276,19 @@ def test_combination_takes_as_many_of_each() -> None:
         examples(found, "recall")
 
 
+def plain(o: Opening) -> str:
+    return o.lead + o.subject + o.rest
+
+
+def test_twins_of_openings_are_spread() -> None:
+    found = openings(60)
+    frame = run(Planted(), relations=COUNTRIES, subjects=1, sentences=60).frame
+    twins = frame[(frame["scenario"] == GENERIC) & (frame["twin"] != "")]["twin"]
+    assert len(twins) > 30 and twins.nunique() > len(twins) / 3
+    assert twins.value_counts().iloc[0] < len(twins) / 5
+    assert len({o.lead for o in found}) == len(LEADS)
+
+
 def test_openings_are_plain_and_their_twins_aligned() -> None:
     found = openings(50)
     assert len({o.subject + o.rest for o in found}) == 50
@@ -286,22 +299,25 @@ def test_openings_are_plain_and_their_twins_aligned() -> None:
     assert openings(10) == found[:10] and openings(10, seed=1) != found[:10]
     speak = Planted()
     for o in found[:20]:
-        speak.said[o.subject + o.rest] = {first(o.last): 0.5}
+        speak.said[plain(o)] = {first(o.last): 0.5}
     frame = run(speak, relations=COUNTRIES, subjects=1)
     made = examples(frame, GENERIC).examples(TOKENS)
     assert len(made) == 20
-    by_text = {o.subject + o.rest: o for o in found[:20]}
+    by_text = {plain(o): o for o in found[:20]}
     for e in made:
         check_example(e, TOKENS)
         own = by_text[str(e.text)]
         (span,) = e.spans_of("subject")
-        assert TOKENS.decode(e.ids[span.start : span.end]) == own.subject
-        sizes = {o.subject: len(TOKENS.encode(o.subject).ids) for o in found[:20] if o.subject != own.subject}
+        assert TOKENS.decode(e.ids[span.start : span.end]) == " " + own.subject
+        assert TOKENS.decode(e.ids[: span.start]) + " " == own.lead and span.start > 0
+        sizes = {
+            o.subject: len(TOKENS.encode(" " + o.subject).ids) for o in found[:20] if o.subject != own.subject
+        }
         # A twin of which the model says the same is none; of the others it says nothing.
         other = e.answer_ids[0] != first("\n")
         assert bool(e.corrupt) == (len(span) in sizes.values() and other)
         for twin in e.corrupt.values():
-            assert sizes[TOKENS.decode(twin.ids[: span.end])] == span.end
+            assert sizes[TOKENS.decode(twin.ids[span.start : span.end])[1:]] == len(span)
     assert sum(bool(e.corrupt) for e in made) >= 2
 
 
