@@ -103,19 +103,21 @@ def flow_figures(data: Path) -> dict[str, go.Figure]:
         out["extraction"] = plot.extraction_rates(extraction)
     if enrichment is not None:
         both = pd.concat([
-            enrichment.assign(whose="its own", share=enrichment["rate"]),
-            enrichment.assign(whose="other subjects'", share=enrichment["control"]),
+            enrichment.assign(whose="in its state", share=enrichment["rate"]),
+            enrichment.assign(whose="in other subjects'", share=enrichment["control"]),
         ])  # fmt: skip
         out["enrichment"] = plot.layer_lines(
-            both, "share", line="whose", colors={"its own": theme.BLUE, "other subjects'": theme.CONTROL},
-            title="Attributes that the lens finds in the state of the subject's last token",
-            note="share of the attributes among the first tokens of the lens", y="attributes found", percent=True,
+            both, "share", line="whose", colors={"in its state": theme.BLUE, "in other subjects'": theme.CONTROL},
+            title="A subject's attributes that the lens finds in the state of its last token",
+            note="share of the subject's attributes among the first tokens of the lens", y="attributes found",
+            percent=True,
         )  # fmt: skip
     if vital is not None:
         out["vital"] = plot.layer_lines(
-            vital, "loss", ("lo", "hi"), line="scenario",
+            vital[vital["scope"] == "content"], "loss", ("lo", "hi"), line="scenario",
             title="What the answer loses when one MLP is cut, by scenario",
-            note="generic prompts have no fact to recall: what they lose too is general damage", percent=True,
+            note="cut at every token but the first; generic prompts have no fact to recall: what they lose too is "
+            "general damage", percent=True,
             y="share of the probability",
         )  # fmt: skip
     return out
@@ -155,7 +157,7 @@ def stores(vital: pd.DataFrame) -> go.Figure:
     told = f"layer {listed(passing)}" if passing else "none"
     return plot.layer_lines(
         rows, "value", ("lo", "hi"), panel="panel", line="line", marked=passing, title="Which MLPs are stores of facts",
-        note=f"shaded, those that pass (they lose more of the facts than of each other task): {told}",
+        note=f"shaded, those that pass (they lose more than twice as much of the facts as of each other task): {told}",
         y={"average indirect effect": "probability", "loss by the cut": "share of the probability"},
         colors={"restored": theme.INK, "held-out facts": theme.BLUE, "worst other task": theme.ORANGE},
     )  # fmt: skip
@@ -175,7 +177,8 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
         out["edit-layers"] = plot.layer_lines(
             told, "score", line="measure", marked=chosen, title="Where facts can be written",
             note="facts that layers are chosen on, written by ROME alone; ES: edited prompt, PS: paraphrases, NS: "
-            "neighbours, S: their harmonic mean; shaded: the layer that is taken", y="share", percent=True, level=None,
+            "neighbours of the same object or of others, S: their harmonic mean; shaded: the layer that is taken",
+            y="share", percent=True, level=None,
         )  # fmt: skip
     if scan is not None and effects is not None:
         own = _trace(effects, TRACE)

@@ -53,6 +53,7 @@ def facts() -> dict[str, pd.DataFrame]:
     }  # fmt: skip
     enriched = pd.DataFrame({"layer": range(12), "rate": 0.2, "control": 0.1, "scenario": "exact recall"})
     vital = pd.DataFrame({"layer": range(12), "scenario": "generic", "loss": 0.1, "lo": 0.0, "hi": 0.2})
+    vital = pd.concat([vital.assign(scope="content"), vital.assign(scope="all", loss=0.9)])
     return {
         "known": f.known_frame().assign(above=True), "kinds": f.kinds_frame(), "aie": aie, "effects": effects,
         "peaks": pd.DataFrame(peak | {"place": ["last subject", "last"], "layer": [4, 11]} | ends),
@@ -84,7 +85,7 @@ def editing() -> dict[str, pd.DataFrame]:
         for corruption in ("noise", "subject_swap")
         for metric in ("probability", "logit_diff")
     )
-    told = f.localisation_frame().assign(metric="probability", p=0.25)
+    told = f.localisation_frame().assign(metric="probability")
     told = pd.concat(
         [told.assign(trace=t, corruption=c) for t in ("mlp_out", "resid_post") for c in ("noise", "none")]
     )
@@ -215,6 +216,8 @@ def test_figures_take_one_scope_and_one_metric(drawn: dict[str, go.Figure]) -> N
     assert max(facts_lost.y) < 0.9
     shaded = {s.x0 + 0.5 for s in drawn["facts-study-stores"].layout.shapes if s.name == "marked"}
     assert shaded == {3}
+    (lost,) = [t for t in drawn["facts-study-vital"].data if t.name == "generic"]
+    assert list(lost.y) == pytest.approx([0.1] * 12)
     gaps = drawn["facts-study-gaps"]
     assert len(gaps.data[0].x) == len(f.gaps_frame())
 
@@ -258,7 +261,11 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     assert "| memit, 10 at once | 0.88 [0.82, 0.94] | 0.65 [0.59, 0.71] |" in text
     assert "after 2 of 3 edits; the file of one takes 40 KiB" in text and "rome 1 at once 0.0200" in text
     assert "| rome writes | ES |" in text and "a trace says where" not in text
-    assert "| mlp_out | noise | probability | efficacy | 0.05 | 0.10 [" in text
+    assert (
+        "| mlp_out | noise | probability | efficacy | 0.05 | 0.10 | 0.31 | 0.004 [0.001, 0.050] | 0.410 |" in text
+    )
+    assert "| sum of 50 edits by ROME | " in text and "| NS same | NS other | S |" in text
+    assert "NS same: neighbours with the edited fact's object, as all of CounterFact's are" in text
     assert "| no context | 95% | 2% | 3% | 0.98 [0.90, 1.00] | 96 |" in text
     assert "| cut context | 8 | answer | 0.61 | layer: 0.04 | 0.57 [0.40, 0.70] |" in text
     assert "| counting | {1} | choice 0.20 [0.10, 0.70] | 0.12 | at chance |" in text

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import interp.measure.scenarios as recipe
 from interp.cli import app
 from interp.intervene.ablate import Ablate
-from interp.intervene.trace import How, aggregate, trace_maps
+from interp.intervene.trace import How, aggregate, trace_maps, window_of
 from interp.intervene.tracing.places import LAST, LAST_OF
 from interp.locate.facts.flow import knockout_map
 from interp.locate.facts.lens import extraction
@@ -87,7 +87,7 @@ def model() -> CausalLM:
     tokenizer = byte_tokenizer()
     tables = [relation(r) for r in RELATIONS]
     texts = [t for r in tables for t in (*r.wordings, *r.facts, *r.objects, *sort_of(r.name).fictional)]
-    texts += [f"{o.subject}{o.rest}" for o in openings(12)]
+    texts += [f"{o.lead}{o.subject}{o.rest}" for o in openings(12)]
     words = dict.fromkeys(w for t in texts for w in re.findall(r"[A-Za-z]+", t))
     tokenizer.add_tokens([AddedToken(f" {w}", normalized=False) for w in words])
     tokenizer.add_tokens([AddedToken(w, normalized=False) for w in words if w[0].isupper()])
@@ -119,7 +119,7 @@ def study(
 ) -> FactsStudy:
     folder = tmp_path_factory.mktemp("facts") / "run"
     job = run(spec, folder, subject=model)
-    assert "findings" in job.done and not job.skipped
+    assert "parts/cuts-generic" in job.done and not job.skipped
     return FactsStudy(spec, job, model)
 
 
@@ -142,9 +142,11 @@ def test_it_goes_on_where_it_stopped(
         "parts/maps-noise-generic-00",
         "parts/cuts-generic",
     ]
-    gone += ["aie", "vital", "findings"]
     for name in gone:
         (folder / f"{name}.parquet").unlink()
+    # What is made of parts is made again, whatever an earlier run left there.
+    for path in (*folder.glob("*.parquet"), folder / "noise.json", folder / "peak.json"):
+        path.write_bytes(b"stale")
     job = run(spec, folder, subject=model)
     assert sorted(job.done) == sorted(gone)
     assert before == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
@@ -226,11 +228,17 @@ def test_flow_is_that_of_direct_calls(study: FactsStudy, model: CausalLM) -> Non
     rates = table(study, "extraction")
     mine = rates[rates["scenario"] == GENERIC].drop(columns="scenario").reset_index(drop=True)
     pd.testing.assert_frame_equal(mine, extraction(model, study.sets[GENERIC][:6]))
-    cut = Ablate((MLP(1),))
-    values = evaluate(model, study.sets[EXACT][:8], {"clean": None, "cut": cut}).values
-    clean, left = (np.exp(values[c]["logprob"]).sum() for c in ("clean", "cut"))
-    vital = table(study, "vital").set_index(["scenario", "layer"])
-    assert vital.loc[(EXACT, 1), "loss"] == pytest.approx(1 - left / clean, rel=1e-3)
+    vital = table(study, "vital").set_index(["scenario", "scope", "layer"])
+    some = study.sets[EXACT][:8]
+    for scope in ("content", "all"):
+        clean, left = 0.0, 0.0
+        for e in some:
+            at = "all" if scope == "all" else tuple(range(1, len(e.ids)))
+            values = evaluate(model, [e], {"clean": None, "cut": Ablate((MLP(1),), scope=at)}).values
+            clean += float(np.exp(values["clean"]["logprob"]).sum())
+            left += float(np.exp(values["cut"]["logprob"]).sum())
+        assert vital.loc[(EXACT, scope, 1), "loss"] == pytest.approx(1 - left / clean, rel=1e-3)
+    assert vital.loc[(EXACT, "content", 1), "loss"] != vital.loc[(EXACT, "all", 1), "loss"]
     enriched = table(study, "enrichment")
     assert set(enriched["scenario"]) == {EXACT} and (enriched["n"] == 6).all()
 
@@ -239,7 +247,10 @@ def test_findings_are_judged_on_what_was_measured(study: FactsStudy) -> None:
     found = table(study, "findings")
     assert found[found["main"]]["finding"].tolist() == [f.name for f in FINDINGS]
     # Hiding the subject costs this model nothing, so there is no layer at which it does.
-    assert set(found.loc[found["verdict"] == MISSING, "finding"]) <= {"relation first"}
+    # Nor is a window of two layers around the only first one whole.
+    missing = set(found.loc[found["verdict"] == MISSING, "finding"])
+    short = {"no first site of MLPs", "middle site of MLPs", "subject read late"}
+    assert short <= missing <= short | {"relation first"}
     main = found[found["main"]].set_index("finding")
     assert main.loc["early site of MLPs", "ways"] == 6 and main.loc["early site of MLPs", "way"] == "wide"
     aie = table(study, "aie")
@@ -404,6 +415,49 @@ def test_every_finding_can_come_out_either_way(sign: float, verdict: str) -> Non
     assert main.loc["relation first", "unit"] == "layers"
 
 
+def profile(kind: Callable[[int], float], window: int = 1) -> Means:
+    """Exact recall whose MLPs at the subject bring back so much by layer."""
+    own = {maps.cell("mlp_out", LAST_OF, n): lambda i, n=n: kind(n) + 1e-3 * (i % 3) for n in range(N)}
+    return Means(unit_rows({EXACT: own}), 100, 0, window)
+
+
+def verdicts(means: Means, way: str = "wide") -> dict[str, str]:
+    found = findings.findings({(way, "probability"): means}, N, NO_FLOOR)
+    return dict(zip(found["finding"], found["verdict"], strict=True))
+
+
+def test_a_site_in_the_first_layers_is_no_middle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("early site of MLPs", "no first site of MLPs", "middle site of MLPs")
+    monkeypatch.setattr(findings, "FINDINGS", [f for f in FINDINGS if f.name in names])
+    decaying, rising = (verdicts(profile(f)) for f in (lambda n: np.exp(-n / 3), lambda n: np.exp(n - N)))
+    middle = verdicts(profile(lambda n: float(maps.in_band(n, N, "middle"))))
+    assert [decaying[n] for n in names] == [HOLDS, FAILS, FAILS]
+    assert [rising[n] for n in names] == [FAILS, HOLDS, FAILS]
+    assert [middle[n] for n in names] == [HOLDS] * 3
+    # Short windows at the edge bring less back: without them a flat profile has no middle.
+    flat = verdicts(profile(lambda n: len(window_of(n, 3, N)) / 3, window=3))
+    assert flat["no first site of MLPs"] == flat["early site of MLPs"] == UNDECIDED
+
+
+def test_windows_that_are_cut_off_do_not_make_reading_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "FINDINGS", [f for f in FINDINGS if f.name == "subject read late"])
+
+    def knocked(loss: Callable[[int], float], window: int) -> str:
+        sizes = {n: sum(map(loss, window_of(n, window, N))) / window for n in range(N)}
+        own = {f"subject|{n}": lambda i, n=n: sizes[n] * (1 + 0.01 * (i % 3)) for n in range(N)}
+        own |= {f"clean|subject|{n}": lambda i: 1.0 for n in range(N)}
+        return verdicts(Means(unit_rows({EXACT: own}), 100, 0, window), "knockout")["subject read late"]
+
+    assert knocked(lambda n: 0.5, 3) == UNDECIDED and knocked(lambda n: n / N, 3) == HOLDS
+    assert knocked(lambda n: 1 - n / N, 3) == FAILS
+    assert knocked(lambda n: n / N, 9) == MISSING, "no window around a first layer is whole"
+
+
+def test_bands_are_weighed_by_their_layers() -> None:
+    found = maps.band_mean(profile(float), EXACT, "mlp_out", LAST_OF, ("first", "middle"), N)
+    assert found[0] == pytest.approx(np.mean(range(8)), abs=0.01)
+
+
 def test_noise_decides_nothing_and_floors_are_told() -> None:
     loud = findings.findings(made(0.0, 5.0), N, NO_FLOOR).set_index("finding")
     assert loud.loc["facts at the subject", "verdict"].tolist() == [UNDECIDED] * 2
@@ -448,14 +502,19 @@ def test_peaks_and_the_difference_from_generic_prompts() -> None:
 def test_layers_that_are_vital_for_all_are_told_apart() -> None:
     losses = [(0.45, 0.4), (0.3, 0.0), (-0.1, -0.1)]
     cuts = [
-        {"scenario": s, "example": i, "cluster": f"{s}{i}", "layer": n, "clean": 0.5,
-         "value": 0.5 - loss[s == GENERIC] - 0.001 * (i % 3)}
+        {"scenario": s, "example": i, "cluster": f"{s}{i}", "scope": scope, "layer": n, "clean": 0.5,
+         "value": 0.5 - (loss[s == GENERIC] if scope == "content" else 0.45) - 0.001 * (i % 3)}
         for s in (EXACT, GENERIC)
         for i in range(8)
+        for scope in ("content", "all")
         for n, loss in enumerate(losses)
     ]  # fmt: skip
-    means = Means(flow.lost(pd.DataFrame(cuts), ["layer"]), 200, 0)
-    found = flow.vital(means, 3).set_index(["scenario", "layer"])
+    means = Means(flow.lost(pd.DataFrame(cuts), ["scope", "layer"]), 200, 0)
+    every = flow.vital(means, 3)
+    # The third layer costs all prompts dearly, but through the first token alone.
+    assert every[(every["scope"] == "all") & (every["scenario"] == EXACT)]["status"].tolist()[2] == "none"
+    assert every[every["scope"] == "all"]["loss"].min() > 0.9
+    found = every[every["scope"] == "content"].set_index(["scenario", "layer"])
     assert found.loc[EXACT, "status"].tolist() == ["vital", "own", "none"]
     assert found.loc[GENERIC, "status"].tolist()[0] == "vital"
     assert found.loc[(EXACT, 1), "loss"] == pytest.approx(0.602, abs=0.002)

@@ -3,7 +3,8 @@
 A finding is a difference that it says is above zero. It holds where the 95 % interval over subjects lies above zero, it
 does not where the interval lies below, and otherwise it is undecided; a map whose corruption costs nothing that can be
 told from zero decides nothing (`floor`), nor do fewer than `LEAST` subjects. Each is measured in the way nearest to the
-one it was published with (`main`), and in other ways beside: how many of them come out alike is part of its row.
+one it was published with (`main`), and in other ways beside: how many of them come out alike is part of its row. Where
+windows of layers are cut or restored, those that an end of the model cuts off are left out of bands: they hold less.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from interp.intervene.tracing.places import LAST, LAST_OF
 from interp.locate.facts.lens import ANY
 from interp.measure.scenarios import EXACT, GENERIC, GUESSWORK, HEURISTICS
 from interp.studies.facts.flow import share_lost, spared
-from interp.studies.facts.maps import TE, band_mean, centre, in_band, name_of
+from interp.studies.facts.maps import TE, band_mean, centre, in_band, name_of, whole
 from interp.studies.facts.means import Means, Told
 
 HOLDS, FAILS, UNDECIDED, FLOOR = "holds", "does not", "undecided", "floor"
@@ -69,6 +70,7 @@ def _band(kind: str, place: str, band: str) -> Callable[[Means, int, str], Told]
 
 
 _SUBJECT = _band("mlp_out", LAST_OF, "middle")
+_SUBJECT_FIRST = _band("mlp_out", LAST_OF, "first")
 _SUBJECT_LATE = _band("mlp_out", LAST_OF, "late")
 _LAST = _band("mlp_out", LAST, "late")
 _ATTENTION_LAST = _band("attn_out", LAST, "late")
@@ -93,11 +95,7 @@ def _through(means: Means, n_layers: int) -> Told:
     """How much more a state loses when the token's later MLPs are severed than when its attention is."""
 
     def severed(kind: str) -> Told:
-        parts = [
-            band_mean(means, EXACT, "resid_post", LAST_OF, b, n_layers, kind) for b in ("first", "middle")
-        ]
-        out: Told = np.mean(parts, axis=0)
-        return out
+        return band_mean(means, EXACT, "resid_post", LAST_OF, ("first", "middle"), n_layers, kind)
 
     return severed("attn_out") - severed("mlp_out")
 
@@ -108,10 +106,22 @@ def _read_centre(means: Means, source: str, n_layers: int) -> Told:
 
 
 def _read_late(means: Means, n_layers: int) -> Told:
-    early = [n for n in range(n_layers) if in_band(n, n_layers, "first")]
-    later = [n for n in range(n_layers) if n not in early]
-    subject = {n: share_lost(means, EXACT, "subject", n) for n in range(n_layers)}
-    out: Told = np.mean([subject[n] for n in later], axis=0) - np.mean([subject[n] for n in early], axis=0)
+    """Windows that are cut off hide the subject from fewer layers, so they cost less whatever is read where."""
+    subject = {
+        n: share_lost(means, EXACT, "subject", n) for n in range(n_layers) if whole(n, means.window, n_layers)
+    }
+    early = [told for n, told in subject.items() if in_band(n, n_layers, "first")]
+    later = [told for n, told in subject.items() if not in_band(n, n_layers, "first")]
+    if not early or not later:
+        return np.full(len(means.over(EXACT, [])), np.nan)
+    out: Told = np.mean(later, axis=0) - np.mean(early, axis=0)
+    return out
+
+
+def _mid_site(means: Means, n_layers: int) -> Told:
+    """The smaller one of what middle layers bring back beyond the first ones and beyond the late ones."""
+    parts = [_over(EXACT, _SUBJECT, other)(means, n_layers) for other in (_SUBJECT_FIRST, _SUBJECT_LATE)]
+    out: Told = np.minimum(*parts)
     return out
 
 
@@ -148,6 +158,25 @@ FINDINGS = (
         (EXACT,),
         SITES,
         _over(EXACT, _SUBJECT, _SUBJECT_LATE),
+    ),
+    Finding(
+        "no first site of MLPs",
+        "exact recall: MLPs of the subject's last token bring the fact back in middle layers, not in the first ones",
+        MENG,
+        "IE of MLPs at the last subject token: middle layers less first ones",
+        (EXACT,),
+        SITES,
+        _over(EXACT, _SUBJECT, _SUBJECT_FIRST),
+    ),
+    Finding(
+        "middle site of MLPs",
+        "exact recall: it is the middle MLPs at the subject's last token that bring the fact back, neither the first "
+        "nor the late ones",
+        MENG,
+        "IE of MLPs at the last subject token: middle layers less first or late ones, the smaller difference",
+        (EXACT,),
+        SITES,
+        _mid_site,
     ),
     Finding(
         "facts at the subject",
@@ -241,7 +270,7 @@ FINDINGS = (
     ),
     Finding(
         "relation first",
-        "exact recall: the last token reads the subject in later layers than the other words",
+        "exact recall: the last token reads the subject in later layers than the other words (without the first token)",
         GEVA,
         "mean layer of what knockout costs: subject less other tokens",
         (EXACT,),
@@ -253,7 +282,7 @@ FINDINGS = (
         "subject read late",
         "exact recall: hiding the subject from the last token costs more in middle and late layers than in the first",
         GEVA,
-        "share lost by knockout of the subject: middle and late layers less first ones",
+        "share lost by knockout of the subject: middle and late layers less first ones, whole windows",
         (EXACT,),
         ("knockout",),
         _read_late,
@@ -283,9 +312,9 @@ FINDINGS = (
     ),
     Finding(
         "subject enriched",
-        "exact recall: in middle layers the subject's state shows its own attributes rather than other subjects'",
+        "exact recall: in middle layers the subject's attributes show in its state rather than in other subjects'",
         GEVA,
-        "share of attributes in the lens at the last subject token, middle layers: own less others'",
+        "share of the attributes in the lens at the last subject token, middle layers: its state less other subjects'",
         (EXACT,),
         ("enrichment",),
         _enriched,
@@ -293,9 +322,9 @@ FINDINGS = (
     ),
     Finding(
         "enriched by middle layers",
-        "exact recall: the subject's own attributes come up from the first to the middle layers",
+        "exact recall: the subject's attributes come up from the first to the middle layers",
         GEVA,
-        "own less others' attributes at the last subject token: middle layers less first ones",
+        "attributes in its state less in other subjects' at the last subject token: middle layers less first ones",
         (EXACT,),
         ("enrichment",),
         _enriched_more,

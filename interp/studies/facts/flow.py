@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,33 +16,44 @@ from interp.models.sites import MLP
 from interp.models.subject import CausalLM
 from interp.studies.facts.maps import name_of
 from interp.studies.facts.means import Means, Told
-from interp.tasks.base import Example
+from interp.tasks.base import Example, Span
 
 CLEAN = "clean"
 MORE = 2
 """A layer is a scenario's own if its cut costs the scenario more than so many times what it costs generic prompts."""
 
+CONTENT = "content"
+SCOPES = (CONTENT, "all")
+"""Where MLPs are cut: at every token but the first, where models keep a sink of attention, and at all."""
+
 UNIT = ["scenario", "example", "cluster"]
 
 
 def cut_each_mlp(subject: CausalLM, examples: Sequence[Example]) -> pd.DataFrame:
-    """Each MLP's output set to zero at all tokens.
+    """Each MLP's output set to zero, at every token but the first and at all tokens.
 
     Returns:
-        one row a prompt and layer: example, cluster, layer, value (probability of the answer), clean.
+        one row a prompt, scope (`SCOPES`) and layer: example, cluster, scope, layer, value (probability of the answer),
+        clean.
     """
-    layers = range(subject.n_layers)
-    found = cut_values(subject, examples, [Ablate((MLP(layer),)) for layer in layers])
+    cells = [(scope, layer) for scope in SCOPES for layer in range(subject.n_layers)]
+    cuts = [
+        Ablate((MLP(layer),), scope=(CONTENT, "answer") if scope == CONTENT else scope)
+        for scope, layer in cells
+    ]
+    marked = [replace(e, spans=(*e.spans, Span(1, len(e.ids), CONTENT))) for e in examples]
+    found = cut_values(subject, marked, cuts)
     return pd.DataFrame(
         {
             "example": i,
             "cluster": e.cluster or e.key(),
+            "scope": scope,
             "layer": layer,
-            "value": found[i, 1 + layer],
+            "value": found[i, number],
             "clean": found[i, 0],
         }
         for i, e in enumerate(examples)
-        for layer in layers
+        for number, (scope, layer) in enumerate(cells, start=1)
     )
 
 
@@ -97,28 +109,37 @@ def vital(means: Means, n_layers: int) -> pd.DataFrame:
     """What each MLP's cut costs by scenario, and whether generic prompts lose it too.
 
     Returns:
-        one row a scenario and layer: component, layer, loss (share of the clean probability that is lost: sum over
-        sum), lo, hi, difference (from that of generic prompts), difference_lo, difference_hi, and status: `vital`
-        (generic prompts lose by it, and the scenario not `MORE` times as much), `own` (it does), `none` (neither).
+        one row a scenario, scope of the cut and layer: component, scope, layer, loss (share of the clean probability
+        that is lost: sum over sum), lo, hi, difference (from that of generic prompts), difference_lo, difference_hi,
+        and status: `vital` (generic prompts lose by it, and the scenario not `MORE` times as much), `own` (it does),
+        `none` (neither). The status is that of the cut without the first token, in rows of either scope: a layer that
+        only builds the sink of attention there is neither.
     """
     rows = []
     generic = GENERIC in means.scenarios
     for scenario in means.scenarios:
-        for layer in range(n_layers):
-            own = share_lost(means, scenario, layer)
-            loss, lo, hi = means.ends(scenario, own)
-            row = {"scenario": scenario, "component": repr(MLP(layer)), "layer": layer}
-            row |= {"loss": loss, "lo": lo, "hi": hi, "status": "none"}
-            if generic:
-                other = share_lost(means, GENERIC, layer)
-                difference = means.ends((scenario, GENERIC), own - other)
-                row |= dict(zip(("difference", "difference_lo", "difference_hi"), difference, strict=True))
-                if scenario != GENERIC and means.ends((scenario, GENERIC), spared(own, other))[1] > 0:
-                    row["status"] = "own"
-                elif means.ends(GENERIC, other)[1] > 0:
-                    row["status"] = "vital"
-            rows.append(row)
+        status = [_status(means, scenario, layer) if generic else "none" for layer in range(n_layers)]
+        for scope in SCOPES:
+            for layer in range(n_layers):
+                own = share_lost(means, scenario, scope, layer)
+                loss, lo, hi = means.ends(scenario, own)
+                row = {"scenario": scenario, "component": repr(MLP(layer)), "scope": scope, "layer": layer}
+                row |= {"loss": loss, "lo": lo, "hi": hi, "status": status[layer]}
+                if generic:
+                    other = share_lost(means, GENERIC, scope, layer)
+                    difference = means.ends((scenario, GENERIC), own - other)
+                    row |= dict(
+                        zip(("difference", "difference_lo", "difference_hi"), difference, strict=True)
+                    )
+                rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _status(means: Means, scenario: str, layer: int) -> str:
+    own, other = (share_lost(means, s, CONTENT, layer) for s in (scenario, GENERIC))
+    if scenario != GENERIC and means.ends((scenario, GENERIC), spared(own, other))[1] > 0:
+        return "own"
+    return "vital" if means.ends(GENERIC, other)[1] > 0 else "none"
 
 
 def extraction_units(hits: pd.DataFrame) -> pd.DataFrame:
@@ -130,7 +151,7 @@ def extraction_units(hits: pd.DataFrame) -> pd.DataFrame:
 
 
 def enrichment_units(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows for `Means`: share of the subject's own attributes that its state shows, less that of others'."""
+    """Rows for `Means`: share of the subject's attributes that its state shows, less what others' states show."""
     return rows[UNIT].assign(draw=0, feature=rows["layer"].map(str), value=rows["rate"] - rows["control"])
 
 

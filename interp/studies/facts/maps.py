@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from interp.intervene.tracing.cells import WINDOWED, window_of
 from interp.intervene.tracing.places import LAST, LAST_OF
 from interp.measure.scenarios import GENERIC
 from interp.studies.facts.means import UNIT, Means, Told
@@ -68,11 +69,32 @@ def in_band(layer: int, n_layers: int, band: str) -> bool:
     return low <= layer / n_layers < high
 
 
+def whole(layer: int, window: int, n_layers: int) -> bool:
+    """Whether no end of the model cuts the window around a layer off: less is restored or cut in a shorter one.
+
+    >>> [n for n in range(6) if whole(n, 3, 6)]
+    [1, 2, 3, 4]
+    """
+    return len(window_of(layer, window, n_layers)) == window
+
+
 def band_mean(
-    means: Means, scenario: str, kind: str, place: str, band: str, n_layers: int, severed: str = ""
+    means: Means,
+    scenario: str,
+    kind: str,
+    place: str,
+    band: str | Sequence[str],
+    n_layers: int,
+    severed: str = "",
 ) -> Told:
-    """Mean indirect effect over the layers of a band; NaN where none is measured."""
-    own = [n for n in layers_of(means, kind, place, severed) if in_band(n, n_layers, band)]
+    """Mean indirect effect over the layers of a band, or several, whose windows are whole; NaN where there is none."""
+    bands = [band] if isinstance(band, str) else band
+    window = means.window if kind in WINDOWED else 1
+    own = [
+        n
+        for n in layers_of(means, kind, place, severed)
+        if any(in_band(n, n_layers, b) for b in bands) and whole(n, window, n_layers)
+    ]
     found = means.over(scenario, [cell(kind, place, n, severed) for n in own])
     return found.mean(1) if own else np.full(len(found), np.nan)
 

@@ -27,9 +27,11 @@ class Means:
 
     Args:
         rows: the columns `UNIT`, feature (any hashable) and value, one row a unit and feature.
+        window: layers of the windows of sublayers that features are of.
     """
 
-    def __init__(self, rows: pd.DataFrame, n_resamples: int, seed: int):
+    def __init__(self, rows: pd.DataFrame, n_resamples: int, seed: int, window: int = 1):
+        self.window = window
         wide = rows.pivot(index=UNIT, columns="feature", values="value")
         self.features: dict[Hashable, int] = {name: i for i, name in enumerate(wide.columns)}
         index = wide.index.to_frame(index=False)

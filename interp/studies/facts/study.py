@@ -4,7 +4,7 @@
 `effects` (what corruptions cost), `aie` (average maps by scenario), `severed` (the same with later MLPs or attention of
 the token held back), `peaks`, `against_generic`, `knockout`, `extraction`, `enrichment`, `vital` (each MLP cut) and
 `findings` (published findings and whether they hold). A scenario of which the model says too little is remarked in
-provenance.json and left out.
+provenance.json and left out. What stands under parts/ is measured once; all else is made of it again each time.
 
 Columns (intervals are 95 %, over subjects, and over draws of noise):
 
@@ -21,6 +21,7 @@ Columns (intervals are 95 %, over subjects, and over draws of noise):
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
@@ -30,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import NoAcceptedExample
+from interp.runs import write_bytes
 from interp.studies.base import Study
 from interp.studies.facts.spec import FactsSpec
 
@@ -57,6 +59,10 @@ class FactsStudy(Study[FactsSpec]):
         self.maps()
         self.flow()
         self.judge()
+
+    def note(self, name: str, value: dict[str, Any]) -> None:
+        """A JSON file of what parts say, written again each time."""
+        write_bytes(self.job.folder / f"{name}.json", json.dumps(value, indent=1).encode())
 
     # -- what it knows -----------------------------------------------------------------------------------------------
 
@@ -255,15 +261,15 @@ class FactsStudy(Study[FactsSpec]):
         from interp.studies.facts.maps import METRICS, units
 
         return {
-            (way, metric): self._means(units(maps, metric))
+            (way, metric): self._means(units(maps, metric), self.ways[way][0].window)
             for way, maps in self.traced.items()
             for metric in METRICS
         }
 
-    def _means(self, rows: pd.DataFrame) -> Means:
+    def _means(self, rows: pd.DataFrame, window: int = 1) -> Means:
         from interp.studies.facts.means import Means
 
-        return Means(rows, self.spec.resamples, self.spec.seed)
+        return Means(rows, self.spec.resamples, self.spec.seed, window)
 
     def maps(self) -> None:
         """Averages of the maps, what corruptions cost, peaks, and the difference from generic prompts."""
@@ -271,34 +277,27 @@ class FactsStudy(Study[FactsSpec]):
         from interp.studies.facts.maps import against_generic, peaks, total_effects
 
         spec = self.spec
-        self.job.json("noise", lambda: {"sigma": self.sigma, "window": self.window})
+        self.note("noise", {"sigma": self.sigma, "window": self.window})
 
         def averaged(way: str) -> pd.DataFrame:
             return aggregate(
                 self.traced[way], ["scenario"], n_resamples=spec.resamples, seed=spec.seed
             ).assign(way=way)
 
-        self.job.table(
-            "aie",
-            lambda: pd.concat([averaged(w) for w in ("single", "wide", "noise")], ignore_index=True),
-        )
-        self.job.table("severed", lambda: averaged("severed"))
-        self.effects = self.job.table(
-            "effects",
-            lambda: pd.concat(
-                [
-                    total_effects(maps, spec.resamples, spec.seed).assign(way=way)
-                    for way, maps in self.traced.items()
-                ],
-                ignore_index=True,
-            ),
-        )
+        self.write("aie", pd.concat([averaged(w) for w in ("single", "wide", "noise")], ignore_index=True))
+        self.write("severed", averaged("severed"))
+        costs = [
+            total_effects(maps, spec.resamples, spec.seed).assign(way=way)
+            for way, maps in self.traced.items()
+        ]
+        self.effects = pd.concat(costs, ignore_index=True)
+        self.write("effects", self.effects)
         for row in self.effects[self.effects["status"] == "floor"].itertuples():
             self.job.remark(
                 f"{row.scenario}, {row.way}, {row.metric}: the total effect cannot be told from zero; no finding"
             )
-        self.job.table("peaks", lambda: self._by_way(peaks))
-        self.job.table("against_generic", lambda: self._by_way(against_generic))
+        self.write("peaks", self._by_way(peaks))
+        self.write("against_generic", self._by_way(against_generic))
 
     def _by_way(self, make: Callable[[Means], pd.DataFrame]) -> pd.DataFrame:
         """A table of each way but the severed one, and of each metric."""
@@ -336,28 +335,23 @@ class FactsStudy(Study[FactsSpec]):
             "cuts": self._scenarios("cuts", spec.cut, lambda some, report: flow.cut_each_mlp(s, some)),
         }
         self.flows = {
-            "knockout": self._means(flow.lost(self.rows["knockout"], ["source", "layer"])),
-            "extraction": self._means(flow.extraction_units(self.rows["extraction"])),
-            "cuts": self._means(flow.lost(self.rows["cuts"], ["layer"])),
-        }
-        self.job.table(
-            "knockout", lambda: flow.knockout_curves(self.rows["knockout"], self.flows["knockout"])
-        )
-        self.job.table(
-            "extraction",
-            lambda: pd.concat(
-                [
-                    extraction_rates(part).assign(scenario=name)
-                    for name, part in self.rows["extraction"].groupby("scenario", sort=False)
-                ],
-                ignore_index=True,
+            "knockout": self._means(
+                flow.lost(self.rows["knockout"], ["source", "layer"]), spec.knockout_window
             ),
-        )
-        self.job.table("vital", lambda: flow.vital(self.flows["cuts"], s.n_layers))
+            "extraction": self._means(flow.extraction_units(self.rows["extraction"])),
+            "cuts": self._means(flow.lost(self.rows["cuts"], ["scope", "layer"])),
+        }
+        self.write("knockout", flow.knockout_curves(self.rows["knockout"], self.flows["knockout"]))
+        rates = [
+            extraction_rates(part).assign(scenario=name)
+            for name, part in self.rows["extraction"].groupby("scenario", sort=False)
+        ]
+        self.write("extraction", pd.concat(rates, ignore_index=True))
+        self.write("vital", flow.vital(self.flows["cuts"], s.n_layers))
         if EXACT in self.sets:
             rows = self._scenarios("enrichment", spec.flow, enriched, only=EXACT)
             self.flows["enrichment"] = self._means(flow.enrichment_units(rows))
-            self.job.table("enrichment", lambda: flow.enrichment_curves(rows, self.flows["enrichment"]))
+            self.write("enrichment", flow.enrichment_curves(rows, self.flows["enrichment"]))
 
     def _scenarios(
         self,
@@ -384,19 +378,16 @@ class FactsStudy(Study[FactsSpec]):
         """Published findings, and whether they hold."""
         from interp.studies.facts.findings import findings
 
-        def make() -> pd.DataFrame:
-            measured: dict[tuple[str, str], Means] = dict(self.means)
-            measured |= {(way, "probability"): means for way, means in self.flows.items() if way != "cuts"}
-            if (peak := self._peak()) is not None:
-                measured["peak", "probability"] = peak
-            return findings(measured, self.subject.n_layers, self.effects)
-
-        self.job.table("findings", make)
+        measured: dict[tuple[str, str], Means] = dict(self.means)
+        measured |= {(way, "probability"): means for way, means in self.flows.items() if way != "cuts"}
+        if (peak := self._peak()) is not None:
+            measured["peak", "probability"] = peak
+        self.write("findings", findings(measured, self.subject.n_layers, self.effects))
 
     def _peak(self) -> Means | None:
         """Cuts of the MLP that is highest on half of the subjects, of facts of the others and of generic prompts."""
         from interp.measure.scenarios import EXACT, GENERIC
-        from interp.studies.facts.flow import lost
+        from interp.studies.facts.flow import CONTENT, lost
         from interp.studies.facts.maps import peaks, units
 
         if not {EXACT, GENERIC} <= set(self.sets):
@@ -404,12 +395,13 @@ class FactsStudy(Study[FactsSpec]):
         maps = self.traced["single"]
         maps = maps[(maps["scenario"] == EXACT) & maps["cluster"].isin(self._choosers)]
         cuts = self.rows["cuts"]
+        cuts = cuts[cuts["scope"] == CONTENT]
         held = (cuts["scenario"] == EXACT) & ~cuts["cluster"].isin(self._choosers)
         if maps.empty or not held.any():
             return None
         found = peaks(self._means(units(maps, "probability")), ("mlp_out",))
         layer = int(found["layer"].iloc[0])
-        self.job.json("peak", lambda: {"layer": layer})
+        self.note("peak", {"layer": layer})
         own = cuts[(held | (cuts["scenario"] == GENERIC)) & (cuts["layer"] == layer)]
         return self._means(lost(own.assign(cell="peak"), ["cell"]))
 
