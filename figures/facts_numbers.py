@@ -182,7 +182,7 @@ def _scores(data: Path) -> str:
         return ""
     measures = [
         m
-        for m in ("ES", "PS", "NS", "S", "ET", "PT", "NT", "EM", "PM", "NM")
+        for m in ("ES", "PS", "NS", "NS same", "NS other", "S", "ET", "PT", "NT", "EM", "PM", "NM")
         if (scores["measure"] == m).any()
     ]
     rows = []
@@ -191,8 +191,17 @@ def _scores(data: Path) -> str:
         rows.append(["before", *(_score(first, m) for m in measures)])
     after = scores[scores["state"] == "after"]
     for (method, n), own in after.groupby(["method", "at_once"], sort=False):
-        rows.append([f"{method}, {int(n)} at once", *(_score(own.set_index("measure"), m) for m in measures)])
-    return table(["edits", *measures], rows)
+        name = (
+            f"sum of {int(n)} edits by ROME" if method == "rome together" else f"{method}, {int(n)} at once"
+        )
+        rows.append([name, *(_score(own.set_index("measure"), m) for m in measures)])
+    out = table(["edits", *measures], rows)
+    if "NS same" in measures:
+        out += (
+            "\n\nNS same: neighbours with the edited fact's object, as all of CounterFact's are; NS other: the rest, "
+            "which NS and S count too, so that these do not compare with published ones."
+        )
+    return out
 
 
 def _score(own: pd.DataFrame, measure: str) -> str:
@@ -204,11 +213,12 @@ def _localised(data: Path) -> str:
     if own is None:
         return ""
     return table(
-        ["trace", "corruption", "metric", "prompts", "\u03c1 over all", "within a fact, 95 % interval",
-         "R\u00b2 of layers", "gain by the trace", "p"],
+        ["trace", "corruption", "metric", "prompts", "\u03c1 over all", "within a fact (mean)", "R\u00b2 of layers",
+         "gain by the trace, 95 % interval", "p of the gain"],
         [
             [r["trace"], r["corruption"], r["metric"], r["kind"], number(r["rho"]),
-             ends(r["within"], r["ci_lo"], r["ci_hi"]), number(r["r2_layer"]), number(r["gain"], 3), number(r["p"], 3)]
+             number(r["within"]), number(r["r2_layer"]), ends(r["gain"], r["gain_lo"], r["gain_hi"], 3),
+             number(r["p"], 3)]
             for r in own[own["metric"] == METRIC].to_dict("records")
         ],
     )  # fmt: skip

@@ -15,7 +15,16 @@ from typer.testing import CliRunner
 
 from interp.cli import app
 from interp.errors import NoAcceptedExample
-from interp.intervene.facts import FactEdit, Prefixes, Search, memit, residuals, rome, second_moments
+from interp.intervene.facts import (
+    FactEdit,
+    Prefixes,
+    Search,
+    common_text,
+    memit,
+    residuals,
+    rome,
+    second_moments,
+)
 from interp.intervene.facts.memit import SEARCH
 from interp.intervene.trace import trace_map
 from interp.measure.edits import score_edits, scoreboard
@@ -23,13 +32,13 @@ from interp.measure.metrics import divergence
 from interp.measure.outcomes import evaluate
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
-from interp.studies.editing.findings import verdict
-from interp.studies.editing.localise import gain_p
+from interp.studies.editing.findings import TRACES, beyond, findings, verdict
+from interp.studies.editing.localise import TRACE, gain, gain_ci, gain_p
 from interp.studies.editing.records import choose, questions
-from interp.studies.editing.scoring import difference, ranked
+from interp.studies.editing.scoring import changes, difference, ranked, scoreboards
 from interp.studies.editing.spec import EditingSpec
 from interp.studies.editing.study import EditingStudy, run
-from interp.tasks.prose import Prose
+from interp.tasks.prose import unseen
 from tests.tiny import byte_tokenizer, tiny
 
 SMALL: dict[str, Any] = {
@@ -190,6 +199,20 @@ def test_scores_are_of_the_edits_and_of_their_controls(
     board = table(study, "scoreboard").set_index(["method", "at_once", "state", "measure"])
     total = board.loc[("rome", 1, "after", "S")]
     assert 0 <= total["ci_lo"] <= total["value"] <= total["ci_hi"] <= 1
+    chosen = own.chosen
+    trained = {n.ids for x in chosen.train_records for n in x.neighbours}
+    for i, x in enumerate(records):
+        rows = scores[(scores["record"] == x.name) & (scores["method"] == "memit") & (scores["at_once"] == 2)]
+        for row in rows[rows["state"] == "after"].itertuples():
+            kind, ids, true = x.prompts()[row.prompt]
+            assert row.same_object == (kind == "neighbour" and true == x.rewrite.true)
+            assert row.shared == (kind == "neighbour" and ids in trained)
+        assert set(rows["unit"]) == {"group"} and set(rows["cluster"]) == {f"group {i // 2}"}
+    kept = scores[~scores["shared"] & (scores["kind"] == "neighbour") & (scores["state"] == "after")]
+    alone = kept[kept["method"] == "rome"].groupby("record")["success"].mean().mean()
+    assert board.loc[("rome", 1, "after", "NS"), "value"] == pytest.approx(alone)
+    assert board.loc[("memit", 2, "after", "ES"), ["unit", "units"]].tolist() == ["group", 2]
+    assert board.loc[("memit", 3, "after", "ES"), "unit"] == "record, given this edit"
     assert board.loc[("rome", 1, "after", "EM"), "value"] == pytest.approx(
         scores.query("method == 'rome' and kind == 'efficacy' and state == 'after'")["magnitude"].mean()
     )
@@ -284,7 +307,9 @@ def test_drift_and_fluency_are_measured_under_the_edits(
         ("memit", 2): 2,
         ("memit", 3): 1,
     }
-    passages = Prose(prompt=64, answer=64, n=2, seed=0).examples(model)
+    seen = common_text().examples(model)
+    passages = unseen(model, seen, n=2)
+    assert set(drift["topic"]) == {e.cluster for e in passages}
     edit = FactEdit.load(study / "edits" / "rome-001.safetensors", model)
     values = evaluate(model, passages, {"": None, "edit": edit}).values
     own = drift[(drift["method"] == "rome") & (drift["group"] == 1)]
@@ -299,11 +324,7 @@ def test_drift_and_fluency_are_measured_under_the_edits(
 def test_findings_follow_their_intervals(study: Path) -> None:
     found = table(study, "findings")
     assert set(found["verdict"]) == {"undecided"}  # three records tell nothing
-    changes = table(study, "changes").set_index(["method", "at_once", "measure"])
-    lost = found[found["finding"] == "rome, 1 at once, costs neighbours their answers"].iloc[0]
-    assert lost["value"] == pytest.approx(-changes.loc[("rome", 1, "NS"), "delta"])
-    assert lost["ci_lo"] == pytest.approx(-changes.loc[("rome", 1, "NS"), "ci_hi"])
-    assert found["statistic"].str.startswith("Spearman").sum() == 6
+    assert found["finding"].str.startswith("a trace says").sum() == 6
     assert verdict(0.1, 1.0, 5) == verdict(0.0, 1.0, 9) == "undecided"
     assert verdict(-1.0, -0.5, 6) == "does not"
 
@@ -340,11 +361,16 @@ def test_layers_are_ranked_by_s_and_then_by_magnitudes() -> None:
 def test_a_difference_of_s_is_paired_by_record() -> None:
     from interp.studies.editing.scoring import by_record
 
-    one = by_record(scores_of([1] * 8, [1] * 8, [1] * 8), "after")
-    other = by_record(scores_of([1] * 8, [1, 0] * 4, [1] * 8), "after")
-    value, low, high = difference(one, other, seed=0)
+    frame = scores_of([1] * 8, [1] * 8, [1] * 8)
+    one = by_record(frame, "after")
+    alone = pd.Series(one.index, index=one.index)
+    other = by_record(scores_of([1] * 8, [1, 1, 1, 1, 0, 0, 0, 0], [1] * 8), "after")
+    value, low, high = difference(one, other, alone, seed=0)
     assert value == pytest.approx(1 - 3 / 4) and 0 < low < value < high < 0.8
-    assert difference(one, one, seed=0) == (0.0, 0.0, 0.0)
+    assert difference(one, one, alone, seed=0) == (0.0, 0.0, 0.0)
+    # Of two groups that each share an edit, draws are of all of one, or of both.
+    halves = alone.where(alone.index < "r4", "second").where(alone.index >= "r4", "first")
+    assert difference(one, other, halves, seed=0)[1:] == (0.0, 1.0)
 
 
 def test_a_gain_is_held_against_shuffled_records() -> None:
@@ -355,6 +381,126 @@ def test_a_gain_is_held_against_shuffled_records() -> None:
     # That layers differ in both is no gain.
     assert gain_p(layers + rng.standard_normal((10, 6)), effects + 3 * layers, seed=0) > 0.05
     assert np.isnan(gain_p(np.tile(layers, (10, 1)), effects, seed=0))
+
+
+def told(scores: pd.DataFrame, localisation: pd.DataFrame | None = None) -> pd.DataFrame:
+    board, changed = scoreboards(scores, seed=0), changes(scores, seed=0)
+    return findings(scores, board, changed, None, localisation, seed=0).set_index("finding")
+
+
+def marked(method: str, written: list[int], kept: list[int], before: int = 1, **about: Any) -> pd.DataFrame:
+    """Scores of a condition: one prompt of each kind a record, five neighbours."""
+    rows = []
+    for i, (new, old) in enumerate(zip(written, kept, strict=True)):
+        for state in ("before", "after"):
+            after = state == "after"
+            values = [("efficacy", new * after), ("paraphrase", new * after)]
+            values += [("neighbour", before if not after else int(k < old)) for k in range(5)]
+            for prompt, (kind, value) in enumerate(values):
+                row = {
+                    "record": f"r{i:02d}",
+                    "kind": kind,
+                    "prompt": prompt,
+                    "state": state,
+                    "success": float(value),
+                }
+                rows.append({**row, "top": 0.0, "magnitude": 0.0, "same_object": prompt < 4})
+    base = {"method": method, "at_once": 1, "shared": False, "unit": "record"}
+    frame = pd.DataFrame(rows).assign(**(base | about))
+    return frame.assign(cluster=frame["record"]) if "cluster" not in about else frame
+
+
+def test_rules_can_come_out_both_ways() -> None:
+    many = [1] * 36 + [0] * 4
+    for written, kept, wanted in (
+        (many, [4] * 40, ("holds", "holds")),
+        ([1 - x for x in many], [5] * 39 + [4], ("does not", "does not")),
+        ([1, 0] * 20, [5] * 30 + [4] * 10, ("undecided", "undecided")),
+    ):
+        found = told(marked("rome", written, kept))["verdict"]
+        assert found["rome, 1 at once, writes the fact"] == wanted[0]
+        assert found["rome, 1 at once, costs neighbours their answers"] == wanted[1]
+    lost = changes(marked("rome", many, [4] * 20 + [5] * 20), seed=0).set_index("measure").loc["NS lost"]
+    assert (lost["delta"], lost["n"], lost["units"]) == (0.1, 200, 40) and 0.05 < lost["ci_lo"] < 0.1
+
+
+def test_a_control_has_to_fail_by_itself() -> None:
+    name = "ROME writes the fact, and a control edit of its size does not"
+    for own, control, wanted in (
+        ([1] * 40, [0] * 40, "holds"),
+        ([1] * 40, [1] * 32 + [0] * 8, "does not"),
+        ([1] * 40, [1, 0] * 20, "undecided"),
+        ([0] * 40, [0] * 40, "undecided"),
+        ([0] * 30 + [1] * 10, [1] * 15 + [0] * 25, "undecided"),
+    ):
+        both = [marked("rome", own, [5] * 40), marked("other fact", control, [5] * 40)]
+        assert told(pd.concat(both, ignore_index=True))["verdict"][name] == wanted
+
+
+def test_shared_neighbours_count_for_nothing_and_both_kinds_stand_apart() -> None:
+    frame = marked("rome", [1] * 8, [4] * 8)  # the fifth neighbour of each is lost
+    board = scoreboards(frame, seed=0).query("state == 'after'").set_index("measure")
+    assert board.loc[["NS", "NS same", "NS other"], "value"].tolist() == pytest.approx([0.8, 1.0, 2 / 3])
+    shared = frame.assign(shared=frame["prompt"] == 6)
+    board = scoreboards(shared, seed=0).query("state == 'after'").set_index("measure")
+    assert board.loc[["NS", "NS same", "NS other"], "value"].tolist() == [1.0, 1.0, 1.0]
+    gone = frame.assign(shared=(frame["kind"] == "neighbour") & (frame["record"] == "r00"))
+    board = scoreboards(gone, seed=0).query("state == 'after'").set_index("measure")
+    assert board.loc["NS", "n"] == 7 and board.loc["S", "value"] == pytest.approx(3 / (1 + 1 + 1 / 0.8))
+    assert board.loc["S", "ci_lo"] == pytest.approx(3 / (1 + 1 + 1 / 0.8))
+
+
+def test_groups_that_share_an_edit_are_resampled_whole() -> None:
+    written = [1] * 10 + [0] * 10
+    alone = marked("memit", written, [5] * 20)
+    groups = marked("memit", written, [5] * 20, at_once=10, unit="group", cluster="")
+    groups["cluster"] = "group " + (groups["record"].str[1:].astype(int) // 10).astype(str)
+    width = {}
+    for name, frame in (("alone", alone), ("groups", groups)):
+        row = scoreboards(frame, seed=0).query("state == 'after' and measure == 'ES'").iloc[0]
+        width[name] = row["ci_hi"] - row["ci_lo"]
+        delta = changes(frame, seed=0).set_index("measure").loc["ES"]
+        width[f"{name} changed"] = delta["ci_hi"] - delta["ci_lo"]
+    assert (
+        width["groups"] > 2 * width["alone"] * 0.99
+        and width["groups changed"] == 1.0 > width["alone changed"]
+    )
+    assert set(told(groups)["verdict"]) == {"undecided"} and set(told(groups)["n"]) == {2}
+    one = marked("memit", [1] * 20, [5] * 20, at_once=20, unit="record, given this edit")
+    assert told(one)["statistic"]["memit, 20 at once, writes the fact"] == "ES (against 0.5), given this edit"
+
+
+def test_a_profile_of_layers_that_all_records_share_is_no_finding() -> None:
+    rng = np.random.default_rng(3)
+    profile = 5 * rng.standard_normal(6)
+    effects = 3 * profile + rng.standard_normal((10, 6))
+    for weight, wanted in ((0.0, "undecided"), (4.0, "holds")):
+        values = profile + rng.standard_normal((10, 6)) + weight * (effects - effects.mean(0))
+        low, high = gain_ci(values, effects, seed=0)
+        row = {"kind": "efficacy", "records": 10, "within": 0.9, "gain": float(gain(values, effects))}
+        row |= {"gain_lo": low, "gain_hi": high, "p": gain_p(values, effects, seed=0)}
+        rows = [{**row, **dict(zip(TRACE, t, strict=True))} for t in TRACES]
+        found = told(marked("rome", [1] * 8, [5] * 8), pd.DataFrame(rows))
+        traced = found[found.index.str.startswith("a trace says")]
+        assert low <= row["gain"] <= high and len(traced) == 2
+        assert set(traced["verdict"]) == {beyond(row["p"], high, 10)} and wanted in (
+            *traced["verdict"],
+            "undecided",
+        )
+    assert set(traced["verdict"]) == {"holds"}
+    assert beyond(1.0, 0.04, 10) == "does not"
+
+
+def test_the_gain_is_that_of_two_fits() -> None:
+    rng = np.random.default_rng(0)
+    values, effects = rng.standard_normal((2, 9, 4)) + np.arange(4)
+    layers = np.tile(np.eye(4), (9, 1))
+    y, fits = values.ravel(), []
+    for x in (layers, np.column_stack([layers, effects.ravel()])):
+        rest = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+        fits.append(1 - (rest**2).sum() / ((y - y.mean()) ** 2).sum())
+    assert gain(values, effects) == pytest.approx(fits[1] - fits[0])
+    assert np.isnan(gain(values, np.ones((9, 4))))
 
 
 def test_families_whose_mlps_write_through_a_norm_go_without_memit(tmp_path: Path, spec: EditingSpec) -> None:

@@ -264,9 +264,10 @@ def edit(
     json: Json = False,
 ) -> None:
     """Write one fact into the weights (ROME), and measure it: the fact, other wordings, other subjects, plain text."""
-    from interp.intervene.facts import FactEdit
+    from interp.intervene.facts import FactEdit, common_text
     from interp.measure.edits import drift
-    from interp.tasks.prose import Prose
+    from interp.tasks.base import FixedTask
+    from interp.tasks.prose import unseen
 
     told: dict[str, Any] = {"--prompt": prompt, "--subject": about, "--target": target}
     if load is None and (missing := [name for name, value in told.items() if value is None]):
@@ -279,6 +280,7 @@ def edit(
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: write a name that ends in .safetensors")
     subject = _load(model, device, dtype)
+    common = common_text(passages).examples(subject)
     if load is not None:
         done = FactEdit.load(load, subject)
         records = _records(subject, done.rewrites, paraphrase or [], neighbour or [])
@@ -286,9 +288,11 @@ def edit(
         assert prompt is not None and about is not None and target is not None
         fact = _request(subject, prompt, about, target, true)
         records = _records(subject, (fact,), paraphrase or [], neighbour or [])
-        done = _written(subject, records[0].rewrite, layer, passages)
+        done = _written(subject, records[0].rewrite, layer, common)
     rows = _before_and_after(subject, done, records)
-    cost = drift(subject, {"edit": done}, Prose(prompt=32, answer=64, n=8))["perplexity"].iloc[0]
+    # Other topics than those that the edit was told to spare.
+    plain = FixedTask(unseen(subject, common), name="prose")
+    cost = drift(subject, {"edit": done}, plain)["perplexity"].iloc[0]
     if out is not None:
         size = done.save(out).stat().st_size
         say("wrote", f"{out} ({size:,} bytes); FactEdit.load('{out}', model) reads it")
@@ -342,13 +346,11 @@ def _records(
     return records
 
 
-def _written(subject: CausalLM, fact: Rewrite, layer: int | None, passages: int) -> FactEdit:
+def _written(subject: CausalLM, fact: Rewrite, layer: int | None, text: Sequence[Example]) -> FactEdit:
     """The edit that writes a fact."""
     from interp.intervene.facts import rome, second_moments
-    from interp.tasks.prose import Prose
 
     at = subject.n_layers // 3 if layer is None else layer
-    text = Prose(prompt=128, answer=1, n=passages)
     with progress("second moments of keys") as report:
         moments = second_moments(subject, text, layers=[at], progress=report)
     with progress("search of the value"):

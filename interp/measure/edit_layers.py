@@ -20,7 +20,6 @@ from interp.errors import NoAcceptedExample, UsageError
 from interp.intervene.facts import Moments, Prefixes, Search, rome
 from interp.intervene.facts.rome import RIDGE, default_prefixes
 from interp.measure.edits import KINDS, EditRecord, Rule, score_edits
-from interp.measure.stats import bootstrap_ci
 from interp.models.cache import Progress, quiet
 from interp.models.subject import CausalLM
 
@@ -64,9 +63,7 @@ def edit_layers(
     return pd.concat(parts, ignore_index=True)
 
 
-def against_effects(
-    scan: pd.DataFrame, effects: pd.DataFrame, *, column: str = "magnitude", seed: int = 0
-) -> pd.DataFrame:
+def against_effects(scan: pd.DataFrame, effects: pd.DataFrame, *, column: str = "magnitude") -> pd.DataFrame:
     """How much of the success of edits a trace explains, beyond what the layer does.
 
     Args:
@@ -76,9 +73,11 @@ def against_effects(
         column: `magnitude`, `success` or `top`.
 
     Returns:
-        one row a kind of prompt: n (pairs), records, rho (Spearman over all pairs), within (the mean over records of
-        Spearman over layers; ci_lo, ci_hi, records resampled), r2_layer (share of variance between layers, taken as
-        categories), r2_both (with the effect), gain (their difference). NaN where nothing varies.
+        one row a kind of prompt: n (pairs), records, rho (Spearman over all pairs), within (the mean over the
+        `within_n` records that have one of Spearman over layers; a description: records that share a profile of layers
+        agree without a trace that says anything, so no interval over records tells), r2_layer (share of variance
+        between layers, taken as categories), r2_both (with the effect), gain (their difference). NaN where nothing
+        varies.
 
     Raises:
         UsageError: a column is missing, or no pair is in both tables.
@@ -99,16 +98,14 @@ def against_effects(
         part = joined[joined["kind"] == kind]
         if part.empty:
             continue
-        own = {str(r): _spearman(p["effect"], p["value"]) for r, p in part.groupby("record", sort=False)}
-        known = {r: rho for r, rho in own.items() if not np.isnan(rho)}
-        values = np.array(list(known.values()))
-        low, high = bootstrap_ci(values, list(known), seed=seed) if len(values) else (np.nan, np.nan)
+        own = np.array([_spearman(p["effect"], p["value"]) for _, p in part.groupby("record", sort=False)])
+        values = own[~np.isnan(own)]
         layers = pd.get_dummies(part["layer"]).to_numpy(float)
         both = np.column_stack([layers, part["effect"].to_numpy(float)])
         y = part["value"].to_numpy(float)
         about: dict[str, Any] = {"kind": kind, "n": len(part), "records": part["record"].nunique()}
         about |= {"rho": _spearman(part["effect"], part["value"])}
-        about |= {"within": values.mean() if len(values) else np.nan, "ci_lo": low, "ci_hi": high}
+        about |= {"within": values.mean() if len(values) else np.nan, "within_n": len(values)}
         about |= {"r2_layer": _explained(layers, y), "r2_both": _explained(both, y)}
         rows.append({**about, "gain": about["r2_both"] - about["r2_layer"]})
     return pd.DataFrame(rows)

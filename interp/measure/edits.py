@@ -6,6 +6,11 @@ Of each record two answers are compared, the new one and the true one, with and 
 - `paraphrase` (PS, PM): so should other wordings;
 - `neighbour` (NS, NM): prompts about other subjects should give their own true answer.
 
+In CounterFact a neighbour's true answer is always the edited fact's, so that NS there says whether the new answer came
+up at subjects of the same object. Records of our tables (`relation_records`) have neighbours of other objects too,
+which are easier to keep: their NS is not CounterFact's. Where rows have a column `same_object`, `scoreboard` has NS of
+both kinds apart (`NS same`, `NS other`); the first is the one to compare with published numbers.
+
 A score is the share of prompts at which the wanted answer is the more likely one, a magnitude the mean difference of
 the two probabilities; both are means over a record's prompts first, then over records. S is the harmonic mean of the
 three scores. Answers of several tokens are compared where they part ways (`rule="divergence"`): what they share is
@@ -28,13 +33,14 @@ import torch
 
 from interp.errors import NoAcceptedExample, UsageError
 from interp.intervene.base import Intervention
+from interp.intervene.facts.covariance import common_text
 from interp.intervene.facts.requests import Rewrite, sampled
 from interp.measure.metrics import divergence
 from interp.measure.outcomes import evaluate
 from interp.measure.stats import bootstrap_ci, proportion_ci
 from interp.models.subject import CausalLM
-from interp.tasks.base import Example, Ids, Task
-from interp.tasks.prose import Prose
+from interp.tasks.base import Example, FixedTask, Ids, Task
+from interp.tasks.prose import unseen
 
 Rule = Literal["divergence", "mean"]
 KINDS = {"efficacy": "E", "paraphrase": "P", "neighbour": "N"}
@@ -181,11 +187,17 @@ def _probabilities(
 def scoreboard(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Scores, magnitudes and their harmonic mean, from the rows of `score_edits`.
 
+    Args:
+        frame: with a column `same_object`, NS is also told of neighbours whose true answer is the edited fact's and of
+            the others; with a column `cluster` (one a record), these are resampled in place of records.
+
     Returns:
-        one row a state and measure (ES EM PS PM NS NM; ET PT NT, the share that is also greedy decoding's; S): value,
-        ci_lo, ci_hi (records resampled; exact where each record
-        is all right or all wrong), n (records).
+        one row a state and measure (ES EM PS PM NS NM; ET PT NT, the share that is also greedy decoding's; NS same, NS
+        other; S): value, ci_lo, ci_hi (records resampled; exact where each record is all right or all wrong), n
+        (records that have such prompts).
     """
+    unit = frame.drop_duplicates("record").set_index("record")
+    names = unit["cluster"].to_dict() if "cluster" in frame else {r: r for r in unit.index}
     rows = []
     for state, part in frame.groupby("state", sort=False):
         scores = []
@@ -198,19 +210,38 @@ def scoreboard(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 values = means[column].to_numpy(float)
                 if np.isnan(values).all():
                     continue
-                if column != "magnitude" and set(values) <= {0.0, 1.0}:
-                    # Of one prompt a record: the bootstrap would say nothing where all are right.
-                    low, high = proportion_ci(values, list(means.index))
-                else:
-                    low, high = bootstrap_ci(values, list(means.index), seed=seed)
-                about = {"value": float(np.nanmean(values)), "ci_lo": low, "ci_hi": high, "n": len(values)}
+                about = _interval(values, [names[r] for r in means.index], column != "magnitude", seed)
                 rows.append({"state": state, "measure": letter + measure, **about})
                 if column == "success":
                     scores.append(about["value"])
+        for name, own in _neighbours(part).items():
+            if len(own):
+                means = own.groupby("record", sort=False)["success"].mean()
+                about = _interval(means.to_numpy(float), [names[r] for r in means.index], True, seed)
+                rows.append({"state": state, "measure": name, **about})
         if len(scores) == len(KINDS):
             about = {"value": harmonic(scores), "ci_lo": math.nan, "ci_hi": math.nan}
             rows.append({"state": state, "measure": "S", **about, "n": part["record"].nunique()})
     return pd.DataFrame(rows)
+
+
+def _neighbours(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Neighbours by whether their true answer is that of the edited fact, where this is told."""
+    if "same_object" not in part:
+        return {}
+    own = part[part["kind"] == "neighbour"]
+    alike = own["same_object"].astype(bool)
+    return {"NS same": own[alike], "NS other": own[~alike]}
+
+
+def _interval(values: np.ndarray, clusters: Sequence[str], share: bool, seed: int) -> dict[str, Any]:
+    """Mean of one number a record, with its interval."""
+    if share and set(values) <= {0.0, 1.0}:
+        # Of one prompt a record: the bootstrap would say nothing where all are right.
+        low, high = proportion_ci(values, list(clusters))
+    else:
+        low, high = bootstrap_ci(values, list(clusters), seed=seed)
+    return {"value": float(np.nanmean(values)), "ci_lo": low, "ci_hi": high, "n": len(values)}
 
 
 def harmonic(values: Sequence[float]) -> float:
@@ -278,12 +309,15 @@ def drift(subject: CausalLM, edits: Mapping[str, Intervention], task: Task | Non
 
     Args:
         edits: by name.
-        task: text to continue; default 16 passages of the prose that ships with Python, 64 tokens of each scored.
+        task: text to continue; default 16 passages of the prose that ships with Python, 32 tokens of each scored, of
+            which the default moments saw nothing (`interp.tasks.prose.unseen`): an edit spares the keys of the text
+            that its moments are of. For moments of another text, give a task of passages apart from it.
 
     Returns:
         one row an edit: edit, nll_before, nll_after (nats a token), perplexity (after over before).
     """
-    task = Prose(prompt=64, answer=64) if task is None else task
+    if task is None:
+        task = FixedTask(unseen(subject, common_text().examples(subject)), name="prose")
     found = evaluate(subject, task.examples(subject), {"": None, **edits}).values
     before = float(found[""]["nll"].mean())
     rows = []

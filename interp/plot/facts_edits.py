@@ -21,7 +21,7 @@ SCORES = ("state", "measure", "value", "ci_lo", "ci_hi", "n")
 
 MEASURES = {"E": "the edited prompt", "P": "paraphrases", "N": "neighbours"}
 _METHODS = {
-    "rome": "ROME, one at a time", "rome together": "ROME, all together", "memit": "MEMIT",
+    "rome": "ROME, one at a time", "rome together": "ROME, sum of all edits", "memit": "MEMIT",
     "other fact": "control: another fact's edit", "random value": "control: a random value",
 }  # fmt: skip
 BEFORE = "before"
@@ -113,7 +113,7 @@ def edits_against_effects(
     Args:
         scan: of `edit_layers`: `record layer kind state` and the column.
         effects: `record layer effect`, of one trace.
-        localisation: `kind rho within ci_lo ci_hi r2_layer gain`, of the same trace, told in the note.
+        localisation: `kind rho within r2_layer gain p`, of the same trace, told in the note.
         column: `magnitude`, `success` or `top`; a mean over a record's prompts.
         kinds: of prompts.
         width: `single`, `double`, `page` or pixels.
@@ -216,8 +216,13 @@ def _padded(values: pd.Series) -> tuple[float, float]:
 
 def _board_note(after: pd.DataFrame, before: pd.DataFrame) -> str:
     n = count(int(after["n"].max()), "fact")
+    # Facts that share an edit are resampled together; of one edit nothing is known but itself.
+    told = set(after.get("unit", ()))
+    units = "facts"
+    units += ", over groups that share an edit where there are several" if "group" in told else ""
+    units += ", given the edit where there is one" if any("given" in u for u in told) else ""
     return joined([
-        f"{n}, 95% intervals over facts", "neighbours: the old answer should stay the likelier one",
+        f"{n}, 95% intervals over {units}", "neighbours: the old answer should stay the likelier one",
     ])  # fmt: skip
 
 
@@ -239,9 +244,9 @@ def _against_note(localisation: pd.DataFrame | None, kinds: Sequence[str], joint
             )
         for r in own.to_dict("records"):
             parts.append(
-                f"{kind}: \u03c1 = {number(r['rho'])} over all, {number(r['within'])} within a fact "
-                f"[{number(r['ci_lo'])}, {number(r['ci_hi'])}]; R\u00b2 {number(r['r2_layer'])} by layer alone, "
-                f"+{number(r['gain'], 3)} with the effect"
+                f"{kind}: \u03c1 = {number(r['rho'])} over all, {number(r['within'])} within a fact; R\u00b2 "
+                f"{number(r['r2_layer'])} by layer alone, +{number(r['gain'], 3)} with the effect, p = "
+                f"{number(r['p'], 3)}"
             )
     return joined(parts)
 

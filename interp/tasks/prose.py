@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from interp.errors import BrokenData, MissingResource, UsageError
-from interp.models.tokens import Tokens
-from interp.tasks.base import Example, Redraw, Task, whole_number
+from interp.models.tokens import Tokens, as_tokens
+from interp.tasks.base import Example, Redraw, Task, stable_seed, whole_number
 
 _LEAST_WORDS = 12
 _LEAST_LETTERS = 0.72
@@ -67,7 +68,10 @@ class Prose(Task):
         order = np.random.default_rng([self.seed, index // len(long_enough)])
         topic = long_enough[order.permutation(len(long_enough))[index % len(long_enough)]]
         starts = self._places(topic, tokens)
-        start = starts[rng.integers(len(starts))]
+        return self._passage(topic, starts[rng.integers(len(starts))], tokens)
+
+    def _passage(self, topic: str, start: int, tokens: Tokens) -> Example:
+        """The passage that starts at a character of a topic."""
         text = self._texts[topic][start : start + (self.prompt + self.answer) * _CHARACTERS_PER_TOKEN]
         whole = tokens.encode(text)
         end = self.prompt + self.answer
@@ -100,6 +104,71 @@ class Prose(Task):
             # Special tokens in front cover nothing: a text that only just fits starts at its start.
             self._starts[key] = [s for s in sentence_starts(text) if s <= limit]
         return self._starts[key]
+
+
+def unseen(
+    source: Any,
+    seen: Sequence[Example],
+    *,
+    prompt: int = 32,
+    answer: int = 32,
+    n: int = 16,
+    file: str | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """Passages of the same text of which nothing was seen: what was fitted to some passages is measured on these.
+
+    Topics that no seen passage comes from come first, one passage each; where they run out, passages of others which
+    share no character with one that was seen. No two overlap. Seeds alone do not keep passages apart: they draw from
+    one text.
+
+    Args:
+        source: a model, or its tokens.
+        seen: examples of `Prose` over the same file, with these tokens; of other tasks nothing is known.
+        prompt, answer, file: as for `Prose`.
+        n: passages, at most; fewer where no more are left.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    tokens, task = as_tokens(source), Prose(prompt=prompt, answer=answer, file=file)
+    rng = np.random.default_rng(stable_seed("unseen prose", seed))
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for e in seen:
+        covered.setdefault(e.meta["topic"], []).append(_covers(task, e, tokens))
+    fresh = sorted(t for t in task._texts if t not in covered)
+    rest = sorted(t for t in task._texts if t in covered)
+    out: list[Example] = []
+    for names in (fresh, rest):
+        decks = []
+        for at in rng.permutation(len(names)):
+            places = task._places(names[at], tokens)
+            decks.append((names[at], [places[i] for i in rng.permutation(len(places))]))
+        while len(out) < n and any(places for _, places in decks):
+            for topic, places in decks:
+                while places and len(out) < n:
+                    try:
+                        e = task._passage(topic, places.pop(), tokens)
+                    except Redraw:
+                        continue
+                    low, high = _covers(task, e, tokens)
+                    if all(high <= a or b <= low for a, b in covered.get(topic, ())):
+                        covered.setdefault(topic, []).append((low, high))
+                        out.append(e)
+                        break
+    if not out:
+        raise UsageError(
+            f"task prose: no {prompt + answer} tokens of the text are left beside the {len(seen)} passages that were "
+            "seen; take fewer or shorter passages"
+        )
+    return out
+
+
+def _covers(task: Prose, e: Example, tokens: Tokens) -> tuple[int, int]:
+    """Characters of its topic that a passage covers, answer and all."""
+    start, length = int(e.meta["start"]), len(e.ids) + len(e.answer_ids)
+    text = task._texts[e.meta["topic"]][start : start + length * _CHARACTERS_PER_TOKEN]
+    return start, start + tokens.encode(text).offsets[length - 1][1]
 
 
 def sentence_starts(text: str) -> list[int]:

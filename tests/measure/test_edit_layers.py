@@ -41,13 +41,17 @@ def test_what_a_trace_explains_beyond_the_layer():
     # Within a record the layers rank as they do for all, so only the effect's own draw decides.
     (strong,) = against_effects(*tables(1e3)).to_dict("records")
     assert strong["within"] == pytest.approx(1.0) and strong["rho"] > 0.99 and strong["r2_layer"] < 0.3
-    assert strong["ci_lo"] > 0.9
+    assert strong["within_n"] == 12 and "ci_lo" not in strong
 
 
 def test_pairs_that_one_table_lacks_are_left_out():
     scan, effects = tables(0.5)
     (row,) = against_effects(scan, effects[effects["layer"] > 0]).to_dict("records")
     assert row["n"] == 48
+    # A record whose effects are all one has no rank to tell.
+    flat = effects.assign(effect=effects["effect"].where(effects["record"] != "r3", 0.0))
+    (row,) = against_effects(scan, flat).to_dict("records")
+    assert (row["records"], row["within_n"]) == (12, 11)
     with pytest.raises(UsageError, match="no record and layer is in both"):
         against_effects(scan, effects.assign(record="x"))
     with pytest.raises(UsageError, match="table effects has no column 'effect'"):

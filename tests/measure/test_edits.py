@@ -12,7 +12,7 @@ import torch
 
 from interp.errors import BrokenData, MissingResource, NoAcceptedExample, UsageError
 from interp.intervene.edit import WeightEdit
-from interp.intervene.facts import Prefixes, Rewrite, Search, rome
+from interp.intervene.facts import Prefixes, Rewrite, Search, common_text, rome
 from interp.measure.edit_records import read_counterfact, relation_records
 from interp.measure.edits import (
     EditRecord,
@@ -26,8 +26,9 @@ from interp.measure.edits import (
 )
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
-from interp.tasks.base import Example
+from interp.tasks.base import Example, FixedTask
 from interp.tasks.facts import Facts
+from interp.tasks.prose import unseen
 from tests.intervene.facts.rewrites import moments
 from tests.subjects import examples, subject
 from tests.tiny import byte_tokenizer, tiny
@@ -181,6 +182,17 @@ def test_drift_is_the_ratio_of_perplexities():
     assert (
         frame["perplexity"] == pytest.approx(math.exp(after - before), rel=1e-3)
         and abs(after - before) > 1e-3
+    )
+
+
+def test_drift_is_measured_beside_the_text_of_the_moments():
+    s = bytes_model()
+    edit = {"push": pushed(s, 1, 0)}
+    seen = common_text().examples(s)
+    apart = drift(s, edit, FixedTask(unseen(s, seen))).iloc[0]
+    assert drift(s, edit).iloc[0]["nll_before"] == pytest.approx(apart["nll_before"], abs=1e-6)
+    assert drift(s, edit, FixedTask(seen[:16])).iloc[0]["nll_before"] != pytest.approx(
+        apart["nll_before"], abs=1e-6
     )
 
 

@@ -178,7 +178,7 @@ def scoreboard_frame(ways: Sequence[tuple[str, int]] = WAYS) -> pd.DataFrame:
             values = {"ES": 0.97 - 0.03 * i if works else 0.03, "PS": 0.8 - 0.05 * i if works else 0.06}
             values |= {"NS": 0.78 - 0.02 * i if works else 0.93, "S": 0.82 - 0.03 * i if works else 0.07}
             values |= {"ET": values["ES"] - 0.02, "PT": values["PS"] - 0.04, "NT": values["NS"] - 0.2}
-            values |= {"EM": 0.8}
+            values |= {"EM": 0.8, "NS same": values["NS"] - 0.1, "NS other": values["NS"] + 0.05}
             for measure, value in values.items():
                 half = 0.0 if value in (0, 1) else 0.06
                 ends = {"ci_lo": max(0.0, value - half), "ci_hi": min(1.0, value + half)}
@@ -233,10 +233,12 @@ def localisation_frame() -> pd.DataFrame:
             "kind": ["efficacy", "paraphrase", "neighbour"],
             "rho": [0.05, -0.11, 0.2],
             "within": [0.1, -0.2, 0.3],
-            "ci_lo": [-0.1, -0.4, 0.1],
-            "ci_hi": [0.3, 0.05, 0.5],
+            "within_n": 8,
             "r2_layer": [0.31, 0.28, 0.2],
             "gain": [0.004, 0.012, 0.01],
+            "gain_lo": [0.001, 0.002, 0.003],
+            "gain_hi": [0.05, 0.06, 0.07],
+            "p": [0.41, 0.03, 0.25],
         }
     )
 

@@ -14,7 +14,7 @@ from interp.errors import BrokenData, MissingResource, UsageError
 from interp.models.tokens import Tokens
 from interp.tasks import task
 from interp.tasks.base import Example
-from interp.tasks.prose import sections, topics
+from interp.tasks.prose import sections, topics, unseen
 
 
 def ask(family: str = "llama", **params: Any) -> list[Example]:
@@ -105,3 +105,40 @@ def test_bad_files(tmp_path: Path) -> None:
         task("prose", prompt=0)
     with pytest.raises(UsageError, match="no topic holds"):
         ask(prompt=100_000)
+
+
+# -- what was not seen -----------------------------------------------------------------------------------------------
+
+
+def covered(e: Example, tokens: Tokens) -> tuple[str, int, int]:
+    """Topic and characters of a passage, found by its words."""
+    whole = tokens.decode(e.full_ids)
+    assert topics()[e.cluster][e.meta["start"] :].startswith(whole)
+    return e.cluster, e.meta["start"], e.meta["start"] + len(whole)
+
+
+def test_unseen_passages_are_of_other_topics_than_those_that_were_seen(smollm2_tokens: Tokens) -> None:
+    seen = task("prose", prompt=128, answer=1, n=200).examples(smollm2_tokens)
+    # Another seed draws what was seen again.
+    other = task("prose", prompt=32, answer=32, n=16, seed=1).examples(smollm2_tokens)
+    taken = {e.cluster for e in seen}
+    assert any(e.cluster in taken for e in other)
+    found = unseen(smollm2_tokens, seen)
+    assert len(found) == 16 == len({e.cluster for e in found}) and not taken & {e.cluster for e in found}
+    assert {(len(e.ids), len(e.answer_ids)) for e in found} == {(32, 32)}
+    again, moved = unseen(smollm2_tokens, seen), unseen(smollm2_tokens, seen, seed=1)
+    assert [e.key() for e in again] == [e.key() for e in found] != [e.key() for e in moved]
+
+
+def test_where_topics_run_out_no_character_is_shared(smollm2_tokens: Tokens) -> None:
+    seen = task("prose", prompt=128, answer=1, n=200).examples(smollm2_tokens)
+    found = unseen(smollm2_tokens, seen, n=40)
+    taken = {e.cluster for e in seen}
+    later = [e.cluster in taken for e in found]
+    assert len(found) == 40 and later == sorted(later) and any(later), "topics apart come first"
+    ranges = [covered(e, smollm2_tokens) for e in (*seen, *found)]
+    for topic, low, high in ranges[len(seen) :]:
+        own = [r for r in ranges if r[0] == topic and r != (topic, low, high)]
+        assert all(high <= a or b <= low for _, a, b in own)
+    with pytest.raises(UsageError, match="are left beside the 1 passages"):
+        unseen(smollm2_tokens, seen[:1], prompt=20_000, answer=1)

@@ -7,7 +7,7 @@ with model.apply(edit): ...                                       # or edit.appl
 edit.save("rome.safetensors"); FactEdit.load("rome.safetensors", model)
 """
 
-from interp.intervene.facts.covariance import Moments, second_moments
+from interp.intervene.facts.covariance import Moments, common_text, second_moments
 from interp.intervene.facts.delta import FactEdit
 from interp.intervene.facts.memit import Residuals, memit, residuals
 from interp.intervene.facts.requests import Prefixes, Rewrite
@@ -21,6 +21,7 @@ __all__ = [
     "Residuals",
     "Rewrite",
     "Search",
+    "common_text",
     "memit",
     "residuals",
     "rome",

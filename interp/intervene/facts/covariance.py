@@ -37,6 +37,11 @@ EVERY = 16
 """Batches between two checkpoints of a pass that is kept."""
 
 
+def common_text(passages: int = 200) -> Prose:
+    """The text that moments are taken of by default; what edits do to text is measured beside it (`unseen`)."""
+    return Prose(prompt=128, answer=1, n=passages)
+
+
 @dataclass(eq=False)
 class Moments:
     """Second moments of the down projections' inputs.
@@ -97,8 +102,8 @@ def second_moments(
     Every token of the prompts and their answers counts once; padding does not.
 
     Args:
-        data: a task (its examples are drawn one at a time) or prompts; default 200 passages of 128 tokens of the prose
-            that ships with Python. `Prose(file=...)` takes a text of the user's.
+        data: a task (its examples are drawn one at a time) or prompts; default `common_text`: 200 passages of 128
+            tokens of the prose that ships with Python. `Prose(file=...)` takes a text of the user's.
         layers: default all. A layer takes d_mlp^2 numbers.
         cache: whether to keep the result, and what an interrupted pass reached, in the cache folder, or in which.
         dtype: of the sums, over the whole text; float32 or float64.
@@ -116,7 +121,7 @@ def second_moments(
     if dtype not in (torch.float32, torch.float64):
         raise UsageError(f"moments are summed in float32 or float64, not in {dtype}")
     if data is None:
-        data = Prose(prompt=128, answer=1, n=200)
+        data = common_text()
     prompts: Sequence[Prompt] = data.examples(subject) if isinstance(data, Task) else list(data)
     if not prompts:
         raise UsageError("no text to take moments of: give at least one prompt")

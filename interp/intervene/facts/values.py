@@ -1,9 +1,12 @@
 """What has to be added to the residual stream at a fact's subject, so that the model says something else.
 
-The vector is searched by gradient descent (Meng et al. 2022, section 3.1; as in their code): the target's negative
-log-likelihood, averaged over contexts, plus a divergence that keeps what the model thinks the subject is, plus a
-weight decay. Only what lies after the subject's last token depends on it, so that the columns before are run once and
-kept as keys and values.
+The vector is searched by gradient descent (Meng et al. 2022, section 3.1): the target's negative log-likelihood,
+averaged over contexts, plus a divergence that keeps what the model thinks the subject is, plus a weight decay, with the
+weights of their code. The divergence differs from theirs: it is KL(before || after) of the token that follows
+"<subject> is a"; their code has KL(after || before), of the token that follows the subject itself in that prompt, and
+their paper (equation 4) KL(after || before) behind the whole of it. The length of a step differs too (`Search`).
+Only what lies after the subject's last token depends on the vector, so that the columns before are run once and kept as
+keys and values.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Search:
         steps: steps of Adam, at most; the last one is not followed by an update.
         step: length of Adam's first step, as a multiple of |v|. The reference's 0.5 is of each coordinate, so its step
             has one length in models whose values are long and in such where they are short.
-        kl: weight of KL(before || after) of what follows "<subject> is a", in nats.
+        kl: weight of KL(before || after) of what follows "<subject> is a", in nats; not the reference's divergence.
         decay: weight of |delta| / |v|^2, with v what is there before.
         clamp: the longest delta, as a multiple of |v|.
         stop: the loss at which the search ends.

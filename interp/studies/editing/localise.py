@@ -22,6 +22,7 @@ KINDS = ("mlp_out", "resid_post")
 CORRUPTIONS = ("noise", "subject_swap")
 METRICS = ("probability", "logit_diff")
 PERMUTATIONS = 999
+RESAMPLES = 2000
 
 TRACE = ["trace", "corruption", "metric"]
 """What names a trace."""
@@ -70,22 +71,27 @@ def agreement(scan: pd.DataFrame, effects: pd.DataFrame, *, seed: int) -> pd.Dat
 
     Returns:
         one row a trace and kind of prompt: trace (what was restored), corruption, metric, the columns of
-        `against_effects` for the magnitude after the edit, and p (of the gain: which record has which effects is
-        shuffled, layers stay; records that lack a layer are left out).
+        `against_effects` for the magnitude after the edit, gain_lo and gain_hi (of the gain, records resampled: 95 %;
+        few records gain by chance, so both ends lie too high) and p (of the gain: which record has which effects is
+        shuffled, layers stay). Records that lack a layer are left out of these three.
     """
     after = scan[scan["state"] == "after"]
     parts = []
     for key, part in effects.rename(columns={"kind": "trace"}).groupby(TRACE, sort=False):
-        found = against_effects(scan, part, seed=seed)
+        found = against_effects(scan, part)
         wide = part.pivot(index="record", columns="layer", values="effect").dropna()
-        ps = []
+        ps, ends = [], []
         for kind in found["kind"]:
             own = after[after["kind"] == kind]
             values = own.pivot_table(index="record", columns="layer", values="magnitude")
             both = values.index.intersection(wide.index)
             values = values.loc[both, wide.columns]
-            ps.append(gain_p(values.to_numpy(float), wide.loc[both].to_numpy(float), seed=seed))
-        parts.append(found.assign(p=ps, **dict(zip(TRACE, key, strict=True))))
+            pair = values.to_numpy(float), wide.loc[both].to_numpy(float)
+            ps.append(gain_p(*pair, seed=seed))
+            ends.append(gain_ci(*pair, seed=seed))
+        lows, highs = zip(*ends, strict=True)
+        found = found.assign(gain_lo=lows, gain_hi=highs, p=ps)
+        parts.append(found.assign(**dict(zip(TRACE, key, strict=True))))
     out = pd.concat(parts, ignore_index=True)
     return out[[*TRACE, *(c for c in out if c not in TRACE)]]
 
@@ -102,6 +108,33 @@ def gain_p(values: Float[np.ndarray, "r l"], effects: Float[np.ndarray, "r l"], 
     rng = np.random.default_rng(stable_seed("gain", seed))
     shared = [abs(float((x[order] * y).sum())) for order in _orders(rng, len(x))]
     return float(np.mean(np.array(shared) >= shared[0] * (1 - 1e-12)))
+
+
+def gain_ci(
+    values: Float[np.ndarray, "r l"], effects: Float[np.ndarray, "r l"], *, seed: int
+) -> tuple[float, float]:
+    """Percentile interval (95 %) of the gain in R^2 by the effects, beyond the layers, when records are resampled."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(stable_seed("interval of the gain", seed))
+    at = rng.integers(len(values), size=(RESAMPLES, len(values)))
+    gains = gain(values[at], effects[at])
+    if np.isnan(gains).all():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(gains, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def gain(
+    values: Float[np.ndarray, "*n r l"], effects: Float[np.ndarray, "*n r l"]
+) -> Float[np.ndarray, "*n"]:
+    """Share of the variance of values that a line in the effects explains beyond each layer's mean; NaN without any."""
+    y = values - values.mean(-2, keepdims=True)
+    x = effects - effects.mean(-2, keepdims=True)
+    total = ((values - values.mean((-2, -1), keepdims=True)) ** 2).sum((-2, -1))
+    scale = (x**2).sum((-2, -1)) * total
+    shared = (x * y).sum((-2, -1)) ** 2
+    return np.divide(shared, scale, out=np.full_like(shared, np.nan), where=scale > 1e-24)
 
 
 def _orders(rng: np.random.Generator, n: int) -> list[np.ndarray]:

@@ -18,6 +18,9 @@ from interp.studies.editing.spec import EditingSpec
 from interp.tasks.base import Example, stable_seed
 from interp.tasks.registry import task
 
+ALONE, GROUP, GIVEN = "record", "group", "record, given this edit"
+"""What intervals resample: records that each have an edit, groups that share one, records of the one edit there is."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -32,6 +35,29 @@ class Chosen:
     edit: list[Example]
     train_records: list[EditRecord]
     edit_records: list[EditRecord]
+
+    def marked(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Scores of the edited facts, with what they are judged by.
+
+        Returns:
+            the rows with same_object (of neighbours: whether their true answer is that of the edited fact), shared (of
+            neighbours: a train fact has the same, so that layers were chosen on it), unit (what intervals are over) and
+            cluster (which of them: a record, or the records that share an edit).
+        """
+        trained = {n.ids for r in self.train_records for n in r.neighbours}
+        number = {r.name: i for i, r in enumerate(self.edit_records)}
+        same, shared = [], []
+        asked = [(r.prompts(), r.rewrite.true) for r in self.edit_records]
+        for name, at in zip(scores["record"], scores["prompt"], strict=True):
+            prompts, true = asked[number[name]]
+            kind, ids, own = prompts[at]
+            same.append(kind == "neighbour" and own == true)
+            shared.append(kind == "neighbour" and ids in trained)
+        size = scores["at_once"].to_numpy()
+        group = scores["record"].map(number).to_numpy() // size
+        unit = np.where(size == 1, ALONE, np.where(size < len(number), GROUP, GIVEN))
+        cluster = np.where(unit == GROUP, [f"group {g}" for g in group], scores["record"])
+        return scores.assign(same_object=same, shared=shared, unit=unit, cluster=cluster)
 
     def table(self, subject: CausalLM) -> pd.DataFrame:
         """What is asked for, in words."""

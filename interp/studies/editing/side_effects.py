@@ -11,23 +11,31 @@ from interp.measure.edits import EditRecord, fluency
 from interp.measure.outcomes import Progress, evaluate
 from interp.models.subject import CausalLM
 from interp.studies.editing.spec import EditingSpec
-from interp.tasks.prose import Prose
+from interp.tasks.base import Example
 
 
 def drifts(
-    subject: CausalLM, edits: Mapping[int, Intervention], spec: EditingSpec, report: Progress | None
+    subject: CausalLM,
+    edits: Mapping[int, Intervention],
+    passages: Sequence[Example],
+    report: Progress | None,
 ) -> pd.DataFrame:
-    """Loss on passages of the prose that ships with Python, one row an edit and passage.
+    """Loss on passages of text, one row an edit and passage.
 
     Returns:
-        group (the edit's number), passage, nll_before, nll_after (nats a token).
+        group (the edit's number), passage, topic, nll_before, nll_after (nats a token).
     """
-    examples = Prose(prompt=64, answer=64, n=spec.passages, seed=spec.seed).examples(subject)
     conditions = {"": None, **{str(i): edit for i, edit in edits.items()}}
-    found = evaluate(subject, examples, conditions, progress=report).values
+    found = evaluate(subject, passages, conditions, progress=report).values
     before = found[""]["nll"]
     return pd.DataFrame(
-        {"group": i, "passage": k, "nll_before": float(a), "nll_after": float(b)}
+        {
+            "group": i,
+            "passage": k,
+            "topic": passages[k].cluster,
+            "nll_before": float(a),
+            "nll_after": float(b),
+        }
         for i in edits
         for k, (a, b) in enumerate(zip(before, found[str(i)]["nll"], strict=True))
     )

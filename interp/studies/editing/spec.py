@@ -32,7 +32,8 @@ class EditingSpec(StudySpec):
     """A study of edits; two runs of the same spec and weights give the same tables, but for `cost`.
 
     Layers, windows and weights are chosen on facts of their own (`train`); no subject is in both sets, and the
-    neighbours of an edit are facts that the model knows and that nobody edits.
+    neighbours of an edit are facts that the model knows and that nobody edits. Neighbours that a train fact has too are
+    left out of the scores.
     """
 
     SMALL: ClassVar[Mapping[str, Any]] = {
@@ -83,7 +84,9 @@ class EditingSpec(StudySpec):
     )
 
     noise: int = Field(5, ge=1, description="draws of the noise of the traces")
-    passages: int = Field(6, ge=2, description="passages of text that drift is measured on")
+    passages: int = Field(
+        16, ge=2, description="passages that drift is measured on, apart from the text of the moments"
+    )
     fluency_n: int = Field(5, ge=1, description="edits that text is generated under")
     fluency_tokens: int = Field(100, ge=10)
 

@@ -12,22 +12,32 @@ layers      of the scan: layer, ES, PS, NS, ET, PT, NT, EM, PM, NM, S, n, chosen
 effects     causal traces of the train facts at the subject's last token: record, relation, layer, kind (mlp_out,
             resid_post), corruption (noise, subject_swap), metric (probability, logit_diff), te, effect, share
 localisation  success of edits against effects: trace (kind), corruption, metric, kind (of prompt), n, records, rho,
-            within, ci_lo, ci_hi, r2_layer, r2_both, gain, p (of the gain: effects shuffled over records)
+            within, within_n, r2_layer, r2_both, gain, gain_lo, gain_hi (records resampled), p (of the gain: effects
+            shuffled over records)
 windows     MEMIT on all train facts at once: end, layers, weight, ES ... S, n, chosen
-scores      columns of the scan but layer and nll, with method (rome; rome together: all edits of rome at once; memit;
-            other fact: rome's edit of another record; random value: rome's, writing a random direction of that length)
-            and at_once (edits that are on)
-scoreboard  method, at_once, state, measure (ES EM ET PS PM PT NS NM NT S), value, ci_lo, ci_hi (records), n
-changes     method, at_once, measure, before, after, delta, ci_lo, ci_hi (records, paired), n
+scores      columns of the scan but layer and nll, with method (rome; rome together: the sum of all edits of rome, each
+            made of the intact model; memit; other fact: rome's edit of another record; random value: rome's, writing a
+            random direction of that length),
+            at_once (edits that are on), same_object and shared (of neighbours: their true answer is that of the edited
+            fact; a train fact has the same one), unit and cluster (what intervals resample: record; group of records
+            that share an edit; record, given this edit, where there is one edit)
+scoreboard  without shared neighbours: method, at_once, state, measure (ES EM ET PS PM PT NS NM NT, NS same, NS other,
+            S), value, ci_lo, ci_hi, n, unit, units (how many)
+changes     likewise: method, at_once, measure, before, after, delta, ci_lo, ci_hi (paired), n, unit, units; and NS lost
+            (share of the neighbours right before that is wrong after)
 edits       each edit by ROME: record, relation, layer, steps, nll, norm (of what is added, over what was there), bytes
             (the file), dense_bytes (the whole matrix), loaded (the file gives the same edit), in_weights (largest
             difference of logits between edited weights and the edit as an intervention), says (greedy decoding gives
             the new answer from the edited weights), restored (all weights have the bits that they had); and of MEMIT's
-drift       method, at_once, group (number of the edit), passage, nll_before, nll_after (nats a token)
+drift       on prose of which the moments saw nothing: method, at_once, group (number of the edit), passage, topic,
+            nll_before, nll_after (nats a token)
 fluency     method, at_once, record, opening, state, entropy (bits)
 cost        method, what, seconds (median), n, forwards (in passes of the edited prompt); differs from run to run
-findings    finding, statistic, value, ci_lo, ci_hi, n, verdict: holds if the interval lies above 0, does not if it lies
-            below, else undecided, and of fewer than six records or passages too
+findings    finding, statistic, value, ci_lo, ci_hi, n (units), p, verdict: holds, does not or undecided, by the rules
+            in `findings.py`; undecided of fewer than six units too
+
+Neighbours are other subjects of the relation, first those with the same object; CounterFact's all have the same object,
+so only `NS same` compares with its NS.
 """
 
 from __future__ import annotations
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
     from interp.intervene.base import Intervention
     from interp.intervene.facts import FactEdit, Residuals
     from interp.measure.edits import EditRecord
+    from interp.tasks.base import Example
 
 
 class EditingStudy(Choice):
@@ -80,13 +91,15 @@ class EditingStudy(Choice):
         from interp.studies.editing.scoring import changes, scoreboards
 
         seed = self.spec.seed
+        scores = self.chosen.marked(scores)
         self.write("scores", scores)
-        self.write("scoreboard", scoreboards(scores, seed=seed))
+        board = scoreboards(scores, seed=seed)
+        self.write("scoreboard", board)
         changed = changes(scores, seed=seed)
         self.write("changes", changed)
         self.write("edits", self.edits.drop(columns=["seconds", "forward"]))
         self.write("cost", self._cost())
-        self.write("findings", findings(scores, changed, drift, localisation, seed=seed))
+        self.write("findings", findings(scores, board, changed, drift, localisation, seed=seed))
 
     # -- traces -------------------------------------------------------------------------------------------------------
 
@@ -308,6 +321,20 @@ class EditingStudy(Choice):
                 out["memit", size] = [FactEdit.load(f, self.subject) for f in files]
         return out
 
+    @cached_property
+    def passages(self) -> list[Example]:
+        """Text that drift is measured on: nothing of it was seen when the moments were taken."""
+        from interp.intervene.facts import common_text
+        from interp.tasks.prose import unseen
+
+        n = self.spec.passages
+        found = unseen(self.subject, common_text().examples(self.subject), n=n, seed=self.spec.seed)
+        if len(found) < n:
+            self.job.remark(
+                f"drift on {len(found)} passages in place of {n}: no more are apart from the moments' text"
+            )
+        return found
+
     def _drift(self) -> pd.DataFrame:
         """What edits cost on text that has nothing to do with them."""
         from interp.studies.editing.side_effects import drifts
@@ -315,7 +342,7 @@ class EditingStudy(Choice):
 
         def make(method: str, size: int, edits: Mapping[int, Intervention]) -> pd.DataFrame:
             with self.stage(f"drift: {method}, {size} at once, edits {min(edits)} to {max(edits)}") as report:
-                found = drifts(self.subject, edits, self.spec, report)
+                found = drifts(self.subject, edits, self.passages, report)
             return found.assign(method=method, at_once=size)
 
         found = []
