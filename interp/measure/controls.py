@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
+from interp.intervene.base import Scope
 from interp.intervene.reference import Reference
 from interp.measure.heads import head_statistics
 from interp.models.sites import Component, Head, component
@@ -79,6 +80,7 @@ def matched(
     seed: int = 0,
     avoid: Sequence[Component] = (),
     data: Reference | Task | Sequence[Example] | None = None,
+    scope: Scope = "all",
     ranking: pd.DataFrame | Sequence[str | Component] | None = None,
     given: Sequence[str | Component] | Sequence[Sequence[str | Component]] | None = None,
 ) -> Matched[Head]:
@@ -90,6 +92,7 @@ def matched(
         avoid: further heads never to draw (other selected heads, for the smaller sets of a dose curve); `given` lists
             are taken as they are.
         data: for `norm` and `entropy`: the examples they are measured on, in one pass of the intact model.
+        scope: for `norm`: tokens that it is measured on, those that are cut (see `head_statistics`).
         ranking: for `bottom`: all heads, best first, or a frame with `component` and `score` (ties are broken by the
             seed); of a frame with several methods the first counts, as in a locator's `scores_`.
         given: for `given`: heads, best first, or several such lists; of each the first that are not chosen are taken.
@@ -114,7 +117,7 @@ def matched(
         return _bottom(heads, taken, ranking, seed)
     if data is None:
         raise UsageError(f"controls matched by {by} need data to measure heads on: data=task")
-    found = head_statistics(subject, data if isinstance(data, Reference) else Reference(data))
+    found = head_statistics(subject, data if isinstance(data, Reference) else Reference(data), scope)
     value = {Head(r.layer, r.head): float(getattr(r, by)) for r in found.itertuples()}
     return _near(by, heads, [h for h in subject.heads() if h not in taken], n, value, seed)
 

@@ -177,3 +177,42 @@ def test_sets_of_size_come_from_any_layer():
     assert sorted(few) == [tuple(components("L1H3 L2H2"))]
     with pytest.raises(UsageError, match="too few are left"):
         matched(s, ["L0H0", "L2H1"], 2, "size", avoid=[*rest, *chosen])
+
+
+def test_a_scope_decides_where_norms_are_measured():
+    s, data = subject("llama"), examples()
+    last = head_statistics(s, Reference(data), "answer")
+    norms = []
+    for e in data:
+        taps = {f"head_out[{i}]": Record() for i in range(s.n_layers)}
+        trace = s.run([e], taps)
+        every = torch.stack([trace[f"head_out[{i}]"][0].norm(dim=-1) for i in range(s.n_layers)], 1)
+        norms.append(every[list(e.answer_rows)])
+    np.testing.assert_allclose(last["norm"], torch.cat(norms).mean(0).flatten(), rtol=1e-4)
+    reference = Reference(data)
+    whole = head_statistics(s, reference)
+    assert not np.allclose(whole["norm"], last["norm"], rtol=1e-3)
+    # Both are kept with the reference, apart.
+    pd.testing.assert_frame_equal(head_statistics(s, reference, "answer"), last)
+    pd.testing.assert_frame_equal(head_statistics(s, reference), whole)
+
+
+def test_a_head_loud_at_the_last_token_gets_loud_controls(monkeypatch):
+    s = subject("llama")
+    heads = s.heads()
+    loud = set(heads[:12:2])
+
+    def made(subject, data, scope="all"):
+        norm = [
+            9.0 - 0.1 * i if h in loud and scope == "answer" else 1.0 + 0.01 * i for i, h in enumerate(heads)
+        ]
+        return pd.DataFrame(
+            {"layer": [h.layer for h in heads], "head": [h.head for h in heads], "norm": norm}
+        )
+
+    monkeypatch.setattr("interp.measure.controls.head_statistics", made)
+    monkeypatch.setattr("interp.measure.controls.NEAR", 4)
+    found = matched(s, [heads[0]], 4, "norm", data=examples(), scope="answer")
+    assert len(found) == 4 and {h for drawn in found for h in drawn} <= loud - {heads[0]}
+    plain = matched(s, [heads[0]], 4, "norm", data=examples())
+    assert not {h for drawn in plain for h in drawn} <= loud
