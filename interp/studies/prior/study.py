@@ -30,7 +30,8 @@ Tables, and their columns:
   metric on.
 - tuning_contrast: chosen less random, mean of runs item by item. task, metric, prior, chosen, random (mean change),
   delta, ci_lo, ci_hi (over answers), n_chosen, n_random (runs), beaten (share of random runs below the mean of the
-  chosen ones), n, n_clusters, status.
+  chosen ones), n, n_clusters, status. The interval leaves out how runs, and draws of random layers, differ: with three
+  of each it is too narrow for a claim about random layers in general.
 - tuning_gaps: task, run (an arm's name, or `untuned`), kind, metric, and gap to p_within as in gaps.
 - drift: what tuning costs elsewhere. arm, kind, seed, draw, layers, task, metric (`nll`, and `choice` where there are
   candidates), before, after, delta, ci_lo, ci_hi, p_cluster, n, n_clusters.
