@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers as hf
+import yaml
 from pydantic import ValidationError
 from tokenizers import AddedToken
 from typer.testing import CliRunner
@@ -20,6 +23,7 @@ from interp.cli import app
 from interp.errors import NoAcceptedExample
 from interp.intervene.ablate import ablate
 from interp.locate.facts.fact_mlps import FactMLPs
+from interp.measure.mlp_controls import matched_neurons
 from interp.measure.outcomes import evaluate
 from interp.models.sites import MLP, Head, components
 from interp.models.subject import CausalLM
@@ -36,7 +40,7 @@ RELATIONS = ("continent", "sport")
 SMALL: dict[str, Any] = {
     "relations": RELATIONS, "asked": 40, "least": 2, "facts_n": 5, "reference_n": 2, "layers": (1, 2), "windows": (2,),
     "neuron_layers": 2, "neurons": 6, "exact": 5, "check": 1, "neuron_facts": 3, "own": 3, "heads_k": 2,
-    "needle_length": 400, "reference_length": 400, "profile_length": 400, "needle_n": 2, "induction_n": 4,
+    "needle_length": 400, "reference_length": 400, "profile_length": 400, "needle_n": 4, "induction_n": 4,
     "induction_length": 8, "prose_n": 3, "profile_n": 2, "controls": 2,
 }  # fmt: skip
 """Sizes for a model of three layers and a tokenizer of bytes."""
@@ -135,7 +139,7 @@ def test_facts_are_known_and_split_by_subject(study: Path, model: CausalLM) -> N
 
 def examples(study: Path, spec: DissociationSpec, model: CausalLM, split: str) -> list[Any]:
     found = table(study, "facts")
-    return sets.Questions(model, spec).of(found[found["taken"] & (found["split"] == split)])
+    return sets.Questions(model, spec).of(sets.in_turn(found, split))
 
 
 def test_layers_are_cut_at_all_tokens_but_the_first(
@@ -197,6 +201,74 @@ def test_neurons_of_a_fact_are_those_it_lost_most_by(
         (row,) = own[own["group"] == "own"].to_dict("records")
         assert row["nll"] == pytest.approx(values["cut"]["nll"][0], abs=1e-4)
         assert row["cluster"] == facts[i].meta["subject"]
+        # Controls are as active at this fact, whatever they do at the others.
+        drawn = rows[(rows["condition"] == "control") & (rows["fact"] == i)].groupby("draw")["components"]
+        alike = matched_neurons(model, components_.split(), 2, [facts[i]], scope="place", seed=0)
+        assert [set(c.split()) for c in drawn.first()] == [set(map(repr, c)) for c in alike.sets]
+
+
+def resumed(study: Path, spec: DissociationSpec, folder: Path, kept: str) -> Path:
+    """A run of another spec that has some of the parts of the study already."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    for part in (study / "parts").glob(f"{kept}.parquet"):
+        shutil.copy(part, folder / "parts")
+    return folder
+
+
+def test_a_model_that_recalls_no_needle_has_no_heads_to_cut(
+    study: Path, spec: DissociationSpec, model: CausalLM, tmp_path: Path
+) -> None:
+    other = spec.model_copy(update={"heads": None, "heads_n": 2, "parts": ("matrix",)})
+    folder = resumed(study, other, tmp_path / "run", "*")
+    for part in ("heads", "cuts", *(p.stem for p in (folder / "parts").glob("cells-*retrieval_heads*"))):
+        (folder / "parts" / f"{part}.parquet").unlink()
+    job = run(other, folder, subject=model)
+    assert job.done == ["parts/heads", "parts/cuts"] and table(folder, "heads").empty
+    remarks = json.loads((folder / "provenance.json").read_text())["remarks"]
+    assert any("no retrieval heads are cut" in r and "recalls none" in r for r in remarks)
+    found, before = table(folder, "dissociation"), table(study, "dissociation")
+    assert set(found["verdict"]) <= {"no heads", "at chance"} and found["heads_gap"].isna().all()
+    told = found["context_task"] == "induction"
+    assert found["mlp_gap"][told].tolist() == pytest.approx(before["mlp_gap"][told].tolist(), nan_ok=True)
+
+
+def test_facts_without_a_foil_are_fitted(
+    study: Path, spec: DissociationSpec, model: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = sets.Questions.of
+    bare = lambda self, rows: [replace(e, foil_ids=()) for e in of(self, rows)]  # noqa: E731
+    monkeypatch.setattr(sets.Questions, "of", bare)
+    other = spec.model_copy(update={"parts": ("layers",)})
+    folder = resumed(study, other, tmp_path / "run", "known-*")
+    run(other, folder, subject=model)
+    # What the screen picks hangs on no foil; those drawn as a check are seeded by the example, foil and all.
+    found, whole = (table(f, "fact_neurons").query("picked == 'screen'") for f in (folder, study))
+    pd.testing.assert_frame_equal(found, whole)
+
+
+def test_relations_take_turns_in_every_slice() -> None:
+    names = [f"s{i}" for i in range(24)]
+    asked = pd.DataFrame(
+        [{"relation": r, "subject": s, "template": t} for r in "abcdef" for s in names for t in (0, 1)]
+    )
+    asked = asked.assign(known=True, surface=False, twin=True)
+    found = sets.split(asked, DissociationSpec(model="tiny", facts_n=12))
+    for split, relations in (("fit", "ace"), ("held", "ace"), ("other", "bdf")):
+        assert sets.in_turn(found, split)["relation"].tolist() == [*relations] * 4
+    assert set(found.loc[found["template"] == 1, "turn"]) == {-1}
+    first = found[found["taken"]].groupby(["split", "relation"])["turn"]
+    assert (first.min() == 0).all() and not found[found["taken"]].duplicated(
+        ["split", "relation", "turn"]
+    ).any()
+
+
+def test_held_out_needles_differ_in_kind_and_haystack(spec: DissociationSpec, model: CausalLM) -> None:
+    chosen, held = (sets.needles(spec, held=h, length=400, n=4).examples(model) for h in (False, True))
+    assert {e.meta["kind"] for e in chosen} == {"names", "words"}
+    assert {e.meta["kind"] for e in held} == {"numbers", "phrases"}
+    texts = [{piece for e in part for piece in e.meta["haystack"]} for part in (chosen, held)]
+    assert all(texts) and not texts[0] & texts[1]
 
 
 # -- planted -----------------------------------------------------------------------------------------------------------
@@ -246,7 +318,19 @@ def test_planted_layers_that_are_vital_for_all_do_not_pass(built: dict[str, Any]
     ranked = built["layers"].assign(rank=built["layers"]["score"].rank(ascending=False), chosen=False)
     mlps = built["cells"][built["cells"]["mechanism"] != tables.HEADS]
     single = mlps[mlps["condition"] != "control"]
-    found = tables.vital(single, ranked, 0).query("metric == 'probability'").set_index("layer")
+    # Held against copies alone no layer is judged, nor where one of the tasks is at chance.
+    copies = single[single["task"] == "needle"]
+    more = [copies.assign(task=t, status=s) for t, s in (("induction", "at chance"), ("prose", "ok"))]
+    for cells_, judged in (
+        (single, "needle"),
+        (pd.concat([single, *more], ignore_index=True), "needle prose"),
+    ):
+        open_ = tables.vital(cells_, ranked, 0)
+        assert set(open_["verdict"]) == {"not judged"} and not open_["passes"].any()
+        assert set(open_["judged"]) == {judged}
+    whole = pd.concat([single, *(m.assign(status="ok") for m in more)], ignore_index=True)
+    found = tables.vital(whole, ranked, 0).query("metric == 'probability'").set_index("layer")
+    assert set(found["judged"]) == {"needle induction prose"}
     assert found.loc[at["facts"], "passes"] and found.loc[at["facts"], "verdict"] == "store"
     assert found.loc[0, "fact_loss"] > 0.8 and found.loc[0, "verdict"] == "general"
     assert found.loc[at["loud"], "verdict"] == "none"
@@ -339,6 +423,26 @@ def test_intervals_of_controls_are_over_their_sets_too() -> None:
     assert mean[0] == pytest.approx(0.3)
     low, high = losses.interval(mean)
     assert 0 <= low < 0.15 and 0.45 < high <= 0.6
+
+
+def test_gaps_of_groups_are_of_the_same_cuts() -> None:
+    lost = [
+        (0, "own", 0.8),
+        (1, "own", 0.2),
+        (2, "own", 0.4),
+        (1, "other wording", 0.1),
+        (2, "other wording", 0.1),
+    ]
+    rows = [
+        {"fact": i, "cluster": f"c{i}", "condition": "cut", "draw": -1, "group": group, "accuracy": 1.0 - loss,
+         "probability": 1.0 - loss, "nll": loss, "clean_accuracy": 1.0, "clean_probability": 1.0, "clean_nll": 0.0}
+        for i, group, loss in lost
+    ]  # fmt: skip
+    found = neurons.summary(pd.DataFrame(rows), 0).query("metric == 'probability'").set_index("group")
+    assert found.loc["own", "loss"] == pytest.approx(1.4 / 3) and found.loc["own", "gap"] == 0
+    # The fact that was asked in one wording only takes no part.
+    assert found.loc["other wording", "gap"] == pytest.approx(0.3 - 0.1)
+    assert found.loc["other wording", "gap_lo"] == pytest.approx(0.1)
 
 
 def test_what_a_layer_does_at_the_first_token() -> None:

@@ -94,7 +94,7 @@ def _controls(
         return "layer", heads.sets, heads.gaps, len(heads)
     at = SCOPES[scope]
     if isinstance(parts[0], MLP):
-        found = matched_windows(subject, parts, n, data, scope=at)
+        found = matched_windows(subject, parts, n, data, scope=at, seed=seed)
     else:
         found = matched_neurons(subject, parts, n, data, scope=at, seed=seed)
     return found.by, found.sets, found.gaps, min(found.n_distinct, MANY)

@@ -11,6 +11,7 @@ import pandas as pd
 from interp.errors import NoAcceptedExample
 from interp.models.sites import Component, component
 from interp.studies.dissociation.losses import METRICS, Draws, Sample, over_sets, told
+from interp.studies.dissociation.sets import in_turn
 from interp.tasks.base import Example
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def single_facts(
     from interp.intervene.ablate import Ablate
     from interp.measure.outcomes import evaluate
 
-    fitted = questions.of(asked[asked["taken"] & (asked["split"] == "fit")])
+    fitted = questions.of(in_turn(asked, "fit"))
     chosen = {
         i: parts for i in range(len(fitted[: spec.neuron_facts])) if (parts := holding(measured, i, spec.own))
     }
@@ -71,7 +72,7 @@ def single_facts(
         raise NoAcceptedExample("no single neuron costs a fact anything, so none is cut for a fact")
     cuts: dict[tuple[int, str, int], Ablate] = {}
     for i, parts in chosen.items():
-        sets = _controls(subject, parts, fitted, spec, remark)
+        sets = _controls(subject, parts, fitted[i], spec, remark)
         cuts[i, "cut", -1] = Ablate(tuple(parts), scope=("place",))
         cuts |= {(i, "control", d): Ablate(other, scope=("place",)) for d, other in enumerate(sets)}
     pool = _pool(asked, questions, [fitted[i] for i in chosen])
@@ -95,18 +96,18 @@ def single_facts(
 def _controls(
     subject: CausalLM,
     parts: Sequence[Component],
-    data: Sequence[Example],
+    fact: Example,
     spec: DissociationSpec,
     remark: Callable[[str], None],
 ) -> Sequence[tuple[Component, ...]]:
-    """As many other neurons of the same layers that are as active at the place."""
+    """As many other neurons of the same layers that are as active at the fact's place."""
     from interp.errors import UsageError
     from interp.measure.mlp_controls import matched_neurons
 
     if not spec.controls:
         return ()
     try:
-        return matched_neurons(subject, parts, spec.controls, data, scope="place", seed=spec.seed).sets
+        return matched_neurons(subject, parts, spec.controls, [fact], scope="place", seed=spec.seed).sets
     except UsageError as why:
         remark(f"neurons of a fact have no controls: {why}")
         return ()
@@ -120,30 +121,31 @@ def _pool(asked: pd.DataFrame, questions: Questions, cut: Sequence[Example]) -> 
     own = [(r, s) in mine for r, s in zip(known["relation"], known["subject"], strict=True)]
     kin = (known["split"] == "kin") & known["subject"].isin(subjects)
     kin &= ~known.duplicated(["relation", "subject"])
-    other = known["taken"] & known["split"].isin(["held", "other"])
-    beside = known[other].groupby("split").head(len(cut) // 2)
+    beside = in_turn(asked, "held", "other").groupby("split").head(len(cut) // 2)
     every = questions.of(pd.concat([known[own], known[kin], beside]))
     return list({e.key(): e for e in every}.values())
 
 
 def summary(cells: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Losses of each group of facts, resampled over the subjects whose neurons are cut.
+    """Losses of each group of facts, resampled over the subjects whose neurons are cut; gaps are of the same cuts.
 
     Args:
         cells: what `single_facts` returns.
     """
     rows: list[dict[str, Any]] = []
     for metric in METRICS:
-        found: dict[str, Draws] = {}
+        cut = cells[cells["condition"] == "cut"]
         for group in GROUPS:
-            own = cells[(cells["group"] == group) & (cells["condition"] == "cut")]
+            own = cut[cut["group"] == group]
             if own.empty:
                 continue
             loss, clean, value = _loss(own, metric, seed)
-            found[group] = loss
+            # Not every fact has one of the group beside it: the gap is of those cuts that have one.
+            same = cut[(cut["group"] == "own") & cut["fact"].isin(own["fact"])]
             clusters = int(own["cluster"].nunique())
             row: dict[str, Any] = {"group": group, "metric": metric, "clean": clean, "value": value}
-            row |= told("loss", loss, clusters) | told("gap", found["own"] - loss, clusters)
+            gap = _loss(same, metric, seed)[0] - loss
+            row |= told("loss", loss, clusters) | told("gap", gap, clusters)
             others = cells[(cells["group"] == group) & (cells["condition"] == "control")]
             drawn = [_loss(part, metric, seed)[0] for _, part in others.groupby("draw")]
             if drawn:

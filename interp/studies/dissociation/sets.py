@@ -26,6 +26,9 @@ CONTENT = ("content", "answer")
 SCOPES: Mapping[str, str | tuple[str, ...]] = {"content": CONTENT, "place": ("place",), "all": "all"}
 """Scopes of cuts, by the names that tables have; `content` and `place` are spans that `marked` makes."""
 
+KINDS = (("names", "words"), ("numbers", "phrases"))
+"""Kinds of needles that heads are chosen on, and of those that are held out."""
+
 PROSE = 32
 """Tokens of a passage, and as many that follow."""
 
@@ -77,7 +80,8 @@ def split(asked: pd.DataFrame, spec: DissociationSpec) -> pd.DataFrame:
 
     Relations of enough known subjects take turns, those of most first: `fit`, `other`, `fit`, ... A question whose
     subject gives the answer away, or that has no twin, is not used. Of each subject and relation the first wording that
-    is known stands for it, and relations take turns until a set is full.
+    is known stands for it, and relations take turns until a set is full: `turn` is its place among those of its set and
+    relation (-1 for what does not stand for a fact).
     """
     usable = asked["known"] & ~asked["surface"] & asked["twin"]
     count = asked[usable].groupby("relation")["subject"].nunique()
@@ -96,7 +100,14 @@ def split(asked: pd.DataFrame, spec: DissociationSpec) -> pd.DataFrame:
     first = first.sort_values(["turn", "relation"], kind="stable")
     taken = first[first.groupby("split").cumcount() < spec.facts_n]
     out["taken"] = out.index.isin(taken.index)
+    out["turn"] = first["turn"].reindex(out.index, fill_value=-1)
     return out
+
+
+def in_turn(asked: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The measured facts of some sets, relations in turn, so that the first ones are of many relations."""
+    own = asked[asked["taken"] & asked["split"].isin(names)]
+    return own.sort_values(["turn", "relation"], kind="stable")
 
 
 def census(asked: pd.DataFrame) -> pd.DataFrame:
@@ -135,10 +146,11 @@ class Questions:
 
 
 def needles(spec: DissociationSpec, *, held: bool, length: int, n: int) -> Task:
-    """Needles in one half of the haystack: what is chosen is chosen on the other one."""
+    """Needles of two kinds in one half of the haystack: what is chosen is chosen on the others, in the other one."""
     from interp.tasks.registry import task
 
-    return task("niah", length=length, haystack=("train", "test")[held], n=n, seed=spec.seed + held)
+    half = ("train", "test")[held]
+    return task("niah", length=length, haystack=half, kinds=KINDS[held], n=n, seed=spec.seed + held)
 
 
 def contexts(spec: DissociationSpec, *, held: bool, length: int, sizes: Mapping[str, int]) -> dict[str, Task]:

@@ -69,7 +69,7 @@ class DissociationSpec(StudySpec):
     neurons: int = Field(64, ge=1, description="best neurons that are cut together")
     exact: int = Field(24, ge=1, description="neurons a prompt that are zeroed one by one")
     check: int = Field(8, ge=0, description="as many more, drawn from the others")
-    neuron_facts: int = Field(16, ge=2, description="facts whose own neurons are cut")
+    neuron_facts: int = Field(12, ge=2, description="facts whose own neurons are cut")
     own: int = Field(8, ge=1, description="neurons of each of them")
 
     heads: str | None = Field(
@@ -86,7 +86,7 @@ class DissociationSpec(StudySpec):
     prose_n: int = Field(12, ge=2, description="passages of 32 tokens, and the 32 tokens that follow")
 
     profile_n: int = Field(
-        10,
+        8,
         ge=2,
         description="needles and passages that every layer is cut on; of facts and induction twice as many",
     )

@@ -11,13 +11,14 @@ tokens), `nll`; a loss is the share of the clean model's that is gone, of `nll` 
 
 Tables, and what is a row of each:
 
-facts: a question. relation, subject, object, template, known, surface, use (fit, other, ''), split, taken (measured).
+facts: a question. relation, subject, object, template, known, surface, use (fit, other, ''), split, taken (measured),
+    turn (of the fact among those of its set and relation).
 census: a relation. relation, asked, known, subjects (known in a wording), accuracy, ci_lo, ci_hi, use.
 layers: a layer. Columns of `FactMLPs.layers_` (of the fit facts), rank, chosen (in the largest set of best layers),
     window (in the widest window).
 neurons: a neuron. component, layer, score, se, n, rank, chosen. fact_neurons: a fit fact and a neuron measured on it;
     columns of `FactMLPs.neurons_`, relation.
-heads: a head. component, layer, head, score, rank, chosen.
+heads: a head. component, layer, head, score, rank, chosen. Empty where the model recalls no needle.
 cells: a task, cut or control, and example. task, mechanism, scope, condition (clean, cut, control), draw, example,
     cluster, relation, accuracy, nll, probability, status (ok, at chance).
 profile: a layer cut alone, scope, task, metric. layer, scope, task, metric, clean, value, loss, loss_lo, loss_hi, n,
@@ -25,11 +26,13 @@ profile: a layer cut alone, scope, task, metric. layer, scope, task, metric, cle
 vital: a layer, scope, metric. layer, scope, metric, aie, aie_lo, aie_hi, score, rank, chosen, fact_loss (held facts)
     with fact_lo and fact_hi, other_loss (other relations), off_task (of needle, induction, prose: where `own` is
     least), off_loss with off_lo and off_hi, gap (fact_loss - off_loss), gap_lo, gap_hi, own (fact_loss - 2 off_loss:
-    above zero where most of the loss is no general damage), own_lo, own_hi, passes, verdict.
+    above zero where most of the loss is no general damage), own_lo, own_hi, judged (the
+    tasks that it was held against), passes, verdict.
 sink: a layer, task, metric. layer, task, metric, loss_all, loss_content, first (their difference), first_lo, first_hi.
 neuron_facts: a group of facts, metric: facts asked while neurons of one fact are cut at its place. group (own, other
     wording, same relation, same subject, other), metric, clean, value, loss, loss_lo, loss_hi, control_mean, excess,
-    excess_lo, excess_hi, gap (loss of `own` - of the group), gap_lo, gap_hi, n, n_clusters (subjects), n_controls.
+    excess_lo, excess_hi, gap (loss of `own`, under the cuts that the group is asked under, - of the group), gap_lo,
+    gap_hi, n, n_clusters (subjects), n_controls.
 effects: a task, mechanism, scope, condition, draw, metric. task, role, mechanism, scope, condition, draw, k,
     components, mode, reference, match, match_gap, n_distinct, metric, clean, value, loss, loss_lo, loss_hi, p_cluster,
     n, n_clusters, status; of cuts: control_mean, control_sd, rank, n_controls, excess, excess_lo, excess_hi.
@@ -39,10 +42,12 @@ dissociation: a fact mechanism, scope, fact task, context task, metric. mechanis
     verdict; gaps, beyonds and interaction with _lo and _hi.
 
 A dissociation `holds` where both gaps are above zero, as they are and beyond controls, by their intervals; where one
-side's are, the verdict is `facts only` or `context only`; else it is `does not hold`. `primary` marks the row that was
-named before anything was measured: the largest set of best layers, `content`, `held` against `needle`, `probability`.
-A layer `passes` as a fact store where its AIE is above zero and its cut costs the held facts more than twice what it
-costs each other task; its verdict is then `store`, else `general` where one of those tasks is hurt, else `none`.
+side's are, the verdict is `facts only` or `context only`; else it is `does not hold` (`no heads`, `no controls`,
+`at chance` where it cannot be told). `primary` marks the row that was named before anything was measured: the largest
+set of best layers, `content`, `held` against `needle`, `probability`. A layer `passes` as a fact store where its AIE is
+above zero and its cut costs the held facts more than twice what it costs each of needle, induction and prose; its
+verdict is then `store`, else `general` where one of those tasks is hurt, else `none`; `not judged` where one of them
+was not measured so or is at chance.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.errors import NoAcceptedExample
+from interp.errors import BrokenData, NoAcceptedExample
 from interp.studies.base import Study
 from interp.studies.dissociation import sets
 from interp.studies.dissociation.spec import DissociationSpec
@@ -65,6 +70,8 @@ if TYPE_CHECKING:
 
 MEANS = 16
 """Needles that means of heads are taken over."""
+
+HEAD_COLUMNS = ["component", "layer", "head", "score", "rank", "chosen"]
 
 
 class DissociationStudy(Study[DissociationSpec]):
@@ -119,7 +126,7 @@ class DissociationStudy(Study[DissociationSpec]):
 
     def facts_of(self, split: str) -> list[Example]:
         """The facts of a set that are measured."""
-        return self.questions.of(self.asked[self.asked["taken"] & (self.asked["split"] == split)])
+        return self.questions.of(sets.in_turn(self.asked, split))
 
     # -- layers and neurons ------------------------------------------------------------------------------------------
 
@@ -137,6 +144,7 @@ class DissociationStudy(Study[DissociationSpec]):
                 spec.corruption,
                 samples=spec.samples,
                 n_layers=min(spec.neuron_layers, self.subject.n_layers),
+                metric="logprob",  # not every fact has a foil that parts from all its answers
                 exact=spec.exact,
                 check=spec.check,
                 scope=sets.CONTENT,
@@ -247,12 +255,14 @@ class DissociationStudy(Study[DissociationSpec]):
             found = read_heads(spec.heads).ranking()
         else:
             needles = sets.needles(spec, held=False, length=spec.needle_length, n=spec.heads_n)
-            with self.stage("retrieval heads") as report:
-                found = RetrievalHeads().fit(self.subject, needles, progress=report).ranking()
+            try:
+                with self.stage("retrieval heads") as report:
+                    found = RetrievalHeads().fit(self.subject, needles, progress=report).ranking()
+            except (NoAcceptedExample, BrokenData) as why:
+                self.job.remark(f"no retrieval heads are cut: {why}")
+                return pd.DataFrame(columns=HEAD_COLUMNS)
         most = self.subject.n_layers * self.subject.n_heads // 3
-        return ranked(found, min(spec.heads_k, most))[
-            ["component", "layer", "head", "score", "rank", "chosen"]
-        ]
+        return ranked(found, min(spec.heads_k, most))[HEAD_COLUMNS]
 
     @cached_property
     def means(self) -> Reference:
@@ -307,6 +317,8 @@ class DissociationStudy(Study[DissociationSpec]):
         parts["fact neurons"] = [component(c) for c in neurons["component"]]
         with self.stage("matched controls"):
             mlps = self._planned(parts, ["content", "place"], spec.controls)
+            if self.heads.empty:
+                return mlps
             chosen = self.heads[self.heads["chosen"]].sort_values("rank")
             top = {HEADS: [component(c) for c in chosen["component"]]}
             heads = self._planned(top, ["content"], spec.controls, mode=spec.heads_mode)

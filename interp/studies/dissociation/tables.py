@@ -19,6 +19,7 @@ from interp.studies.dissociation.sets import CONTEXT, FACTS, OFF
 
 HEADS = "retrieval heads"
 HOLDS, FACTS_ONLY, CONTEXT_ONLY, NEITHER = "holds", "facts only", "context only", "does not hold"
+NOT_JUDGED = "not judged"
 Name = tuple[str, str, str, int]
 
 
@@ -162,13 +163,16 @@ class _Sides:
         clusters = min(self.fact.n_clusters, self.context.n_clusters)
         out: dict[str, Any] = {"heads_scope": heads[1]}
         gaps = []
+        blank = np.full_like(self.fact.loss((*mlp, "cut", -1), self.metric)[0], np.nan)
         for side, name, sign in (("mlp", mlp, 1.0), ("heads", heads, -1.0)):
             at = (*name, "cut", -1)
+            there = at in self.fact.names  # a model that recalls no needle has no heads to cut
             for kind, measured in (("fact", self.fact), ("context", self.context)):
-                out |= told(f"{side}_{kind}", measured.loss(at, self.metric)[0], measured.n_clusters)
-            gap = sign * self._gap(at)
+                loss = measured.loss(at, self.metric)[0] if there else blank
+                out |= told(f"{side}_{kind}", loss, measured.n_clusters)
+            gap = sign * self._gap(at) if there else blank
             drawn = [sign * self._gap(c) for c in self.fact.controls(*name)]
-            beyond = gap - over_sets(drawn, self.fact.seed, *name) if drawn else np.full_like(gap, np.nan)
+            beyond = gap - over_sets(drawn, self.fact.seed, *name) if drawn else blank
             out |= told(f"{side}_gap", gap, clusters) | told(f"{side}_beyond", beyond, clusters)
             gaps.append(gap)
         out |= told("interaction", gaps[0] + gaps[1], clusters)
@@ -180,6 +184,8 @@ class _Sides:
     def _verdict(self, row: Mapping[str, Any]) -> str:
         if AT_CHANCE in (self.fact.status, self.context.status):
             return AT_CHANCE
+        if np.isnan(row["heads_gap"]):
+            return "no heads"
         if np.isnan(row["mlp_beyond"]) or np.isnan(row["heads_beyond"]):
             return "no controls"
         mlp, heads = (above(row, f"{s}_gap") and above(row, f"{s}_beyond") for s in ("mlp", "heads"))
@@ -207,7 +213,8 @@ def vital(cells: pd.DataFrame, layers: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     What is the facts' own (the loss of facts beyond twice that of another task: most of it is not general damage) is
     taken against each of the other tasks; a layer passes where all are above zero, which needs no correction for their
-    number (an intersection-union test), and the row tells the task whose interval begins lowest.
+    number (an intersection-union test), and the row tells the task whose interval begins lowest. Only a layer that was
+    held against all of `OFF` is judged.
     """
     tasks = Measured.tasks(cells, seed)
     known = layers.set_index("layer")[["aie", "aie_lo", "aie_hi", "score", "rank", "chosen"]]
@@ -220,7 +227,7 @@ def vital(cells: pd.DataFrame, layers: pd.DataFrame, seed: int) -> pd.DataFrame:
             others = [tasks[t] for t in OFF if t in tasks and tasks[t].has(metric)]
             others = [o for o in others if name in o.names and o.status != AT_CHANCE]
             if not others:
-                continue
+                continue  # of the scope or metric there is nothing to hold it against
             layer = int(name[0][1:])
             row: dict[str, Any] = {"layer": layer, "scope": name[1], "metric": metric}
             row |= known.loc[layer].to_dict()
@@ -246,11 +253,13 @@ def _against(
         found.append(row | told("own", fact - 2 * np.maximum(off, 0), clusters))
     least = min(found, key=lambda row: (row["own_lo"], row["own"]))
     least["off_loss"] = least.pop("off")
-    passes = all(above(row, "own") for row in found) and bool(layer["aie_lo"] > 0)
+    least["judged"] = " ".join(o.task for o in others)
+    judged = held.status != AT_CHANCE and {o.task for o in others} == set(OFF)
+    passes = judged and all(above(row, "own") for row in found) and bool(layer["aie_lo"] > 0)
     hurt = any(above(row, "off") for row in found)
     fact_row = told("fact", fact, held.n_clusters)
     fact_row["fact_loss"] = fact_row.pop("fact")
-    verdict = "store" if passes else "general" if hurt else "none"
+    verdict = NOT_JUDGED if not judged else "store" if passes else "general" if hurt else "none"
     return {**fact_row, **least, "passes": passes, "verdict": verdict}
 
 
