@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from interp.models.subject import CausalLM
 from interp.studies.conflict import findings as judge
 from interp.studies.conflict.balance import contrasts
 from interp.studies.conflict.layers import best_window, scored
+from interp.studies.conflict.moves import against_controls
 from interp.studies.conflict.prompts import Dispute, disputes
 from interp.studies.conflict.spec import ConflictSpec, Setting
 from interp.studies.conflict.study import ConflictStudy, run
-from interp.tasks.base import check_example
+from interp.tasks.base import check_example, continuations
+from interp.tasks.facts import last_word
 from tests.tiny import _LLAMA_LIKE, FAMILIES, tiny
 
 TOKENS = tests.tokenizers.tokens("smollm")
@@ -184,6 +187,31 @@ def test_shares_of_contrasts_and_popularity() -> None:
     assert found.loc[("popularity", "1:0 high", "memory"), "value"] == pytest.approx(1.0)
     assert found.loc[("popularity", "2:0 high", "memory"), "value"] == 0
     assert not any(a.startswith("closed") for _, a, _ in found.index)
+    # Where every fact is the memory's there is no difference, and no width: not that of a mean of signed values.
+    one = [r | {"side": MEMORY} for r in rows for _ in range(6)]
+    same = contrasts(pd.DataFrame(one).assign(cluster=[f"c{i}" for i in range(len(one))]), seed=0)
+    own = same[(same["contrast"] == "popularity") & (same["statistic"] == MEMORY)]
+    assert len(own) == 2 and (own[["value", "ci_lo", "ci_hi"]] == 0).all(axis=None)
+
+
+def test_a_fact_whose_answer_begins_as_a_wrong_object_does_is_left_out() -> None:
+    every = disputes(
+        TOKENS,
+        ConflictSpec(
+            model="tiny", **{**SMALL, "relations": ("author",), "ask": 12, "settings": SETTINGS[:1]}
+        ),
+    )
+    assert len(every) > 10
+    for d in every:
+        closed = d.closed(TOKENS)
+        at = next(
+            i for i, (a, b) in enumerate(zip(closed.answer_ids, closed.foil_ids, strict=False)) if a != b
+        )
+        template = d.table.wordings[d.wordings[0]]
+        before = last_word(template)
+        for wrong in set(d.table.objects) - set(d.table.answers(d.about)):
+            ids = continuations(TOKENS, before, [f" {wrong}"])[0]
+            assert ids[: at + 1] != closed.answer_ids[: at + 1]
 
 
 def test_heads_are_scored_on_train_facts(
@@ -257,7 +285,10 @@ def test_moves_on_held_out_facts(
     assert set(drawn["control"]) == {"layer", "norm"}
     for r in drawn.itertuples():
         cut = own[(own["family"] == r.family) & (own["k"] == r.k) & (own["scope"] == r.scope)]
-        assert not set(r.components.split()) & set(cut["components"].iloc[0].split())
+        # Controls of the smallest set hold no head of the largest one either.
+        whole = own[(own["family"] == r.family) & (own["scope"] == r.scope)].sort_values("k")
+        parts = cut if r.family == "cut mlps" else whole
+        assert not set(r.components.split()) & set(parts["components"].iloc[-1].split())
         if r.control == "layer":
             assert sorted(c.layer for c in components(r.components)) == sorted(
                 c.layer for c in components(cut["components"].iloc[0])
@@ -265,7 +296,10 @@ def test_moves_on_held_out_facts(
     # Off target: fewer controls, and what looks at the context's answer only where there is one.
     assert set(found["task"]) == {"conflict", "closed", "elsewhere", "told"}
     closed = found[found["task"] == "closed"]
-    assert closed["draw"].max() == 0 and "scale context" not in set(closed["family"])
+    judged = closed["family"].isin(("cut context", "cut memory")) & (closed["k"] == 2)
+    judged |= (closed["family"] == "cut mlps") & (closed["k"] == 1)
+    assert closed[~judged]["draw"].max() == 0 and closed[judged].groupby("family")["draw"].max().eq(1).all()
+    assert "scale context" not in set(closed["family"])
     assert "scale memory" in set(closed["family"])
     # A random model is at chance where an answer can be right, so nothing is told of it.
     assert set(closed["status"]) == {"at chance"} and closed["d_margin"].isna().all()
@@ -285,7 +319,8 @@ def test_moves_against_their_controls(folder: Path) -> None:
     assert row["d_move"] == pytest.approx(cut) and row["n_controls"] == len(drawn) == 2
     assert row["value"] == pytest.approx(cut - drawn.mean())
     assert row["z"] == pytest.approx((cut - drawn.mean()) / drawn.std(ddof=1))
-    assert row["beyond"] == (np.sign(cut) * drawn >= abs(cut)).mean()
+    side = np.sign(cut - drawn.mean())
+    assert row["beyond"] == (side * drawn >= side * cut).mean()
     scaled = over.query(
         "family == 'scale context' and k == 2 and control == 'layer' and statistic == 'margin'"
     )
@@ -300,14 +335,73 @@ def test_moves_against_their_controls(folder: Path) -> None:
      (-0.3, -0.1, True, "does not"), (-0.3, -0.1, False, "holds"), (np.nan, np.nan, True, "undecided")],
 )  # fmt: skip
 def test_verdicts_follow_from_intervals(low: float, high: float, above: bool, verdict: str) -> None:
-    found = judge.Judged("f", "s", "t", above, 0.0, 0.0, low, high, 9)
-    assert found.verdict == verdict
+    found = judge.Judged("f", "s", "t", above, 0.0, 0.0, low, high, 9, 6)
+    assert found.verdict == verdict and found.rule == f"interval {'above' if above else 'below'} 0"
+    assert replace(found, n_clusters=5).verdict == "too few subjects"
+
+
+@pytest.mark.parametrize(
+    ("sets", "beyond", "cost", "most", "verdict"),
+    [(8, 0.0, np.nan, np.nan, "holds"), (7, 0.0, np.nan, np.nan, "too few controls"),
+     (8, 0.125, np.nan, np.nan, "undecided"), (8, 0.0, 0.2, 0.2, "holds"), (8, 0.0, 0.21, 0.2, "general damage"),
+     (8, 0.125, 0.21, 0.2, "undecided")],
+)  # fmt: skip
+def test_moves_are_judged_by_their_controls_too(
+    sets: int, beyond: float, cost: float, most: float, verdict: str
+) -> None:
+    found = judge.Judged("f", "s", "t", True, 0.0, 0.5, 0.1, 0.9, 9, 6, sets, beyond, cost, most)
+    assert found.verdict == verdict and "no control set as far" in found.rule
+    assert replace(found, above=False).verdict == {"holds": "does not"}.get(verdict, verdict)
+
+
+def test_a_move_is_undecided_where_one_control_goes_as_far_and_damage_where_prose_pays() -> None:
+    about, rows = [], []
+    changes = {"": 0.0, "cut": 3.0} | {f"c{i}": 0.1 * i for i in range(8)}
+    for name in list(changes)[1:]:
+        draw = -1 if name == "cut" else int(name[1:])
+        about.append(
+            {"condition": name, "family": "cut context", "k": 4, "factor": np.nan, "scope": "answer",
+             "components": name, "control": "" if name == "cut" else "layer", "draw": draw}
+        )  # fmt: skip
+    rng = np.random.default_rng(0)
+    plan = pd.DataFrame(about)
+    prose = plan.assign(d_nll=[0.1, *np.linspace(0.0, 0.2, 8)])
+    whole = pd.DataFrame({"setting": [], "side": [], "cluster": [], "margin": []})
+    none = pd.DataFrame({"contrast": [], "statistic": [], "a": []})
+
+    def judged(prose: pd.DataFrame, **other: float) -> dict[str, Any]:
+        rows.clear()
+        for i in range(10):
+            noise = rng.normal()
+            for name, change in (changes | other).items():
+                rows.append({"example": i, "cluster": f"s{i}", "condition": name, "task": "conflict", "side": MEMORY,
+                             "margin": noise + change * (1 + 0.01 * i)})  # fmt: skip
+        over = against_controls(pd.DataFrame(rows), plan, seed=0)
+        (row,) = judge.findings(whole, none, over, prose, window=3).to_dict("records")
+        assert row["ci_lo"] > 0 and row["n_clusters"] == 10 and "8 controls by layer" in row["statistic"]
+        return row
+
+    held = judged(prose)
+    assert held["verdict"] == "holds" and "beyond 0.00" in held["statistic"]
+    assert held["rule"] == "interval above 0, no control set as far, prose no worse than +0.20 nats"
+    assert "z +10.8" in held["statistic"]  # (3 - 0.35) / sd of 0, 0.1, ... 0.7, which is 0.245
+    near = judged(prose, c7=3.5)
+    assert near["verdict"] == "undecided" and "beyond 0.12" in near["statistic"]
+    # A control on the other side is none that goes as far.
+    assert judged(prose, c7=-3.5)["verdict"] == "holds"
+    assert judged(prose.assign(d_nll=[0.3, *[0.2] * 8]))["verdict"] == "general damage"
+    # A control far above a move that lies below their mean: the side is that of the difference, not of the move.
+    over = against_controls(
+        pd.DataFrame(rows).replace({"condition": {"cut": "c0", "c0": "cut"}}), plan, seed=0
+    )
+    own = over[over["statistic"] == "margin"].iloc[0]
+    assert own["value"] < 0 and own["beyond"] == 0.0 and own["d_move"] >= 0
 
 
 def test_findings_name_what_they_rest_on(folder: Path) -> None:
     found = table(folder, "findings")
     over = table(folder, "over_controls")
-    row = found[found["statistic"].str.contains("scale context 2 @answer less controls by layer")].iloc[0]
+    row = found[found["statistic"].str.contains("scale context 2 @answer less 2 controls by layer")].iloc[0]
     (wanted,) = over.query(
         "family == 'scale context' and k == 2 and factor == 0 and control == 'layer' and statistic == 'memory'"
     ).to_dict("records")
@@ -315,7 +409,10 @@ def test_findings_name_what_they_rest_on(folder: Path) -> None:
     single = found[found["statistic"] == "memorisation ratio, 1:0"].iloc[0]
     assert single["rule"] == "interval below 0.5" and single["n"] == 10
     assert not found["statistic"].str.contains("task told").any()  # at chance
-    assert set(found["verdict"]) <= {"holds", "does not", "undecided"}
+    moved = found["statistic"].str.contains("controls by")
+    assert set(found.loc[moved, "verdict"]) == {"too few controls"} and (found["n_clusters"] <= 10).all()
+    assert set(found.loc[~moved, "verdict"]) <= {"holds", "does not", "undecided", "too few subjects"}
+    assert "(by token rank)" in " ".join(found["finding"])
 
 
 def test_heads_that_move_the_balance_the_other_way_are_not_ranked(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measure.conflict import CONTEXT, MEMORY, OTHER, memorisation, taken
-from interp.measure.priors import BINS
+from interp.measure.priors import BINS, gap_ci
 from interp.measure.stats import bootstrap_ci, sign_flip
 from interp.models.cache import Progress
 from interp.models.subject import CausalLM
@@ -142,23 +142,21 @@ def _wide(sides: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
 
 def _popular(own: pd.DataFrame, setting: str, statistic: str, seed: int) -> dict[str, object]:
-    """High less low popularity in one setting, as one mean, so that a subject of several relations is drawn once."""
+    """High less low popularity (by token rank) in one setting; a subject of several relations is drawn once."""
     high = (own["third"] == BINS[-1]).to_numpy()
     values = value_of(own, statistic).to_numpy()
-    n = len(values)
-    signed = np.where(high, values * n / high.sum(), -values * n / (~high).sum())
     clusters = own["cluster"].to_numpy()
-    lo, hi = bootstrap_ci(signed, clusters, seed=seed)
+    lo, hi = gap_ci(values, high, clusters, seed=seed)
     return {
         "contrast": "popularity",
         "a": f"{setting} {BINS[-1]}",
         "b": f"{setting} {BINS[0]}",
         "statistic": statistic,
-        "value": float(signed.mean()),
+        "value": float(values[high].mean() - values[~high].mean()),
         "ci_lo": lo,
         "ci_hi": hi,
         "p": np.nan,
-        "n": n,
+        "n": len(values),
         "n_clusters": len(set(clusters)),
     }
 

@@ -9,8 +9,8 @@
 | `cut memory` | heads cut that are ranked by `memory` |
 | `cut mlps` | a window of MLPs cut, at the subject's tokens or the last one; `k` is its width |
 
-Controls of heads are other heads (of the same layers, of like norm), which meet the same fate; those of windows are
-other windows of like norm.
+Controls of heads are other heads (of the same layers, of like norm at the last token), which meet the same fate, and
+none is among the heads that the largest move of the family takes; those of windows are other windows of like norm.
 """
 
 from __future__ import annotations
@@ -127,15 +127,18 @@ def moves(
     source = reference if spec.mode == "mean" else None
     out: list[Move] = []
     for family, (method, role) in SCALED.items():
-        for k in _sizes(subject, spec, heads[method]):
+        sizes = _sizes(subject, spec, heads[method])
+        for k in sizes:
             chosen = tuple(heads[method][:k])
             made = [(f, scaled(chosen, role, f)) for f in spec.factors]
-            out += _with_controls(subject, spec, family, chosen, made, reference)
+            out += _with_controls(subject, spec, family, chosen, heads[method][: sizes[-1]], made, reference)
     for family, method in CUT.items():
-        for k in _sizes(subject, spec, heads[method]):
+        sizes = _sizes(subject, spec, heads[method])
+        for k in sizes:
             chosen = tuple(heads[method][:k])
             whole = Ablate(chosen, spec.mode, "answer", source)
-            out += _with_controls(subject, spec, family, chosen, [(float("nan"), whole)], reference)
+            made = [(float("nan"), whole)]
+            out += _with_controls(subject, spec, family, chosen, heads[method][: sizes[-1]], made, reference)
     for scope, centre in centres.items():
         out += _windows(subject, spec, scope, centre, reference)
     return out
@@ -151,11 +154,28 @@ def _with_controls(
     spec: ConflictSpec,
     family: str,
     chosen: tuple[Head, ...],
+    avoid: Sequence[Head],
     made: Sequence[tuple[float, Cut]],
     reference: Reference,
 ) -> list[Move]:
-    """Moves of the same heads by different factors, each followed by its controls."""
-    sets = [matched(subject, chosen, spec.controls, by, seed=spec.seed, data=reference) for by in spec.match]
+    """Moves of the same heads by different factors, each followed by its controls.
+
+    Args:
+        avoid: heads of the largest move: those next in rank are no controls of a smaller one.
+    """
+    sets = [
+        matched(
+            subject,
+            chosen,
+            spec.controls,
+            by,
+            seed=spec.seed,
+            avoid=avoid,
+            data=reference,
+            scope="answer",
+        )
+        for by in spec.match
+    ]
     out: list[Move] = []
     for factor, cut in made:
         out.append(Move(family, len(chosen), factor, "answer", cut))
@@ -188,6 +208,16 @@ def _windows(
             item = cut.with_components(others)
             out.append(Move("cut mlps", width, float("nan"), scope, item, found.by, draw, gap))
     return out
+
+
+def off_target(every: Sequence[Move], spec: ConflictSpec) -> list[Move]:
+    """The moves that are measured off target too: with few controls, but for the cuts that findings are about.
+
+    These, the largest sets of heads and the spec's window, have all: what they cost is held against each.
+    """
+    judged = {f: max((m.k for m in every if m.family == f), default=0) for f in CUT}
+    judged["cut mlps"] = spec.window
+    return [m for m in every if m.draw < spec.costs or m.k == judged.get(m.family)]
 
 
 def rows_of(found: Taken, first: int) -> pd.DataFrame:
@@ -259,8 +289,9 @@ def against_controls(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> p
     Returns:
         task, family, k, factor, scope, components, control (kind), statistic, d_move (change from the intact model),
         d_control (mean change over the control sets), value (d_move less d_control), ci_lo, ci_hi (95 %, over
-        subjects), p (signs flipped by subject), z (of d_move among the sets' changes), beyond (share of the sets that
-        change as much or more, in the move's direction), n_controls, n, n_clusters.
+        subjects), p (signs flipped by subject), z (of d_move among the sets' changes), beyond (share of the sets whose
+        change reaches d_move, or goes beyond it, on the side where the move is from their mean), n_controls, n,
+        n_clusters.
     """
     out = []
     own = about[about["control"] == ""]
@@ -286,7 +317,7 @@ def against_controls(rows: pd.DataFrame, about: pd.DataFrame, *, seed: int) -> p
                     lo, hi = bootstrap_ci(over, clusters, seed=seed)
                     means, mine = drawn.mean(axis=0), float(delta.mean())
                     sd = float(means.std(ddof=1)) if len(means) > 1 else np.nan
-                    sign = np.sign(mine) or 1.0
+                    sign = np.sign(mine - means.mean()) or 1.0
                     row = {c: move[c] for c in ("family", "k", "factor", "scope", "components")}
                     out.append(
                         {

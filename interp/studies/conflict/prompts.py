@@ -126,6 +126,8 @@ class Dispute:
 def disputes(tokens: Tokens, spec: ConflictSpec) -> list[Dispute]:
     """Facts of every relation in some wordings each, with what contradicts them; only those that can always be asked.
 
+    The token that is judged, where answer and foil part, tells the answer from every wrong object of the relation.
+
     What a subject is called in its statements, and the object that contradicts it, are drawn once: settings differ in
     what stands in front of the question alone.
     """
@@ -161,15 +163,29 @@ def disputes(tokens: Tokens, spec: ConflictSpec) -> list[Dispute]:
     return out
 
 
+def _told_apart(dispute: Dispute, example: Example, tokens: Tokens) -> bool:
+    """Whether no wrong object of the relation begins as a right answer does, up to the one token that is judged.
+
+    Else a wrong answer would count as the memory's.
+    """
+    table, at = dispute.table, shared_start(example.answer_ids, example.foil_ids)
+    begun, foil = example.answer_ids[:at], example.foil_ids[at]
+    right = {a[at] for a in (example.answer_ids, *example.alternatives) if len(a) > at and a[:at] == begun}
+    wrong = [f" {o}" for o in table.objects if o not in table.answers(dispute.about)]
+    before = last_word(table.wordings[dispute.wordings[0]])
+    others = {o[at] for o in continuations(tokens, before, wrong) if len(o) > at and o[:at] == begun}
+    return not (right - {foil}) & others
+
+
 def _can_be_asked(dispute: Dispute, tokens: Tokens, spec: ConflictSpec) -> bool:
     try:
         for setting in spec.settings:
             dispute.behind(tokens, setting)
-        for make in (dispute.closed, dispute.told, dispute.elsewhere):
+        for make in (dispute.told, dispute.elsewhere):
             make(tokens)
+        return _told_apart(dispute, dispute.closed(tokens), tokens)
     except Redraw:
         return False
-    return True
 
 
 def census(

@@ -86,7 +86,7 @@ class ConflictSpec(StudySpec):
     factors: tuple[float, ...] = Field(
         (0.0, 0.25, 4.0), description="what attention is multiplied by; 0 takes the edges out"
     )
-    controls: int = Field(8, ge=2, description="control sets of each kind and condition")
+    controls: int = Field(8, ge=2, description="control sets of each kind and condition; findings ask for 8")
     match: tuple[Literal["layer", "size", "norm"], ...] = Field(("layer", "norm"), description="their kinds")
     costs: int = Field(2, ge=0, description="control sets of each kind that are also measured off target")
     prose: int = Field(12, ge=2, description="passages whose loss tells what a cut costs")

@@ -12,11 +12,11 @@
 | `moves` | a task and condition | task, condition, family, k, factor, scope, components, control, draw, gap, memory, context, other, margin, d_memory, d_context, d_margin (each with _lo, _hi), n, n_clusters, status |
 | `over_controls` | a task, move, kind of control and statistic | task, family, k, factor, scope, components, control, statistic, d_move, d_control, value, ci_lo, ci_hi, p, z, beyond, n_controls, n, n_clusters |
 | `prose` | a condition that needs no roles | condition, family, k, factor, scope, components, control, draw, gap, nll, d_nll, d_nll_lo, d_nll_hi, n |
-| `findings` | a published finding | finding, source, statistic, value, ci_lo, ci_hi, verdict (holds, does not, undecided), rule, n |
+| `findings` | a published finding | finding, source, statistic, value, ci_lo, ci_hi, verdict (holds, does not, undecided, too few subjects, too few controls, general damage), rule, n, n_clusters |
 
 Settings are `1:0` (statements for the context : for the memory), `1:1 memory first`, `1:0 +3` (behind three statements
 about others), `closed` (none) and `elsewhere` (the statement, about another subject). Tasks of `moves`: `conflict` (the
-single statement, of held-out facts; every control set), and with fewer control sets what should not be lost: `closed`,
+single statement, of held-out facts; every control set), and with fewer control sets (but for the cuts that findings are about) what should not be lost: `closed`,
 `elsewhere`, and `told` (statements about two invented subjects, of which one is asked about). Running it again goes
 on where it stopped.
 """  # noqa: E501
@@ -247,15 +247,15 @@ class ConflictStudy(Study[ConflictSpec]):
         self.over = self.job.table(
             "over_controls", lambda: against_controls(rows, about, seed=self.spec.seed)
         )
-        self.job.table("prose", lambda: self._prose(about))
+        self.prose = self.job.table("prose", lambda: self._prose(about))
 
     def _asked(self, task: str) -> list[Move]:
         """The moves that a task can be asked under: all on the conflict, elsewhere fewer controls."""
-        from interp.studies.conflict.moves import COUNTER
+        from interp.studies.conflict.moves import COUNTER, off_target
 
         if task == "conflict":
             return self.moves
-        few = [m for m in self.moves if m.draw < self.spec.costs]
+        few = off_target(self.moves, self.spec)
         return [m for m in few if not m.needs(COUNTER)] if task == "closed" else few
 
     def _moved(self, task: str, facts: pd.DataFrame, first: int) -> pd.DataFrame:
@@ -271,8 +271,9 @@ class ConflictStudy(Study[ConflictSpec]):
 
     def _prose(self, about: pd.DataFrame) -> pd.DataFrame:
         from interp.studies.conflict.layers import prose_cost
+        from interp.studies.conflict.moves import off_target
 
-        few = [m for m in self.moves if m.draw < self.spec.costs and m.scope == "answer"]
+        few = [m for m in off_target(self.moves, self.spec) if m.scope == "answer"]
         plan: dict[str, Intervention | None] = {"": None}
         plan |= {m.name: m.intervention for m in few if m.family.startswith("cut")}
         with self.stage("moves: prose") as report:
@@ -287,7 +288,7 @@ class ConflictStudy(Study[ConflictSpec]):
 
         self.job.table(
             "findings",
-            lambda: findings(self.sides, self.contrasts, self.over, window=self.spec.window),
+            lambda: findings(self.sides, self.contrasts, self.over, self.prose, window=self.spec.window),
         )
 
 
