@@ -15,8 +15,12 @@ import interp as library
 from interp import atlas_facts
 from interp.cli import app
 from interp.errors import UsageError
+from interp.intervene.facts import common_text
+from interp.measure.edits import drift
 from interp.measure.known import census
 from interp.models.subject import CausalLM
+from interp.tasks.base import FixedTask
+from interp.tasks.prose import unseen
 from interp.tasks.stated import answered, stated
 from tests.tiny import byte_tokenizer, tiny
 
@@ -170,9 +174,13 @@ def test_an_edit_is_made_measured_written_and_read(folder: Path, model: CausalLM
                 assert row[f"p(new) {state}"] == pytest.approx(p, rel=1e-3)
     assert rows["p(new) after"][0] > 2 * rows["p(new) before"][0]
     assert f"{path.stat().st_size:,} bytes" in done.stderr and "FactEdit.load(" in done.stderr
-    again = rows_of(run("edit", folder, "--load", path, *others[:4], "--json"))
+    again = rows_of(run("edit", folder, "--load", path, *others[:4], "--passages", 2, "--json"))
     assert again["perplexity"] == pytest.approx(told["perplexity"]) and again["perplexity"] != 1
     pd.testing.assert_frame_equal(rows, pd.DataFrame(again["prompts"]), rtol=1e-5)
+    plain = FixedTask(unseen(model, common_text(2).examples(model)))
+    assert again["perplexity"] == pytest.approx(
+        drift(model, {"edit": edit}, plain)["perplexity"].item(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,12 @@ def edit(
         typer.Option(help="Another subject, in the same wording, that should not change; repeatable."),
     ] = None,
     passages: Annotated[
-        int, typer.Option(min=1, help="Passages of text that tell how common keys are, taken once a model.")
+        int,
+        typer.Option(
+            min=1,
+            help="Passages of text that tell how common keys are, taken once a model; plain text is apart from them. "
+            "With --load as many as the edit was made with.",
+        ),
     ] = 200,
     out: Annotated[Path | None, typer.Option(help="Write the edit here, as .safetensors.")] = None,
     load: Annotated[
