@@ -262,7 +262,8 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     assert "after 2 of 3 edits; the file of one takes 40 KiB" in text and "rome 1 at once 0.0200" in text
     assert "| rome writes | ES |" in text and "a trace says where" not in text
     assert (
-        "| mlp_out | noise | probability | efficacy | 0.05 | 0.10 | 0.31 | 0.004 [0.001, 0.050] | 0.410 |" in text
+        "| mlp_out | noise | probability | efficacy | 0.05 | 0.10 | 0.31 | 0.004 [0.001, 0.050] | 0.410 |"
+        in text
     )
     assert "| sum of 50 edits by ROME | " in text and "| NS same | NS other | S |" in text
     assert "NS same: neighbours with the edited fact's object, as all of CounterFact's are" in text
