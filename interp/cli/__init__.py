@@ -79,6 +79,7 @@ for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
     app.command()(_command)
 app.command()(circuits.channels)
 app.command()(circuits.circuit)
-for _command in (facts.facts, facts.trace, facts.edit):
-    app.command()(_command)
+app.command()(facts.facts)
+app.command()(facts.trace)
+app.command()(facts.edit)
 app.command("compare-heads")(compare.compare_heads)
