@@ -274,7 +274,7 @@ class FactSection:
 
         @cache
         def fit() -> FactMLPs:
-            text = self.text(spec.seed + 1, 24)  # other passages than those that cuts are measured on
+            text = FixedTask(self.reference, name="prose")
             with self.stage("locate fact MLPs") as report:
                 return locator.fit(self.subject, examples, reference=text, progress=report)
 
@@ -283,11 +283,20 @@ class FactSection:
         best = layers.sort_values("score", ascending=False, kind="stable")["layer"].iloc[0]
         return list(locator.around(self.subject, int(best))), [component(c) for c in neurons["component"]]
 
-    def text(self, seed: int, tokens: int) -> Task:
-        """Short passages of natural prose."""
+    @cached_property
+    def reference(self) -> list[Example]:
+        """Short passages of natural prose that parts are chosen on."""
         from interp.tasks.prose import Prose
 
-        return Prose(prompt=tokens, answer=tokens, n=self.spec.prose_n, seed=seed)
+        return Prose(prompt=24, answer=24, n=self.spec.prose_n, seed=self.spec.seed + 1).examples(self.subject)
+
+    def prose(self) -> Task:
+        """Passages that cuts are measured on: of other topics, or at least other places, than the reference."""
+        from interp.tasks.prose import unseen
+
+        return FixedTask(
+            unseen(self.subject, self.reference, n=self.spec.prose_n, seed=self.spec.seed), name="prose"
+        )
 
     def effects(
         self,
@@ -304,7 +313,7 @@ class FactSection:
                 lambda: self.niah("measure", spec.fact_length, spec.measure_n),
                 "control_task",
             ),
-            "prose": (lambda: self.text(spec.seed, 32), "off_target"),
+            "prose": (self.prose, "off_target"),
         }
         sizes = sorted({min(k, len(neurons)) for k in spec.fact_neuron_cuts})
         cuts: dict[str, tuple[list[list[Component]], list[Component]]] = {

@@ -28,9 +28,12 @@ from interp.locate.facts.fact_mlps import FactMLPs, cut_values
 from interp.measure.effects import COLUMNS, measure
 from interp.measure.stats import proportion_ci
 from interp.models.sites import MLP, Neuron
+from interp.models.subject import CausalLM
+from interp.models.tokens import Tokens
 from interp.runs import Run
 from interp.tasks.base import Example, FixedTask
 from tests.planted.facts import Planted, planted
+from tests.tiny import byte_tokenizer, tiny
 
 SPEC = AtlasSpec(
     model="planted",
@@ -159,8 +162,12 @@ class Section(FactSection):
             *(Example(**{**vars(e), "answer_ids": e.foil_ids, "foil_ids": ()}) for e in known[:4]),
         ]
 
-    def text(self, seed: int, tokens: int) -> FixedTask:
-        return FixedTask(self.planted.copies(np.random.default_rng(seed), 6), name="copies")
+    @property
+    def reference(self) -> list[Example]:  # type: ignore[override]
+        return list(self.planted.copies(np.random.default_rng(1), 6))
+
+    def prose(self) -> FixedTask:
+        return FixedTask(self.planted.copies(np.random.default_rng(0), 6), name="copies")
 
 
 def section(model: Planted, folder: Path, spec: AtlasSpec = SPEC) -> tuple[Section, list[str]]:
@@ -244,3 +251,14 @@ def test_too_few_known_facts_are_a_remark(model: Planted, tmp_path: Path) -> Non
     made.tables()
     assert not stages and {p.name for p in (tmp_path / "run").glob("*.parquet")} == {"fact_census.parquet"}
     assert "no fact MLPs were looked for" in (tmp_path / "run" / "provenance.json").read_text()
+
+
+def test_prose_that_cuts_are_measured_on_is_of_other_topics_than_what_parts_were_chosen_on(
+    tmp_path: Path,
+) -> None:
+    model = CausalLM(tiny("llama"), Tokens(byte_tokenizer()), name="tiny")
+    spec = SPEC.model_copy(update={"prose_n": 6})
+    made = FactSection(spec, Run(tmp_path / "run", spec), lambda: model, lambda name: nullcontext(None), None)  # type: ignore[arg-type]
+    asked = made.prose().examples(model)
+    assert len(asked) == len(made.reference) == 6
+    assert not {e.cluster for e in asked} & {e.cluster for e in made.reference}
