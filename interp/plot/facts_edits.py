@@ -63,11 +63,11 @@ def edit_scoreboard(scores: pd.DataFrame, *, width: Width = "double") -> go.Figu
         columns = -(-columns // 2)
     room = (total - left - right - (columns - 1) * gap) / columns
     across, bands = total - left - right, -(-len(panels) // columns)
-    high, apart = 1.6 * font * len(lines), 5.0 * font
+    high, apart = 1.6 * font * len(lines), 6.4 * font
     tall = bands * high + (bands - 1) * apart
     fig = theme.figure(
         "What an edit does to a fact, its paraphrases and its neighbours", _board_note(after, before), width=width,
-        plot_height=tall, left=left, right=right, top=1.6 * font, bottom=6.0 * font, alt=_board_alt(told),
+        plot_height=tall, left=left, right=right, top=1.6 * font, bottom=7.4 * font, alt=_board_alt(told),
     )  # fmt: skip
     for i, panel in enumerate(panels):
         axis, column, band = "" if i == 0 else str(i + 1), i % columns, i // columns
@@ -76,6 +76,7 @@ def edit_scoreboard(scores: pd.DataFrame, *, width: Width = "double") -> go.Figu
             f"xaxis{axis}": {
                 "domain": [x0, min(1.0, x0 + room / across)], "anchor": f"y{axis}", "range": [-0.04, 1.04],
                 "tickvals": [0, 0.5, 1], "tickformat": ".0%", "showgrid": True, "tickangle": 0,
+                "title": {"text": "score" if panel == "S" else "prompts", "standoff": 0.3 * font},
             },
             f"yaxis{axis}": {
                 "domain": [max(0.0, y1 - high / tall), y1], "anchor": f"x{axis}", "ticks": "", "showline": False,
