@@ -288,7 +288,9 @@ class FactSection:
         """Short passages of natural prose that parts are chosen on."""
         from interp.tasks.prose import Prose
 
-        return Prose(prompt=24, answer=24, n=self.spec.prose_n, seed=self.spec.seed + 1).examples(self.subject)
+        return Prose(prompt=24, answer=24, n=self.spec.prose_n, seed=self.spec.seed + 1).examples(
+            self.subject
+        )
 
     def prose(self) -> Task:
         """Passages that cuts are measured on: of other topics, or at least other places, than the reference."""
