@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,7 +16,81 @@ app = typer.Typer(
     help="Whole studies: tables in one folder, gone on with where they stopped.", no_args_is_help=True
 )
 
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/STUDY-MODEL.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Minutes in place of an hour.")]
+
+
+class _Study(NamedTuple):
+    """A study as the command line has it; its modules are imported when it is run.
+
+    Attributes:
+        folder: what its run folder is called, before the model.
+        spec: `module:class` of what is asked for.
+        run: module of its function `run`.
+        says: what it does, in a sentence.
+    """
+
+    folder: str
+    spec: str
+    run: str
+    says: str
+
+
+def _of(package: str, spec: str, says: str, folder: str = "") -> _Study:
+    """A study in a package of its own."""
+    home = f"interp.studies.{package}"
+    return _Study(folder or package, f"{home}.spec:{spec}", f"{home}.study", says)
+
+
+_STUDIES = {
+    "retrieval-heads": _Study(
+        "heads",
+        "interp.studies.spec:HeadsSpec",
+        "interp.studies.heads",
+        "Score the heads on a grid of needles, cut them, and see what goes and what stays. Run again, it goes on.",
+    ),
+    "ioi": _of(
+        "ioi",
+        "IOISpec",
+        "Find the circuit for indirect objects stage by stage, cut it, and hold its edges against the weights.",
+    ),
+    "laundry": _of(
+        "laundry",
+        "LaundrySpec",
+        "Find the channel that recall from a list goes through, cut it, and edit it so that recall gets better.",
+    ),
+    "circuit-reuse": _of(
+        "reuse",
+        "ReuseSpec",
+        "Find a circuit for each task, cut each on every task, and repair heads of Colored Objects.",
+    ),
+    "facts": _of(
+        "facts",
+        "FactsSpec",
+        "Count what the model knows and why, trace facts by scenario, and tell which published findings hold.",
+    ),
+    "conflict": _of(
+        "conflict",
+        "ConflictSpec",
+        "Set evidence against what the model knows, find the heads and MLPs of either side, and move the balance.",
+    ),
+    "dissociation": _of(
+        "dissociation",
+        "DissociationSpec",
+        "Cut fact MLPs and retrieval heads, each on facts and on what stands in the context: do they come apart?",
+    ),
+    "prior": _of(
+        "prior",
+        "PriorSpec",
+        "See how priors decide answers, find the layers that go with them, and tune these against random ones.",
+    ),
+    "editing": _of(
+        "editing",
+        "EditingSpec",
+        "Write other answers into known facts, one at a time and many at once, and see what else that changes.",
+    ),
+}
+"""Every study, by its command."""
 
 
 @app.callback()
@@ -23,138 +98,28 @@ def _group() -> None:
     """A group also while it holds one command."""
 
 
-@app.command("retrieval-heads")
-def retrieval_heads(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/heads-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Score the heads on a grid of needles, cut them, and see what goes and what stays. Run again, it goes on."""
-    from interp.studies.heads import run
-    from interp.studies.spec import HeadsSpec
+def _command(name: str) -> Callable[..., None]:
+    """The command of a study whose options are those that all share."""
 
-    asked = spec_of(
-        HeadsSpec, "study retrieval-heads", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
-    )
-    _run(run, asked, out, "heads", json)
+    def study(
+        model: ModelOfSpec = None,
+        out: Out = None,
+        quick: Quick = False,
+        spec: SpecFile = None,
+        set_: Field = None,
+        seed: SeedOfSpec = None,
+        device: DeviceOfSpec = None,
+        dtype: DtypeOfSpec = None,
+        json: Json = False,
+    ) -> None:
+        _run(name, model, out, quick, spec, set_, json, seed=seed, device=device, dtype=dtype)
+
+    return study
 
 
-@app.command("ioi")
-def ioi(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/ioi-MODEL.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and controls.")] = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Find the circuit for indirect objects stage by stage, cut it, and hold its edges against the weights."""
-    from interp.studies.ioi.spec import IOISpec
-    from interp.studies.ioi.study import run
-
-    asked = spec_of(IOISpec, "study ioi", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
-    _run(run, asked, out, "ioi", json)
-
-
-@app.command("laundry")
-def laundry(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/laundry-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Find the channel that recall from a list goes through, cut it, and edit it so that recall gets better."""
-    from interp.studies.laundry.spec import LaundrySpec
-    from interp.studies.laundry.study import run
-
-    asked = spec_of(
-        LaundrySpec, "study laundry", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
-    )
-    _run(run, asked, out, "laundry", json)
-
-
-@app.command("circuit-reuse")
-def circuit_reuse(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/reuse-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Find a circuit for each task, cut each on every task, and repair heads of Colored Objects."""
-    from interp.studies.reuse.spec import ReuseSpec
-    from interp.studies.reuse.study import run
-
-    asked = spec_of(
-        ReuseSpec, "study circuit-reuse", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
-    )
-    _run(run, asked, out, "reuse", json)
-
-
-@app.command("facts")
-def facts(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/facts-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Count what the model knows and why, trace facts by scenario, and tell which published findings hold."""
-    from interp.studies.facts.spec import FactsSpec
-    from interp.studies.facts.study import run
-
-    asked = spec_of(FactsSpec, "study facts", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
-    _run(run, asked, out, "facts", json)
-
-
-@app.command("conflict")
-def conflict(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/conflict-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Set evidence against what the model knows, find the heads and MLPs of either side, and move the balance."""
-    from interp.studies.conflict.spec import ConflictSpec
-    from interp.studies.conflict.study import run
-
-    asked = spec_of(
-        ConflictSpec, "study conflict", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
-    )
-    _run(run, asked, out, "conflict", json)
-
-
-@app.command("dissociation")
 def dissociation(
     model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/dissociation-MODEL.")] = None,
+    out: Out = None,
     quick: Quick = False,
     heads: Annotated[
         Path | None, typer.Option(help="List of retrieval heads, best first; default they are scored here.")
@@ -166,71 +131,44 @@ def dissociation(
     dtype: DtypeOfSpec = None,
     json: Json = False,
 ) -> None:
-    """Cut fact MLPs and retrieval heads, each on facts and on what stands in the context: do they come apart?"""
-    from interp.studies.dissociation.spec import DissociationSpec
-    from interp.studies.dissociation.study import run
-
-    asked = spec_of(
-        DissociationSpec,
-        "study dissociation",
+    given = None if heads is None else str(heads)
+    _run(
+        "dissociation",
         model,
-        spec,
+        out,
         quick,
+        spec,
         set_,
-        heads=None if heads is None else str(heads),
+        json,
+        heads=given,
         seed=seed,
         device=device,
         dtype=dtype,
     )
-    _run(run, asked, out, "dissociation", json)
 
 
-@app.command("prior")
-def prior(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/prior-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
+for _name, _study in _STUDIES.items():
+    app.command(_name, help=_study.says)(dissociation if _name == "dissociation" else _command(_name))
+
+
+def _run(
+    name: str,
+    model: str | None,
+    out: Path | None,
+    quick: bool,
+    spec: Path | None,
+    set_: list[str] | None,
+    json: bool,
+    **options: Any,
 ) -> None:
-    """See how priors decide answers, find the layers that go with them, and tune these against random ones."""
-    from interp.studies.prior.spec import PriorSpec
-    from interp.studies.prior.study import run
-
-    asked = spec_of(PriorSpec, "study prior", model, spec, quick, set_, seed=seed, device=device, dtype=dtype)
-    _run(run, asked, out, "prior", json)
-
-
-@app.command("editing")
-def editing(
-    model: ModelOfSpec = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/editing-MODEL.")] = None,
-    quick: Quick = False,
-    spec: SpecFile = None,
-    set_: Field = None,
-    seed: SeedOfSpec = None,
-    device: DeviceOfSpec = None,
-    dtype: DtypeOfSpec = None,
-    json: Json = False,
-) -> None:
-    """Write other answers into known facts, one at a time and many at once, and see what else that changes."""
-    from interp.studies.editing.spec import EditingSpec
-    from interp.studies.editing.study import run
-
-    asked = spec_of(
-        EditingSpec, "study editing", model, spec, quick, set_, seed=seed, device=device, dtype=dtype
-    )
-    _run(run, asked, out, "editing", json)
-
-
-def _run(run: Callable[..., Any], spec: Any, out: Path | None, name: str, json: bool) -> None:
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
-    folder = out or Path("runs") / f"{name}-{Path(spec.model).name}"
-    job = run(spec, folder, stage=progress)
+    study = _STUDIES[name]
+    module, _, kind = study.spec.partition(":")
+    asked = spec_of(
+        getattr(import_module(module), kind), f"study {name}", model, spec, quick, set_, **options
+    )
+    folder = out or Path("runs") / f"{study.folder}-{Path(asked.model).name}"
+    job = import_module(study.run).run(asked, folder, stage=progress)
     if json:
         emit({"folder": str(folder), "done": job.done, "skipped": job.skipped}, json)
         return
