@@ -14,21 +14,19 @@ tables that figures and numbers need, with spec and provenance, out of the folde
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from study_script import copied, main, read
 
 from interp import plot
 from interp.plot.text import number
 
 DATA = Path(__file__).parent / "data" / "channels_study"
 README = DATA / "README.md"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = {
     "channels": ("channels", "channel_spectrum", "composition"),
@@ -41,20 +39,12 @@ TABLES = {
 }  # fmt: skip
 """Tables of each part that figures and numbers come from."""
 
-RECORDS = ("spec.yaml", "provenance.json")
 EDITS = 4
 """Edits of the laundry list that are drawn, the best on validation first."""
 STRONG = 0.05
 """Share of the gap that the strongest path into a stage has to carry for the stage to be drawn."""
 SCORE = "component"
 """Score by the weights that the edges of the circuit are held against."""
-
-
-def read(data: Path, part: str, name: str) -> pd.DataFrame | None:
-    """A table of a part; None where it was not made, or holds nothing."""
-    path = data / part / f"{name}.parquet"
-    frame = pd.read_parquet(path) if path.is_file() else None
-    return frame if frame is not None and len(frame) else None
 
 
 def figures(data: Path = DATA) -> dict[str, go.Figure]:
@@ -457,23 +447,12 @@ def _sure(data: Path) -> str:
     return "\n".join(lines)
 
 
-def written(page: str, block: str) -> str:
-    """A page with the block of results in its place."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
-
-
 def export(runs: dict[str, Path], to: Path) -> list[Path]:
     """Copy what figures are made of, with spec and provenance, part by part.
 
     Of composition scores the figure shows the highest of any two layers: no others are kept.
     """
-    out = []
-    for part, folder in runs.items():
-        (to / part).mkdir(parents=True, exist_ok=True)
-        names = [*(f"{name}.parquet" for name in TABLES[part]), *RECORDS]
-        out += [Path(shutil.copy2(folder / n, to / part / n)) for n in names if (folder / n).is_file()]
+    out = copied(TABLES, runs, to)
     scores = read(to, "channels", "composition") if "channels" in runs else None
     if scores is not None:
         best = scores.groupby(["mode", "writer_layer", "reader_layer"], sort=False)["value"].idxmax()
@@ -481,36 +460,5 @@ def export(runs: dict[str, Path], to: Path) -> list[Path]:
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="a folder with a folder for each part")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
-    parser.add_argument("--numbers", action="store_true", help="print what the tables say")
-    parser.add_argument("--readme", action="store_true", help="write it into the README of the data")
-    parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
-    for part in TABLES:
-        parser.add_argument(f"--{part}", type=Path, help=f"with --export: run folder of {part}")
-    args = parser.parse_args()
-    if args.export is not None:
-        runs = {part: getattr(args, part) for part in TABLES if getattr(args, part) is not None}
-        for path in export(runs, args.export):
-            print(path)
-        return
-    if args.numbers:
-        print(numbers(args.data))
-        return
-    if args.readme:
-        README.write_text(written(README.read_text(), numbers()))
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    drawn = {args.out / name: figure for name, figure in figures(args.data).items()}
-    formats = tuple(name for name in args.formats.replace(" ", ",").split(",") if name)
-    for path in plot.write_all(drawn, formats, plotlyjs="directory"):
-        print(path)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, DATA, tuple(TABLES), figures, numbers, export)

@@ -7,17 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from study_script import read
 
 from interp.plot.text import listed, number, percent
 
 METRIC = "probability"
-
-
-def read(data: Path, part: str, name: str) -> pd.DataFrame | None:
-    """A table of a part; None where it was not made, or holds nothing."""
-    path = data / part / f"{name}.parquet"
-    frame = pd.read_parquet(path) if path.is_file() else None
-    return frame if frame is not None and len(frame) else None
 
 
 def setting(name: str) -> str:

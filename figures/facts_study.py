@@ -14,22 +14,19 @@ and provenance, out of the folders of the runs.
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from facts_numbers import METRIC, judged, numbers, read, setting
+from facts_numbers import METRIC, judged, numbers, setting
+from study_script import copied, main, read
 
 from interp import plot
 from interp.plot import theme
 from interp.plot.text import listed
 
 DATA = Path(__file__).parent / "data" / "facts_study"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = {
     "facts": ("known", "kinds", "aie", "effects", "peaks", "knockout", "extraction", "enrichment", "vital", "findings"),
@@ -43,7 +40,6 @@ TABLES = {
 }  # fmt: skip
 """Tables of each part that figures and numbers come from."""
 
-RECORDS = ("spec.yaml", "provenance.json")
 MAPS = {"resid_post": "single", "mlp_out": "wide", "attn_out": "wide"}
 """How each kind of state was traced that is drawn as a map."""
 
@@ -259,59 +255,10 @@ def prior_figures(data: Path) -> dict[str, go.Figure]:
     return out
 
 
-def written(page: str, block: str) -> str:
-    """A page with the block of results in its place."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
-
-
 def export(runs: dict[str, Path], to: Path) -> list[Path]:
     """Copy what figures are made of, with spec and provenance, part by part."""
-    out = []
-    for part, folder in runs.items():
-        (to / part).mkdir(parents=True, exist_ok=True)
-        names = [*(f"{name}.parquet" for name in TABLES[part]), *RECORDS]
-        out += [Path(shutil.copy2(folder / n, to / part / n)) for n in names if (folder / n).is_file()]
-    return out
-
-
-def arguments() -> argparse.Namespace:
-    """What was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="a folder with a folder for each part")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
-    parser.add_argument("--numbers", action="store_true", help="print what the tables say")
-    parser.add_argument("--readme", action="store_true", help="write it into the README of the data")
-    parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
-    for part in TABLES:
-        parser.add_argument(f"--{part}", type=Path, help=f"with --export: run folder of {part}")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args: Any = arguments()
-    if args.export is not None:
-        runs = {part: getattr(args, part) for part in TABLES if getattr(args, part) is not None}
-        for path in export(runs, args.export):
-            print(path)
-        return
-    if args.numbers:
-        print(numbers(args.data))
-        return
-    if args.readme:
-        readme = args.data / "README.md"
-        readme.write_text(written(readme.read_text(), numbers(args.data)))
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    drawn = {args.out / name: figure for name, figure in figures(args.data).items()}
-    formats = tuple(name for name in args.formats.replace(" ", ",").split(",") if name)
-    for path in plot.write_all(drawn, formats, plotlyjs="directory"):
-        print(path)
+    return copied(TABLES, runs, to)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, DATA, tuple(TABLES), figures, numbers, export)

@@ -12,19 +12,17 @@ the figures need into a folder of data.
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
+from study_script import copied, main, read
 
 from interp import plot
 from interp.plot.text import number
 
 DATA = Path(__file__).parent / "data" / "heads_study"
 README = DATA / "README.md"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 TABLES = (
     "scores", "prefill", "cells", "map", "dose", "dose_areas", "sufficient", "sufficient_areas", "specificity", "pairs",
@@ -32,40 +30,24 @@ TABLES = (
 )  # fmt: skip
 """Tables that figures and numbers come from; parts of a study that were not run are left out."""
 
-RECORDS = ("spec.yaml", "provenance.json")
-
-
-def read(data: Path, name: str) -> pd.DataFrame | None:
-    """A table of the study; None where it was not made, or holds nothing."""
-    path = data / f"{name}.parquet"
-    frame = pd.read_parquet(path) if path.is_file() else None
-    return frame if frame is not None and len(frame) else None
-
 
 def figures(data: Path = DATA) -> dict[str, go.Figure]:
     """Every figure that the tables allow, by its name."""
     out: dict[str, go.Figure] = {}
-    cells, dose, kept = read(data, "cells"), read(data, "dose"), read(data, "sufficient")
-    tasks, pairs = read(data, "specificity"), read(data, "pairs")
+    cells, dose, kept = read(data, "", "cells"), read(data, "", "dose"), read(data, "", "sufficient")
+    tasks, pairs = read(data, "", "specificity"), read(data, "", "pairs")
     if cells is not None:
         out["heads-study-map"] = plot.needle_map(cells)
         out["heads-study-map-logprob"] = plot.needle_map(cells, "logprob")
     if dose is not None:
-        out["heads-study-dose"] = plot.dose_curves(dose, read(data, "dose_areas"))
+        out["heads-study-dose"] = plot.dose_curves(dose, read(data, "", "dose_areas"))
     if kept is not None:
-        out["heads-study-sufficient"] = plot.dose_curves(kept, read(data, "sufficient_areas"), kept=True)
+        out["heads-study-sufficient"] = plot.dose_curves(kept, read(data, "", "sufficient_areas"), kept=True)
     if tasks is not None:
         out["heads-study-specificity"] = plot.specificity(tasks)
     if pairs is not None:
         out["heads-study-agreement"] = plot.score_agreement(pairs)
     return out
-
-
-def written(page: str, block: str) -> str:
-    """A page with the block of results in its place."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def readme(data: Path = DATA) -> str:
@@ -75,7 +57,7 @@ def readme(data: Path = DATA) -> str:
 
 
 def _heads(data: Path) -> str:
-    scores = read(data, "scores")
+    scores = read(data, "", "scores")
     if scores is None:
         return ""
     first = scores[scores["method"] == scores["method"].iloc[0]].sort_values("score", ascending=False)
@@ -90,7 +72,7 @@ def _heads(data: Path) -> str:
 
 
 def _prefill(data: Path) -> str:
-    spent = read(data, "prefill")
+    spent = read(data, "", "prefill")
     if spent is None:
         return ""
     named = {"scores": "one needle a context", "several": "several needles a context"}
@@ -104,7 +86,7 @@ def _prefill(data: Path) -> str:
 
 
 def _map(data: Path) -> str:
-    found = read(data, "map")
+    found = read(data, "", "map")
     if found is None:
         return ""
     own = found[found["metric"] == "accuracy"]
@@ -160,7 +142,7 @@ def _sufficient(data: Path) -> str:
 
 def _curves(data: Path, table: str, areas: str, cut: str, control: str, did: str, *, ascending: bool) -> str:
     """One line a score type with its accuracies by dose and its area, then the kinds of control."""
-    rows, area = read(data, table), read(data, areas)
+    rows, area = read(data, "", table), read(data, "", areas)
     if rows is None or area is None:
         return ""
     own = rows[rows["metric"] == "accuracy"]
@@ -187,7 +169,7 @@ def _curves(data: Path, table: str, areas: str, cut: str, control: str, did: str
 
 
 def _specificity(data: Path) -> str:
-    effects = read(data, "specificity")
+    effects = read(data, "", "specificity")
     if effects is None:
         return ""
     cuts = effects[(effects["condition"] == "cut") & effects["q"].notna()]
@@ -217,7 +199,7 @@ def _specificity(data: Path) -> str:
 
 
 def _agreement(data: Path) -> str:
-    pairs, modes = read(data, "pairs"), read(data, "modes")
+    pairs, modes = read(data, "", "pairs"), read(data, "", "modes")
     lines = []
     if pairs is not None:
         first = str(pairs["a"].iloc[0])
@@ -241,38 +223,8 @@ def _agreement(data: Path) -> str:
 
 def export(data: Path, to: Path) -> list[Path]:
     """Copy what figures and numbers are made of, with spec and provenance."""
-    to.mkdir(parents=True, exist_ok=True)
-    names = [*(f"{name}.parquet" for name in TABLES), *RECORDS]
-    return [Path(shutil.copy2(data / name, to / name)) for name in names if (data / name).is_file()]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="a folder of `interp study retrieval-heads`")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build")
-    parser.add_argument("--formats", default="json,html,pdf,svg,png", help="comma-separated")
-    parser.add_argument("--numbers", action="store_true", help="print what the tables say")
-    parser.add_argument("--readme", action="store_true", help="write it into the README of the data")
-    parser.add_argument("--export", type=Path, help="copy the tables that figures need into this folder")
-    args = parser.parse_args()
-    if args.numbers:
-        print(readme(args.data))
-        return
-    if args.readme:
-        README.write_text(written(README.read_text(), readme()))
-        return
-    if args.export is not None:
-        for path in export(args.data, args.export):
-            print(path)
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    drawn = {args.out / name: figure for name, figure in figures(args.data).items()}
-    formats = tuple(name for name in args.formats.replace(" ", ",").split(",") if name)
-    for path in plot.write_all(drawn, formats, plotlyjs="directory"):
-        print(path)
+    return copied({"": TABLES}, {"": data}, to)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, DATA, (), figures, readme, lambda runs, to: export(runs[""], to))

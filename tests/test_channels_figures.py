@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from study_script import written
 
 from tests.plot import circuit_frames as frames
 
@@ -288,6 +289,6 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
 
 def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> None:
     page = study.README.read_text()
-    assert study.written(page, study.numbers()) == page
+    assert written(page, study.numbers()) == page
     # A number that the tables do not have is not in it.
-    assert study.written(page, "none of it") != page
+    assert written(page, "none of it") != page

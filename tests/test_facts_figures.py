@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,25 +11,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from study_script import written
 
 from tests.plot import fact_frames as f
 
-FIGURES = Path(__file__).parents[1] / "figures"
 MINUS = "\u2212"
 
 
 @pytest.fixture(scope="module")
-def study() -> Iterator[ModuleType]:
-    """The script as it is when it is run: its folder is where modules are looked for first."""
-    sys.path.insert(0, str(FIGURES))
-    try:
-        spec = importlib.util.spec_from_file_location("facts_study", FIGURES / "facts_study.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FIGURES))
+def study() -> ModuleType:
+    return importlib.import_module("facts_study")
 
 
 def facts() -> dict[str, pd.DataFrame]:
@@ -279,6 +268,6 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
 
 def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> None:
     page = (study.DATA / "README.md").read_text()
-    assert study.written(page, study.numbers(study.DATA)) == page
+    assert written(page, study.numbers(study.DATA)) == page
     # A number that the tables do not have is not in it.
-    assert study.written(page, "none of it") != page
+    assert written(page, "none of it") != page

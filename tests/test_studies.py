@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
+from study_script import written
 from typer.testing import CliRunner
 
 import interp
@@ -345,7 +346,7 @@ def test_figures_come_from_any_run_folder(study, tmp_path):
 def test_the_readme_of_the_study_says_what_its_tables_say():
     script = loaded("heads_study")
     page = script.README.read_text()
-    assert script.written(page, script.readme()) == page
+    assert written(page, script.readme()) == page
     figures = Path(script.__file__).parent
     for name in script.figures():
         assert (figures / f"{name}.png").stat().st_size > 10_000
