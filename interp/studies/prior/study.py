@@ -40,15 +40,14 @@ Tables, and their columns:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from interp.errors import BrokenData, NoAcceptedExample
-from interp.studies.base import Study
+from interp.studies.floors import TaskStudy
 from interp.studies.prior.spec import PriorSpec
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from interp.tasks.base import Example
 
 
-class PriorStudy(Study[PriorSpec]):
+class PriorStudy(TaskStudy[PriorSpec]):
     """The parts of a study of priors."""
 
     def tables(self) -> None:
@@ -77,55 +76,11 @@ class PriorStudy(Study[PriorSpec]):
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def floors(self) -> pd.DataFrame:
-        """Every setting that was tried of each task, the first above the floor last and `taken`."""
-        found = [
-            self.job.table(f"parts/floor-{name}", partial(self._floor, name)) for name in self.spec.tasks
-        ]
-        return pd.concat(found, ignore_index=True)
-
-    def _floor(self, name: str) -> pd.DataFrame:
-        from interp.measure.effects import at_chance, floor_metric
-        from interp.measure.outcomes import evaluate
-        from interp.measure.plans import CLEAN
-        from interp.measure.stats import proportion_ci
+    def asked(self, name: str, settings: Mapping[str, Any]) -> list[Example]:
+        """Examples that the floor of a task is judged on."""
         from interp.tasks.registry import task
 
-        rows: list[dict[str, Any]] = []
-        for settings in self.spec.tasks[name]:
-            row: dict[str, Any] = {"task": name, "settings": json.dumps(settings, sort_keys=True), "n": 0}
-            try:
-                asked = task(name, n=self.spec.floor_n, seed=self.spec.seed, **settings)
-                with self.stage(f"floor: {name} {row['settings']}") as report:
-                    found = evaluate(
-                        self.subject, asked.examples(self.subject), {CLEAN: None}, progress=report
-                    )
-            except (NoAcceptedExample, BrokenData) as why:
-                self.job.remark(str(why))
-                rows.append(row | {"status": "not asked", "taken": False})
-                continue
-            values = found.values[CLEAN]
-            judged = floor_metric(found, ("choice",))
-            low, high = proportion_ci(values[judged], found.clusters)
-            done = not at_chance(found)
-            row |= {m: float(values[m].mean()) for m in ("accuracy", "choice", "logit_diff")}
-            row |= {"n": len(found.examples), "judged": judged, "ci_lo": low, "ci_hi": high}
-            row |= {"chance": float(np.mean([e.chance for e in found.examples]))}
-            rows.append(row | {"status": "ok" if done else "at chance", "taken": done})
-            if done:
-                break
-        if not rows[-1]["taken"]:
-            self.job.remark(f"{name}: the model is at chance at every setting, so no effect on it is told")
-            if self.spec.keep_at_chance and rows[-1]["n"]:
-                rows[-1]["taken"] = True
-        return pd.DataFrame(rows)
-
-    @cached_property
-    def taken(self) -> dict[str, dict[str, Any]]:
-        """The tasks that the study goes on with, and their settings."""
-        own = self.floors[self.floors["taken"]]
-        return {r.task: json.loads(str(r.settings)) for r in own.itertuples()}
+        return task(name, n=self.spec.floor_n, seed=self.spec.seed, **settings).examples(self.subject)
 
     @cached_property
     def status(self) -> dict[str, str]:

@@ -7,15 +7,13 @@ stage. `overlap`: what circuits share, against chance. `matrix`: each circuit cu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.errors import BrokenData, NoAcceptedExample
-from interp.studies.base import Study
+from interp.studies.floors import TaskStudy
 from interp.studies.reuse.spec import ReuseSpec
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ KINDS = ("effects", "matrix", "contrasts")
 """Tables of the cross-task matrix, in the order in which `CrossTask` has them."""
 
 
-class ReuseStudy(Study[ReuseSpec]):
+class ReuseStudy(TaskStudy[ReuseSpec]):
     """The parts of a study of circuit reuse."""
 
     def tables(self) -> None:
@@ -48,49 +46,11 @@ class ReuseStudy(Study[ReuseSpec]):
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def floors(self) -> pd.DataFrame:
-        """Every setting that was tried of each task, the first above the floor last and `taken`."""
-        found = [
-            self.job.table(f"parts/floor-{name}", partial(self._floor, name)) for name in self.spec.tasks
-        ]
-        return pd.concat(found, ignore_index=True)
+    judged_by = "accuracy"
 
-    def _floor(self, name: str) -> pd.DataFrame:
-        from interp.measure.effects import at_chance, floor_metric
-        from interp.measure.outcomes import evaluate
-        from interp.measure.plans import CLEAN
-        from interp.measure.stats import proportion_ci
-
-        rows: list[dict[str, Any]] = []
-        for settings in self.spec.tasks[name]:
-            row: dict[str, Any] = {"task": name, "settings": json.dumps(settings, sort_keys=True), "n": 0}
-            try:
-                examples = self.task(name, settings, self.spec.n, held=False).examples(self.subject)
-                with self.stage(f"floor: {name} {row['settings']}") as report:
-                    found = evaluate(self.subject, examples, {CLEAN: None}, progress=report)
-            except (NoAcceptedExample, BrokenData) as why:
-                self.job.remark(str(why))
-                rows.append(row | {"status": "not asked", "taken": False})
-                continue
-            judged = floor_metric(found, ("accuracy",))
-            low, high = proportion_ci(found.values[CLEAN][judged], found.clusters)
-            done = not at_chance(found)
-            row |= {m: float(found.values[CLEAN][m].mean()) for m in ("choice", "accuracy", "logit_diff")}
-            row |= {"n": len(examples), "judged": judged, "ci_lo": low, "ci_hi": high}
-            row |= {"chance": sum(e.chance for e in examples) / len(examples)}
-            rows.append(row | {"status": "ok" if done else "at chance", "taken": done})
-            if done:
-                break
-        if self.spec.keep_at_chance and rows[-1]["n"]:
-            rows[-1]["taken"] = True
-        return pd.DataFrame(rows)
-
-    @cached_property
-    def taken(self) -> dict[str, dict[str, Any]]:
-        """The tasks that the study goes on with, and their settings."""
-        own = self.floors[self.floors["taken"]]
-        return {r.task: json.loads(str(r.settings)) for r in own.itertuples()}
+    def asked(self, name: str, settings: Mapping[str, Any]) -> list[Example]:
+        """Examples that the floor of a task is judged on."""
+        return self.task(name, settings, self.spec.n, held=False).examples(self.subject)
 
     def task(self, name: str, settings: Mapping[str, Any], n: int, *, held: bool) -> Task:
         """A task: to find heads on, or `held` out to measure."""
