@@ -157,25 +157,10 @@ class Conflict(Task):
         for side in (memory, counter) if memory_first else (counter, memory):
             pieces += [p for statement in side for p in statement]
         pieces += [Piece(p.text, p.role, 0, "query") for p in wording_pieces(table.wordings[query], about)]
-        prompt, answer, spans, text = assemble(tokens, pieces, f" {true}")
-        last = last_word(table.wordings[query])
-        ours, theirs, *more = continuations(
-            tokens, last, [f" {x}" for x in (true, false, *table.others.get(about, ()))]
-        )
-        if answer != ours or shared_start(ours, theirs) == min(len(ours), len(theirs)):
-            raise Redraw("the answers cannot be told apart behind the question")
-        return Example(
-            task=self.name,
-            ids=prompt.ids,
-            answer_ids=answer,
-            text=text,
-            offsets=prompt.offsets,
-            spans=spans,
-            alternatives=tuple(m for m in more if m != theirs),
-            foil_ids=theirs,
-            candidates=(answer, theirs),
-            chance=0.5,
-            cluster=about,
+        also = table.others.get(about, ())
+        example = questioned(self.name, tokens, pieces, table.wordings[query], (true, false, *also), about)
+        return replace(
+            example,
             group=f"{table.name}: {about}",
             meta={
                 "relation": table.name,
@@ -187,9 +172,42 @@ class Conflict(Task):
                 "irrelevant": self.irrelevant,
                 "first": "memory" if memory_first and self.memory else "counter",
                 "template": query,
-                "score_at": common_prefix((answer, theirs)),
+                "score_at": common_prefix((example.answer_ids, example.foil_ids)),
             },
         )
+
+
+def questioned(
+    task: str, tokens: Tokens, pieces: Sequence[Piece], wording: str, objects: Sequence[str], about: str
+) -> Example:
+    """A question to which one object is the memory's answer and another the context's.
+
+    Args:
+        pieces: the context and, last, the question.
+        wording: of the question.
+        objects: the memory's, the context's, and further right ones, any of which counts as the memory's.
+        about: the subject.
+
+    Raises:
+        Redraw: behind the question one answer begins the other, or is cut into other tokens.
+    """
+    prompt, answer, spans, text = assemble(tokens, pieces, f" {objects[0]}")
+    ours, theirs, *more = continuations(tokens, last_word(wording), [f" {x}" for x in objects])
+    if answer != ours or shared_start(ours, theirs) == min(len(ours), len(theirs)):
+        raise Redraw("the answers cannot be told apart behind the question")
+    return Example(
+        task=task,
+        ids=prompt.ids,
+        answer_ids=answer,
+        text=text,
+        offsets=prompt.offsets,
+        spans=spans,
+        alternatives=tuple(m for m in more if m != theirs),
+        foil_ids=theirs,
+        candidates=(answer, theirs),
+        chance=0.5,
+        cluster=about,
+    )
 
 
 def rival(table: Relation, about: str, subjects: Sequence[str]) -> tuple[str, list[str]]:

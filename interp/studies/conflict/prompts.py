@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from interp.models.cache import Progress
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
 from interp.studies.conflict.spec import ConflictSpec, Setting
-from interp.tasks.base import Example, Piece, Redraw, assemble, continuations, stable_seed
-from interp.tasks.conflict import Conflict, rival
+from interp.tasks.base import Example, Piece, Redraw, continuations, stable_seed
+from interp.tasks.conflict import Conflict, questioned, rival
 from interp.tasks.facts import Relation, last_word, relation, shared_start, surface, worded, wording_pieces
 from interp.tasks.fictional import sort_of
 
@@ -99,28 +99,10 @@ class Dispute:
     ) -> Example:
         template = self.table.wordings[self.wordings[0]]
         pieces = [*before, *(Piece(p.text, p.role, 0, "query") for p in wording_pieces(template, about))]
-        prompt, answer, spans, text = assemble(tokens, pieces, f" {right}")
-        # Any of several right objects counts as the memory's.
         also = self.table.answers(about)[1:] if about == self.about else ()
-        ours, theirs, *more = continuations(
-            tokens, last_word(template), [f" {x}" for x in (right, wrong, *also)]
-        )
-        if answer != ours or shared_start(ours, theirs) == min(len(ours), len(theirs)):
-            raise Redraw("the answers cannot be told apart behind the question")
-        return Example(
-            task=name,
-            ids=prompt.ids,
-            answer_ids=answer,
-            text=text,
-            offsets=prompt.offsets,
-            spans=spans,
-            alternatives=tuple(m for m in more if m != theirs),
-            foil_ids=theirs,
-            candidates=(answer, theirs),
-            chance=0.5,
-            cluster=self.about,
-            meta={"relation": self.relation, "subject": self.about, "template": self.wordings[0]},
-        )
+        found = questioned(name, tokens, pieces, template, (right, wrong, *also), self.about)
+        meta = {"relation": self.relation, "subject": self.about, "template": self.wordings[0]}
+        return replace(found, meta=meta)
 
 
 def disputes(tokens: Tokens, spec: ConflictSpec) -> list[Dispute]:
