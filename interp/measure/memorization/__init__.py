@@ -1,0 +1,1 @@
+"""What memorization is measured by, in pipelines and language models."""

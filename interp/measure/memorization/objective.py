@@ -1,0 +1,179 @@
+"""The training objective on single items: what a model has learned of an image or a sequence, as one number an item.
+
+For a pipeline it is the denoising error: the mean squared difference of predicted and true noise, over draws of a
+timestep t and noise eps. For a language model it is the mean negative log-likelihood of the suffix after its prefix, in
+nats a token. Both can be differentiated: by embeddings, by whatever `replacing` puts into a part, and by weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+
+from interp.errors import UsageError
+from interp.models.engines.base import Frame, Tap
+from interp.models.sites import Site
+from interp.models.subject import CausalLM
+from interp.tasks.base import Example, stable_seed
+
+if TYPE_CHECKING:
+    from interp.models.pipeline import Pipeline
+
+ROWS = 256
+"""Rows of one pass: items times draws of a pipeline, sequences of a language model."""
+
+
+class Image(Protocol):
+    """An image and the prompt that belongs to it; `ImageItem` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def image(self) -> Float[torch.Tensor, "c h w"]: ...
+
+
+class Text(Protocol):
+    """A sequence and how many of its tokens are given; `TextItem` is one."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+    @property
+    def prefix(self) -> int: ...
+
+
+def loss(
+    subject: CausalLM | Pipeline,
+    items: Sequence[Any],
+    *,
+    draws: int = 8,
+    seed: int = 0,
+    embeddings: Float[torch.Tensor, "items n d"] | None = None,
+    batch: int = ROWS,
+) -> Float[torch.Tensor, " items"]:
+    """The objective of each item; no item's number depends on the others.
+
+    Args:
+        subject: a pipeline, with items that have `name`, `prompt` and `image` (`ImageItem`); or a language model, with
+            items that have `ids` and `prefix` (`TextItem`).
+        draws: of (t, eps) for each image, see `draws_of`; a language model has none.
+        seed: of the draws.
+        embeddings: in a pipeline, what takes the place of the prompts' embeddings; in a language model, vectors that
+            are put before the tokens (a soft prompt), as what its embedding layer would give.
+        batch: rows of one pass.
+
+    Returns:
+        mean squared error of the predicted noise, or nats a token; with a graph where gradients are enabled.
+
+    Raises:
+        UsageError: no items, or embeddings of another number; a sequence of fewer than two tokens, or one that its
+            prefix uses up.
+    """
+    if not items:
+        raise UsageError("the objective needs at least one item")
+    if embeddings is not None and len(embeddings) != len(items):
+        raise UsageError(f"{len(embeddings)} embeddings for {len(items)} items: give one each")
+    if isinstance(subject, CausalLM):
+        numbers = range(len(items))
+        parts = [
+            _suffix(subject, items, numbers[at : at + batch], embeddings)
+            for at in range(0, len(items), batch)
+        ]
+        return torch.cat(parts)
+    return _denoising(subject, items, draws, seed, embeddings, batch)
+
+
+def draws_of(
+    subject: Pipeline, item: Image, draws: int, seed: int
+) -> tuple[Int[torch.Tensor, " draws"], Float[torch.Tensor, "draws c h w"]]:
+    """The timesteps and the noise of an image's draws; they depend on its name, on the seed and on `draws` alone.
+
+    Timesteps are stratified: the i-th is uniform on the i-th part of the training timesteps cut into `draws` equal
+    parts. Over seeds each draw is uniform, so the mean is that of the training objective, with less scatter.
+    """
+    if draws < 1:
+        raise UsageError(f"draws={draws}: at least one draw of (t, eps) is needed")
+    entropy = stable_seed("denoising", seed, item.name)
+    generator = torch.Generator().manual_seed(entropy[0] << 32 | entropy[1])
+    top = int(subject.pipe.scheduler.config.num_train_timesteps)
+    within = torch.rand(draws, generator=generator, dtype=torch.float64)
+    t = ((torch.arange(draws) + within) / draws * top).long().clamp(max=top - 1)
+    eps = torch.randn(draws, *subject.latent_shape, generator=generator)
+    return t.to(subject.device), eps.to(subject.device, subject.dtype)
+
+
+def _denoising(
+    subject: Pipeline,
+    items: Sequence[Image],
+    draws: int,
+    seed: int,
+    embeddings: torch.Tensor | None,
+    batch: int,
+) -> torch.Tensor:
+    """The denoising error of each image."""
+    images = torch.stack([item.image for item in items]).to(subject.device, subject.dtype)
+    with torch.no_grad():
+        latents = subject.encode(images)
+    if embeddings is None:
+        embeddings = subject.embed([item.prompt for item in items])
+    drawn = [draws_of(subject, item, draws, seed) for item in items]
+    t = torch.cat([pair[0] for pair in drawn])
+    eps = torch.cat([pair[1] for pair in drawn])
+    owner = torch.arange(len(items), device=subject.device).repeat_interleave(draws)
+    errors = []
+    for rows in _chunks(len(owner), batch):
+        own = owner[rows]
+        noised = subject.add_noise(latents[own], eps[rows], t[rows])
+        found = subject.noise(noised, t[rows], embeddings[own])
+        errors.append((found - eps[rows]).float().square().flatten(1).mean(1))
+    return torch.cat(errors).view(len(items), draws).mean(1)
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    for at in range(0, n, size):
+        yield slice(at, min(at + size, n))
+
+
+def _suffix(
+    subject: CausalLM, items: Sequence[Text], numbers: Sequence[int], embeddings: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean negative log-likelihood of each suffix; without a prefix, of all tokens after the first."""
+    soft = 0 if embeddings is None else embeddings.shape[1]
+    examples = []
+    for i in numbers:
+        ids, given = items[i].ids, max(1, items[i].prefix)
+        if given >= len(ids):
+            raise UsageError(
+                f"item {i}: {len(ids)} tokens, {given} of them given: none is left to be predicted"
+            )
+        examples.append(Example("memorized", (ids[0],) * soft + ids[:given], ids[given:]))
+    batch = subject.batch(examples)
+    taps: dict[Site, Tap] = {}
+    if embeddings is not None:
+        taps[Site("embed")] = _Before(embeddings[list(numbers)])
+    logits = subject.run(batch, taps, grad=torch.is_grad_enabled()).logits
+    first = batch.width - logits.shape[1]
+    out = []
+    for row, example in enumerate(examples):
+        columns = batch.answer_columns(row)
+        rows = logits[row, columns.start - first : columns.stop - first].float()
+        answer = torch.tensor(example.answer_ids, device=rows.device)
+        out.append(torch.nn.functional.cross_entropy(rows, answer))
+    return torch.stack(out)
+
+
+class _Before:
+    """Puts a soft prompt over the first columns of each row, which hold placeholders."""
+
+    def __init__(self, vectors: torch.Tensor):
+        self.vectors = vectors
+
+    def edit(self, value: torch.Tensor, frame: Frame) -> torch.Tensor:
+        soft = self.vectors.to(value.device, value.dtype)
+        columns = frame.batch.pad[:, None] + torch.arange(soft.shape[1], device=frame.batch.pad.device)
+        rows = torch.arange(len(soft), device=value.device)[:, None]
+        return value.index_put((rows, columns.to(value.device)), soft)
