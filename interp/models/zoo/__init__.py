@@ -1,0 +1,1 @@
+"""Small memory architectures and small models whose memory is known, one subject a file or folder."""
