@@ -1,4 +1,5 @@
-"""`load`: from a name, a folder, a GGUF file, or a module, bridge or nnsight model in memory, to a `CausalLM`.
+"""`load`: from a name, a folder, a GGUF file, or a module, bridge or nnsight model in memory, to a `CausalLM`;
+from a diffusers pipeline or its folder to a `Pipeline`.
 
 A model that loads has passed the self-check, which a wrong row of the site table fails: on a few tokens, in every
 layer, resid_pre + attn_out + mlp_out equals resid_post, the first token's z is the value of its KV group (it sees only
@@ -26,6 +27,7 @@ from interp.models.engines.base import Record
 from interp.models.engines.bridge import is_bridge, unbridged
 from interp.models.engines.nnsight import NnsightEngine, is_wrapped
 from interp.models.families import Family
+from interp.models.pipeline import Pipeline, is_pipeline, read_pipeline
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
@@ -43,12 +45,13 @@ def load(
     remote: bool | str = False,
     trust_remote_code: bool = False,
     **kwargs: Any,
-) -> CausalLM:
-    """Load a causal language model, ready to be traced.
+) -> Any:
+    """Load a causal language model, or a diffusion pipeline, ready to be traced.
 
     Args:
         source: a default model's name (`smollm2`), a hub id, a folder, a `.gguf` file, a loaded Hugging Face module, a
-            TransformerBridge (its weights are shared, and it goes on working) or an nnsight model (used as it is).
+            TransformerBridge (its weights are shared, and it goes on working) or an nnsight model (used as it is);
+            or a diffusers pipeline, or a folder that holds one.
         tokenizer: tokenizer of a loaded module (or in place of the model's own). A TransformerBridge has changed its
             own one, which begins every text with a BOS token, so it is not taken over.
         name: what tables call the model; default from `source`.
@@ -61,13 +64,20 @@ def load(
             the engine `nnsight`; only config and tokenizer are loaded.
         kwargs: handed to `from_pretrained` (`device_map`, `revision`, `quantization_config`, ...).
 
+    Returns:
+        a `CausalLM`, or a `Pipeline` for a diffusion pipeline.
+
     Raises:
         MissingResource: no such model, or no network to fetch it.
-        UnknownArchitecture: no row of the site table fits.
+        UnknownArchitecture: no row of the site table fits, or the pipeline is not like Stable Diffusion.
         EngineError: the engine cannot run this model, or a bridge is no longer the model it was made of.
     """
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}'; write one of {', '.join(ENGINES)}")
+    if is_pipeline(source):
+        if (tokenizer, family, engine) != (None, None, None) or remote:
+            raise UsageError("a diffusion pipeline takes no tokenizer, family, engine or remote")
+        return _pipeline(source, name, device, dtype, kwargs)
     if remote:
         return _remote(source, remote, engine, family, trust_remote_code, kwargs)
     if isinstance(source, nn.Module) or is_wrapped(source):
@@ -91,6 +101,22 @@ def load(
     if "device_map" not in kwargs:
         module = module.to(where)
     return _subject(module, found, name or label, family, engine or "hooks")
+
+
+def _pipeline(
+    source: Any, name: str | None, device: str, dtype: str | torch.dtype, kwargs: dict[str, Any]
+) -> Pipeline:
+    """A pipeline that is in memory, or one of a folder."""
+    if not isinstance(source, (str, Path)):
+        if device != "auto" or dtype != "auto" or kwargs:
+            raise UsageError(
+                "a loaded pipeline stays where it is and as it is: move it with pipe.to(...) first"
+            )
+        return Pipeline(source, name=name or type(source).__name__)
+    folder, where = Path(source).expanduser(), _device(device)
+    found = _dtype(dtype, where)
+    kwargs.setdefault("dtype", None if found == "auto" else found)
+    return Pipeline(read_pipeline(folder, kwargs).to(where), name=name or folder.resolve().name)
 
 
 def _remote(
