@@ -183,15 +183,18 @@ class _Edited:
 
     weight: torch.Tensor
     original: torch.Tensor
-    edits: list[tuple[Atom, Change]]
+    edits: list[tuple[object, Change]]
 
 
 _edited: dict[int, _Edited] = {}
 
 
 @contextmanager
-def edited(edit: Atom, changes: Sequence[tuple[torch.Tensor, Change]]) -> Iterator[None]:
-    """Weights are changed inside the block, one change on top of another; leaving it takes those of `edit` back."""
+def edited(edit: object, changes: Sequence[tuple[torch.Tensor, Change]]) -> Iterator[None]:
+    """Weights are changed inside the block, one change on top of another; leaving it takes those of `edit` back.
+
+    Changes are made in the order given and taken back from the last to the first.
+    """
     with ExitStack() as stack:
         for weight, change in changes:
             _on(weight, edit, change)
@@ -199,14 +202,27 @@ def edited(edit: Atom, changes: Sequence[tuple[torch.Tensor, Change]]) -> Iterat
         yield
 
 
-def _on(weight: torch.Tensor, edit: Atom, change: Change) -> None:
+def found_by(edit: object, weight: torch.Tensor) -> torch.Tensor:
+    """The weight as an edit finds it: under the edits that are on and were made before it; a copy."""
+    state = _edited.get(id(weight))
+    if state is None or not any(other is edit for other, _ in state.edits):
+        return weight.detach().clone()
+    value = state.original.clone()
+    for other, change in state.edits:
+        if other is edit:
+            break
+        value.copy_(change(value))
+    return value
+
+
+def _on(weight: torch.Tensor, edit: object, change: Change) -> None:
     state = _edited.get(id(weight)) or _Edited(weight, weight.detach().clone(), [])
     _add(state, change)
     state.edits.append((edit, change))
     _edited[id(weight)] = state
 
 
-def _off(weight: torch.Tensor, edit: Atom) -> None:
+def _off(weight: torch.Tensor, edit: object) -> None:
     state = _edited[id(weight)]
     last = max(i for i, (other, _) in enumerate(state.edits) if other is edit)
     del state.edits[last]
