@@ -1,8 +1,9 @@
 """Streaming sums of what enters a part: squares of each column, or products of all columns.
 
-Both are readers of `interp.trace.passes.stream`. Sums are kept by part, by the pass's key (the timestep; 0 in a
-language model) and by half of guidance, in float64; of the activations themselves nothing is kept. Whatever share,
-number of steps or rule is wanted later comes from the same sums.
+Both are readers of `interp.trace.passes.stream`. Sums are kept by part, by step (the number of the denoising step,
+since a scheduler may visit a timestep twice; 0 in a language model) and by half of guidance, in float64; of the
+activations themselves nothing is kept. Whatever share, number of steps or rule is wanted later comes from the same
+sums.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ _STATISTICS = ("raw", "unit", "sum")
 class ColumnMoments:
     """Per item: sums of squares and sums of each column, as it is (`raw`) and with each token of length one (`unit`).
 
-    Memory is items x columns for each part, key and half, whatever the number of tokens.
+    Memory is items x columns for each part, step and half, whatever the number of tokens.
 
     Args:
-        items: number of items of the corpus.
+        items: number of items.
+        of: the item of each row of the corpus, where one item has several (seeds); default, row i is item i.
 
     Attributes:
-        keys: keys of the passes, in the order in which they were met.
+        timesteps: the timestep of each step that was read, as the UNet gets it.
     """
 
-    def __init__(self, items: int):
+    def __init__(self, items: int, of: Int[torch.Tensor, " rows"] | None = None):
         self.items = items
-        self.keys: tuple[int, ...] = ()
+        self.of = torch.arange(items) if of is None else of
+        self.timesteps: dict[int, int] = {}
         self._sums: dict[tuple[Part, int, Half], Float[torch.Tensor, "three items d"]] = {}
         self._tokens: dict[tuple[Part, int, Half], Float[torch.Tensor, " items"]] = {}
 
@@ -51,20 +54,24 @@ class ColumnMoments:
         unit = torch.where(length > 0, counted / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
         raw_unit = torch.stack([counted, unit], 1) @ squares
         values = torch.cat([raw_unit, counted[:, None] @ x], 1).to(_wide(x))  # b 3 d
-        if pass_.key not in self.keys:
-            self.keys = (*self.keys, pass_.key)
+        self.timesteps[pass_.index] = pass_.key
         conditional = pass_.conditional.to(x.device)
-        items = pass_.items.to(values.device)
+        items = self.of.to(values.device)[pass_.items.to(values.device)]
         for half in HALVES:
             rows = (conditional == (half == "conditional")).nonzero()[:, 0].to(values.device)
             if not len(rows):
                 continue
-            at = part, pass_.key, half
+            at = part, pass_.index, half
             if at not in self._sums:
                 self._sums[at] = values.new_zeros(len(_STATISTICS), self.items, values.shape[-1])
                 self._tokens[at] = values.new_zeros(self.items)
             self._sums[at].index_add_(1, items[rows], values[rows].transpose(0, 1))
             self._tokens[at].index_add_(0, items[rows], counted.sum(1).to(values.device, values.dtype)[rows])
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that were read."""
+        return tuple(sorted(self.timesteps))
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -78,30 +85,30 @@ class ColumnMoments:
         return tuple(half for half in HALVES if half in present)
 
     def sums(
-        self, part: Part, key: int, half: Half = "conditional", norm: Norm = "raw"
+        self, part: Part, step: int, half: Half = "conditional", norm: Norm = "raw"
     ) -> Float[torch.Tensor, "items d"]:
         """Sum over tokens of the squares of each column.
 
         Raises:
-            UsageError: no such part, key or half was read.
+            UsageError: no such part, step or half was read.
         """
-        return self._of(self._sums, part, key, half)[_STATISTICS.index(norm)]
+        return self._of(self._sums, part, step, half)[_STATISTICS.index(norm)]
 
-    def totals(self, part: Part, key: int, half: Half = "conditional") -> Float[torch.Tensor, "items d"]:
+    def totals(self, part: Part, step: int, half: Half = "conditional") -> Float[torch.Tensor, "items d"]:
         """Sum over tokens of each column."""
-        return self._of(self._sums, part, key, half)[_STATISTICS.index("sum")]
+        return self._of(self._sums, part, step, half)[_STATISTICS.index("sum")]
 
-    def tokens(self, part: Part, key: int, half: Half = "conditional") -> Float[torch.Tensor, " items"]:
+    def tokens(self, part: Part, step: int, half: Half = "conditional") -> Float[torch.Tensor, " items"]:
         """Tokens that were counted."""
-        return self._of(self._tokens, part, key, half)
+        return self._of(self._tokens, part, step, half)
 
     def rms(
-        self, part: Part, keys: Sequence[int], half: Half = "conditional", norm: Norm = "raw"
+        self, part: Part, steps: Sequence[int], half: Half = "conditional", norm: Norm = "raw"
     ) -> Float[torch.Tensor, "items d"]:
-        """Root mean square of each column over the tokens of the given keys, each key weighing the same."""
+        """Root mean square of each column over the tokens of the given steps, each step weighing the same."""
         means = [
-            self.sums(part, key, half, norm) / self.tokens(part, key, half)[:, None].clamp(min=1)
-            for key in keys
+            self.sums(part, step, half, norm) / self.tokens(part, step, half)[:, None].clamp(min=1)
+            for step in steps
         ]
         return torch.stack(means).mean(0).sqrt()
 
@@ -111,36 +118,36 @@ class ColumnMoments:
         return sum(t.numel() * t.element_size() for t in self._sums.values())
 
     def _of(
-        self, of: dict[tuple[Part, int, Half], torch.Tensor], part: Part, key: int, half: Half
+        self, of: dict[tuple[Part, int, Half], torch.Tensor], part: Part, step: int, half: Half
     ) -> torch.Tensor:
-        if (part, key, half) not in of:
+        if (part, step, half) not in of:
             raise UsageError(
-                f"nothing was read at {part}, key {key}, {half}: there are keys {list(self.keys)} of "
+                f"nothing was read at {part}, step {step}, {half}: there are steps {list(self.steps)} of "
                 f"{len(self.parts)} parts, {' and '.join(self.halves) or 'no passes'}"
             )
-        return of[part, key, half]
+        return of[part, step, half]
 
 
 class ProductMoments:
     """Sums of the products of all columns over the tokens of groups of items: not centred, d x d a group.
 
     Args:
-        groups: the group of each item of the corpus, from 0 on.
-        keys: keys that count; None for all. All of them go into one sum.
+        groups: the group of each row of the corpus, from 0 on.
+        steps: steps that count; None for all. All of them go into one sum.
         norm: `raw`, or `unit`: each token is brought to length one.
     """
 
     def __init__(
-        self, groups: Int[torch.Tensor, " items"], keys: Sequence[int] | None = None, norm: Norm = "raw"
+        self, groups: Int[torch.Tensor, " rows"], steps: Sequence[int] | None = None, norm: Norm = "raw"
     ):
         self.groups = groups
-        self.keys = None if keys is None else tuple(keys)
+        self.steps = None if steps is None else tuple(steps)
         self.norm = norm
         self._sums: dict[tuple[Part, Half], Float[torch.Tensor, "groups d d"]] = {}
         self._tokens: dict[tuple[Part, Half], Float[torch.Tensor, " groups"]] = {}
 
     def __call__(self, part: Part, x: Float[torch.Tensor, "b t d"], pass_: Pass) -> None:
-        if self.keys is not None and pass_.key not in self.keys:
+        if self.steps is not None and pass_.index not in self.steps:
             return
         x = x.detach().float()
         counted = _counted(x, pass_)

@@ -178,13 +178,12 @@ def _denoise(subject: Any, corpus: Prompts, batch: int, progress: Progress) -> N
 def _read(subject: Any, corpus: Sequences, batch: int, progress: Progress) -> None:
     from interp.models.parts import run_ids
 
-    lengths, done = [len(own) for own in corpus.ids], 0
-    for group in plan(lengths, batch * max(lengths)):
-        run_ids(
-            subject,
-            [corpus.ids[i] for i in group],
-            items=list(group),
-            read_from=[corpus.firsts[i] for i in group],
-        )
-        done += len(group)
-        progress(done, len(corpus), "sequences")
+    done = 0
+    for first in sorted(set(corpus.firsts)):
+        members = [i for i, own in enumerate(corpus.firsts) if own == first]
+        lengths = [len(corpus.ids[i]) for i in members]
+        for group in plan(lengths, batch * max(lengths)):
+            items = [members[i] for i in group]
+            run_ids(subject, [corpus.ids[i] for i in items], items=items, read_from=first, keep=1)
+            done += len(items)
+            progress(done, len(corpus), "sequences")
