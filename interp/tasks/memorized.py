@@ -39,8 +39,8 @@ class TextItem:
     def __post_init__(self) -> None:
         if not 1 <= self.prefix < len(self.ids):
             raise UsageError(
-                f"item {self.name}: prefix {self.prefix} of {len(self.ids)} tokens; at least one token is given and one "
-                "is left"
+                f"item {self.name}: prefix {self.prefix} of {len(self.ids)} tokens; at least one token is given and "
+                "one is left"
             )
 
     @property
