@@ -80,6 +80,7 @@ def descend(
         for group in objective.groups(active):
             with torch.enable_grad():
                 losses, done = objective(group, torch.stack([own[i] for i in group]), step)
+                total = losses.sum()
             if not bool(losses.isfinite().all()):
                 raise EngineError(f"the loss of a search is not finite after {step} updates: lower its rate")
             rows = torch.tensor(group)
@@ -89,7 +90,7 @@ def descend(
                 first[rows] = last[rows]
             if step < steps:
                 # A parameter without a gradient is left alone by Adam, and so is its momentum.
-                grads = torch.autograd.grad(losses.sum(), [own[i] for i in group])
+                grads = torch.autograd.grad(total, [own[i] for i in group])
                 for i, grad in zip(group, grads, strict=True):
                     own[i].grad = None if stop and found[i] else grad
         if stop:
