@@ -104,7 +104,7 @@ class WandaContrast(Locator):
         self.level = level
         self.batch = batch
 
-    def fit(  # type: ignore[override]
+    def fit(
         self,
         subject: CausalLM | Pipeline,
         data: Corpus | Sequence[Any] | None = None,
