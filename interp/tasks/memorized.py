@@ -6,11 +6,51 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from interp.errors import UsageError
 from interp.tasks.base import Example, Ids
 
 Split = Literal["locate", "test", ""]
 """Half of the items is located with, the other half is measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageItem:
+    """A picture with a prompt: one that a pipeline has memorized, or one of the same kind that it has not.
+
+    Attributes:
+        name: tells it from the others.
+        prompt: the caption that it was shown with, or might have been.
+        image: in [0, 1].
+        group: what kind it is: `memorized`, `control`, `unseen`, ...
+        split: `locate`, `test`, or none.
+        exposures: how often the picture was trained on; 0 for never.
+        mask: the pixels that count where only a part of the picture is memorized (a template); None for all.
+
+    Raises:
+        UsageError: the image has values outside [0, 1], or the mask is of another size.
+    """
+
+    name: str
+    prompt: str
+    image: Float[Tensor, "c h w"]
+    group: str = ""
+    split: Split = ""
+    exposures: int = 0
+    mask: Bool[Tensor, "h w"] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = float(self.image.min()), float(self.image.max())
+        if not (low >= 0 and high <= 1):
+            raise UsageError(
+                f"item {self.name}: its image has values from {low:.3g} to {high:.3g}; scale it to [0, 1]"
+            )
+        if self.mask is not None and self.mask.shape != self.image.shape[1:]:
+            raise UsageError(
+                f"item {self.name}: a mask of {tuple(self.mask.shape)} for an image of {tuple(self.image.shape[1:])}"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ real one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -72,6 +72,7 @@ def build(
     channels: tuple[int, ...] = (32, 64),
     width: int = 64,
     vae: AutoencoderKL | IdentityVAE | None = None,
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon",
 ) -> StableDiffusionPipeline:
     """An untrained pipeline with random weights, equal for equal arguments; the global random state stays as it was.
 
@@ -81,6 +82,7 @@ def build(
         channels: of the UNet's two or more stages, multiples of 8; each but the first halves height and width.
         width: of the text encoder and of the UNet's cross-attention, a multiple of 16.
         vae: another VAE than the one that changes nothing; the UNet then has its `latent_channels`.
+        prediction: what the UNet's output stands for.
 
     Example:
         >>> pipe = build(["a", "poster", "of", "seven"], channels=(8, 16), width=16)
@@ -129,6 +131,7 @@ def build(
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",
         clip_sample=False,
+        prediction_type=prediction,
         set_alpha_to_one=True,
         steps_offset=1,
     )
