@@ -13,12 +13,12 @@ as it takes less work than those.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from interp.errors import UsageError
 from interp.intervene.attack.search import descend, generator
@@ -145,15 +145,10 @@ def adversarial_embeddings(
         raise UsageError("the attack needs images, each with a name of its own")
     if "other" in search.starts and not others:
         raise UsageError("starts from other prompts need some: give `others`, or other `starts`")
-    rows = [
-        _Row(i, item, start, restart)
-        for i, item in enumerate(items)
-        for start in search.starts
-        for restart in range(search.restarts)
-    ]
+    rows = rows_of(items, search)
     looker = _Looker(subject, items, yardstick, sampling, batch)
-    goal = _Goal(subject, rows, looker, search, seed, batch)
-    starts = _starts(subject, rows, others, seed)
+    goal = _Extracting(subject, rows, looker, search, seed, batch)
+    starts = starts_of(subject, rows, others, seed)
     end = descend(
         starts, goal, rate=search.rate, steps=search.steps, stop=stop, progress=progress, what="embeddings"
     )
@@ -182,7 +177,7 @@ def adversarial_embeddings(
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One search: of the image of that number, from a start."""
 
     number: int
@@ -192,23 +187,37 @@ class _Row:
 
     @property
     def name(self) -> str:
+        """What its start and its draws depend on, beside the seed."""
         return f"{self.item.name} {self.start} {self.restart}"
 
 
-def _starts(
-    subject: Pipeline, rows: Sequence[_Row], others: Sequence[str], seed: int
+def rows_of(items: Sequence[Target], search: EmbeddingSearch) -> list[Row]:
+    """All searches of some images, image by image."""
+    return [
+        Row(i, item, start, restart)
+        for i, item in enumerate(items)
+        for start in search.starts
+        for restart in range(search.restarts)
+    ]
+
+
+def starts_of(
+    subject: Pipeline, rows: Sequence[Row], others: Sequence[str], seed: int
 ) -> Float[torch.Tensor, "rows n d"]:
     """Where each search begins, in fp32."""
-    out = []
+    out: list[torch.Tensor] = []
+    texts: dict[str, torch.Tensor] = {}
+    shape = subject.embed([""])[0].shape
     for row in rows:
         random = generator("embedding", seed, row.name)
         if row.start == "normal":
-            like = subject.embed([""])[0]
-            out.append(torch.randn(like.shape, generator=random).to(subject.device))
+            out.append(torch.randn(shape, generator=random).to(subject.device))
             continue
         other = row.start == "other"
         text = others[int(torch.randint(len(others), (1,), generator=random))] if other else row.item.prompt
-        out.append(subject.embed([text])[0].float())
+        if text not in texts:
+            texts[text] = subject.embed([text])[0].float()
+        out.append(texts[text])
     return torch.stack(out)
 
 
@@ -227,7 +236,10 @@ class _Looker:
         # With guidance each sample takes two rows.
         self.rows = len(subject.timesteps(sampling.steps)) * (2 if sampling.guidance > 1 else 1)
         self.batch = max(1, batch // 2 if sampling.guidance > 1 else batch)
-        self.own = features(torch.stack([item.image for item in items]).to(subject.device), yardstick.encoder)
+        images = torch.stack([item.image for item in items]).to(subject.device)
+        self.own = features(images, yardstick.encoder)
+        with torch.no_grad():
+            self.latents = subject.encode(images)
         self.before = self.sample(subject.embed([item.prompt for item in items]), sampling.seeds)
         self.before_share, _ = self.judge(self.before, range(len(items)))
 
@@ -254,45 +266,66 @@ class _Looker:
         return (away < self.yardstick.threshold).double().mean(1), away.mean(1)
 
 
-class _Goal:
-    """The denoising error of each search's image, and now and then a look whether it is extracted."""
+class Errors:
+    """The denoising error of each search's image, under draws that are fresh at each step."""
 
     def __init__(
         self,
         subject: Pipeline,
-        rows: Sequence[_Row],
-        looker: _Looker,
+        rows: Sequence[Row],
+        latents: Float[torch.Tensor, "items c h w"],
         search: EmbeddingSearch,
         seed: int,
         batch: int,
     ):
-        self.subject, self.rows, self.looker, self.search, self.seed = subject, rows, looker, search, seed
+        self.subject, self.rows, self.latents = subject, rows, latents
+        self.search, self.seed = search, seed
         self.size = max(1, batch // search.draws)
-        images = {row.number: row.item.image for row in rows}
-        with torch.no_grad():
-            stacked = torch.stack([images[i] for i in sorted(images)]).to(subject.device, subject.dtype)
-            self.latents = subject.encode(stacked)
-        self.images = looker.before[[row.number for row in rows]].clone()
-        self.sampled = torch.zeros(len(rows), dtype=torch.long)
 
     def groups(self, starts: Sequence[int]) -> list[list[int]]:
+        """So many searches at once as fill a pass with their draws."""
         return [list(starts[i : i + self.size]) for i in range(0, len(starts), self.size)]
 
     def __call__(
-        self, starts: Sequence[int], at: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, starts: Sequence[int], at: Float[torch.Tensor, "a n d"], step: int
+    ) -> tuple[Float[torch.Tensor, " a"], Bool[torch.Tensor, " a"]]:
+        """Error of each, and whether the search is over."""
         chosen = [self.rows[i] for i in starts]
         losses = error(
             self.subject,
             self.latents[[row.number for row in chosen]],
             at,
-            [replace(row.item, name=f"{row.name} {step}") for row in chosen],
+            [f"{row.name} {step}" for row in chosen],
             self.search.draws,
             self.seed,
         )
-        return losses, self._look(starts, at.detach(), step)
+        return losses, self.look(starts, at.detach(), step)
 
-    def _look(self, starts: Sequence[int], at: torch.Tensor, step: int) -> torch.Tensor:
+    def look(
+        self, starts: Sequence[int], at: Float[torch.Tensor, "a n d"], step: int
+    ) -> Bool[torch.Tensor, " a"]:
+        """Whether each search is over; here none is before its last step."""
+        return torch.zeros(len(starts), dtype=torch.bool)
+
+
+class _Extracting(Errors):
+    """A search is over when its embedding gives the image back."""
+
+    def __init__(
+        self,
+        subject: Pipeline,
+        rows: Sequence[Row],
+        looker: _Looker,
+        search: EmbeddingSearch,
+        seed: int,
+        batch: int,
+    ):
+        super().__init__(subject, rows, looker.latents, search, seed, batch)
+        self.looker = looker
+        self.images = looker.before[[row.number for row in rows]].clone()
+        self.sampled = torch.zeros(len(rows), dtype=torch.long)
+
+    def look(self, starts: Sequence[int], at: torch.Tensor, step: int) -> torch.Tensor:
         done = torch.zeros(len(starts), dtype=torch.bool)
         looker, need, seeds = self.looker, self.looker.sampling.need, self.looker.sampling.seeds
         if step == 0:
@@ -323,15 +356,21 @@ class _Goal:
         return done
 
 
+@dataclass(frozen=True)
+class _Named:
+    name: str
+
+
 def error(
     subject: Pipeline,
     latents: Float[torch.Tensor, "a c h w"],
     embeddings: Float[torch.Tensor, "a n d"],
-    named: Sequence[Image],
+    names: Sequence[str],
     draws: int,
     seed: int,
 ) -> Float[torch.Tensor, " a"]:
     """Mean denoising error of latents under embeddings, in one pass; draws are those of the names, see `draws_of`."""
+    named: list[Any] = [_Named(name) for name in names]
     drawn = [draws_of(subject, item, draws, seed) for item in named]
     t, eps = torch.cat([pair[0] for pair in drawn]), torch.cat([pair[1] for pair in drawn])
     noised = subject.add_noise(latents.repeat_interleave(draws, 0), eps, t)
