@@ -102,7 +102,7 @@ def stable_diffusion(prediction: str = "epsilon", scheduler: Any = None, seed: i
                 eos_token_id=2,
             )
         )
-    return diffusers.StableDiffusionPipeline(
+    pipe = diffusers.StableDiffusionPipeline(
         vae=shaken(vae, seed + 1),
         text_encoder=shaken(text, seed + 2),
         tokenizer=word_tokenizer(),
@@ -113,9 +113,22 @@ def stable_diffusion(prediction: str = "epsilon", scheduler: Any = None, seed: i
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @cache
 def tiny_pipeline() -> Pipeline:
     """The pipeline above as a subject; shared, so leave it as it was."""
     return Pipeline(stable_diffusion(), name="tiny-sd")
+
+
+@cache
+def pixels() -> Pipeline:
+    """The untrained pipeline of the digits, whose latents are 8 x 8 grey pixels; shared, so leave it as it was."""
+    from interp.models.zoo.digits.build import build
+
+    pipe = build(WORDS[4:], channels=(16, 16), width=16)
+    shaken(pipe.unet, 1)
+    shaken(pipe.text_encoder, 2)
+    return Pipeline(pipe, name="pixels")

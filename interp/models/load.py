@@ -22,12 +22,13 @@ from torch import nn
 
 from interp.errors import MissingResource, UnknownArchitecture, UsageError
 from interp.models.batch import Batch
+from interp.models.diffusion import is_pipeline, on_hub, read_pipeline
 from interp.models.engines import ENGINES
 from interp.models.engines.base import Record
 from interp.models.engines.bridge import is_bridge, unbridged
 from interp.models.engines.nnsight import NnsightEngine, is_wrapped
 from interp.models.families import Family
-from interp.models.pipeline import Pipeline, is_pipeline, read_pipeline
+from interp.models.pipeline import Pipeline
 from interp.models.sites import Site
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
@@ -97,7 +98,12 @@ def load(
     kwargs.setdefault("dtype", _dtype(dtype, where))
     if trust_remote_code:
         kwargs["trust_remote_code"] = True
-    module, found = _from_pretrained(path, label, tokenizer, kwargs)
+    try:
+        module, found = _from_pretrained(path, label, tokenizer, kwargs)
+    except MissingResource:
+        if (tokenizer, family, engine) != (None, None, None) or not on_hub(path, _fetching(path, kwargs)):
+            raise
+        return _pipeline(path, name or label, device, dtype, kwargs)
     if "device_map" not in kwargs:
         module = module.to(where)
     return _subject(module, found, name or label, family, engine or "hooks")
@@ -106,17 +112,23 @@ def load(
 def _pipeline(
     source: Any, name: str | None, device: str, dtype: str | torch.dtype, kwargs: dict[str, Any]
 ) -> Pipeline:
-    """A pipeline that is in memory, or one of a folder."""
+    """A pipeline that is in memory, or one of a folder or the hub."""
     if not isinstance(source, (str, Path)):
         if device != "auto" or dtype != "auto" or kwargs:
             raise UsageError(
                 "a loaded pipeline stays where it is and as it is: move it with pipe.to(...) first"
             )
         return Pipeline(source, name=name or type(source).__name__)
-    folder, where = Path(source).expanduser(), _device(device)
-    found = _dtype(dtype, where)
-    kwargs.setdefault("dtype", None if found == "auto" else found)
-    return Pipeline(read_pipeline(folder, kwargs).to(where), name=name or folder.resolve().name)
+    where = _device(device)
+    found = kwargs.pop("dtype", None) or _dtype(dtype, where)
+    options = {**_fetching(source, kwargs), "dtype": None if found == "auto" else found}
+    return Pipeline(read_pipeline(source, options).to(where), name=name or Path(source).resolve().name)
+
+
+def _fetching(source: str | Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the hub left alone where it cannot be asked or need not be."""
+    here = kwargs.get("local_files_only", False) or Path(source).expanduser().exists()
+    return {**kwargs, "local_files_only": here or _unreachable()}
 
 
 def _remote(

@@ -69,9 +69,10 @@ class Pass:
     index: int = 0
 
     @classmethod
-    def of(cls, n: int, key: int = 0) -> Pass:
-        """The pass of `n` rows of which nothing is said."""
-        return cls(key, torch.arange(n), torch.ones(n, dtype=torch.bool))
+    def of(cls, x: torch.Tensor, key: int = 0) -> Pass:
+        """The pass of an input of which nothing is said: its rows are numbered as they come."""
+        items = torch.arange(len(x), device=x.device)
+        return cls(key, items, torch.ones_like(items, dtype=torch.bool))
 
 
 Reader = Callable[[Part, torch.Tensor, Pass], None]
@@ -217,9 +218,9 @@ def passing(subject: Source, pass_: Pass) -> Iterator[None]:
             _passes[subject] = before
 
 
-def current(subject: Source, rows: int) -> Pass:
-    """The pass that runs now; where none was set, rows are numbered as they come."""
-    return _passes.get(subject) or Pass.of(rows)
+def current(subject: Source, x: torch.Tensor) -> Pass:
+    """The pass that runs now, with input `x`; where none was set, rows are numbered as they come."""
+    return _passes.get(subject) or Pass.of(x)
 
 
 def run_ids(
@@ -227,7 +228,7 @@ def run_ids(
     ids: Sequence[Sequence[int]],
     *,
     items: Sequence[int] | None = None,
-    read_from: int = 0,
+    read_from: int | Sequence[int] = 0,
     keep: int | None = None,
     grad: bool = False,
 ) -> Trace:
@@ -236,7 +237,8 @@ def run_ids(
     Args:
         ids: the sequences.
         items: their numbers in the caller's list; default 0, 1, ...
-        read_from: tokens before this one are not valid: they are read as context, and readers leave them out.
+        read_from: tokens before this one, in all or in each, are not valid: they are read as context, and readers
+            leave them out.
         keep: logits of this many last columns; default all.
         grad: keep the graph.
     """
@@ -245,9 +247,10 @@ def run_ids(
     pad = subject.tokens.pad_id if subject.has_tokens else 0
     batch = Batch.of_ids(ids, pad_id=pad, device=subject.device)
     subject.check_length(batch.width)
-    valid = batch.mask.bool() & (batch.positions >= read_from)
-    numbers = torch.arange(len(ids)) if items is None else torch.tensor(list(items))
-    pass_ = Pass(0, numbers, torch.ones(len(ids), dtype=torch.bool), valid)
+    first = torch.as_tensor(read_from, device=subject.device).reshape(-1, 1)
+    valid = batch.mask.bool() & (batch.positions >= first)
+    numbers = torch.tensor(list(range(len(ids)) if items is None else items), device=subject.device)
+    pass_ = Pass(0, numbers, torch.ones_like(numbers, dtype=torch.bool), valid)
     with passing(subject, pass_):
         return subject.run(batch, keep=batch.width if keep is None else keep, grad=grad)
 
@@ -271,7 +274,7 @@ def watching(subject: Source, parts: Sequence[Part], reader: Reader) -> Iterator
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             fired[part] += 1
             x = args[0] if args else next(iter(kwargs.values()))
-            reader(part, x, current(subject, len(x)))
+            reader(part, x, current(subject, x))
 
         return hook
 
@@ -298,7 +301,7 @@ def replacing(subject: Source, changes: Mapping[Part, Change], *, outputs: bool 
     """
 
     def changed(part: Part, x: torch.Tensor) -> torch.Tensor:
-        new = changes[part](x, current(subject, len(x)))
+        new = changes[part](x, current(subject, x))
         if new.shape != x.shape:
             raise EngineError(
                 f"a change of {part} made {tuple(new.shape)} of {tuple(x.shape)}: keep the shape"

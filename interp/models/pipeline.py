@@ -15,20 +15,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import nn
 
-from interp.errors import MissingResource, UnknownArchitecture, UsageError
+from interp.errors import UsageError
 from interp.models import offload
 from interp.models.cache import Progress, quiet
+from interp.models.diffusion import check_pipeline, noise_scales
 from interp.models.parts import Pass, passing, replaced
 
-Prompts = Sequence[str] | Float[torch.Tensor, "b n d"]
+Prompts = Sequence[str] | torch.Tensor
+"""Texts, or their embeddings (b, n, d)."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Pipeline:
     kind: Literal["pipeline"] = "pipeline"
 
     def __init__(self, pipe: Any, *, name: str):
-        _check(pipe, name)
+        check_pipeline(pipe, name)
         self.pipe = pipe
         self.name = name
         self.spent = Spent()
@@ -145,8 +145,9 @@ class Pipeline:
             return_tensors="pt",
         )
         valid = fed.attention_mask.bool().to(self.device)
-        flags = torch.full((len(prompts),), conditional)
-        with passing(self, Pass(0, torch.tensor(list(items)), flags, valid)), torch.set_grad_enabled(grad):
+        numbers = self._numbers(items)
+        flags = torch.full_like(numbers, conditional, dtype=torch.bool)
+        with passing(self, Pass(0, numbers, flags, valid)), torch.set_grad_enabled(grad):
             return self.pipe.encode_prompt(prompts, self.device, 1, False)[0].to(self.dtype)
 
     # -- images and latents ------------------------------------------------------------------------------------------
@@ -197,17 +198,6 @@ class Pipeline:
         """Timesteps of the training's schedule."""
         return int(self.pipe.scheduler.config.num_train_timesteps)
 
-    def _scales(self, t: int | float | torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What data and noise are multiplied with at a timestep, to be broadcast to `like`."""
-        share = self.pipe.scheduler.alphas_cumprod.to(like.device, torch.float64)
-        sigma = ((1 - share) / share).sqrt()
-        at = torch.as_tensor(t, dtype=torch.float64, device=like.device).reshape(-1, 1, 1, 1)
-        low = at.floor().long().clamp(0, len(sigma) - 1)
-        high = (low + 1).clamp(max=len(sigma) - 1)
-        s = sigma[low] + (at - low) * (sigma[high] - sigma[low])
-        data = 1 / (1 + s**2).sqrt()
-        return data.to(like.dtype), (s * data).to(like.dtype)
-
     def add_noise(
         self,
         x0: Float[torch.Tensor, "b c h w"],
@@ -215,7 +205,7 @@ class Pipeline:
         t: int | float | Num[torch.Tensor, " b"],
     ) -> Float[torch.Tensor, "b c h w"]:
         """Latents noised to timestep `t` at the scale of training, as `noise` reads them."""
-        data, noise = self._scales(t, x0)
+        data, noise = noise_scales(self.pipe.scheduler, t, x0)
         return data * x0 + noise * eps
 
     def noise(
@@ -236,7 +226,7 @@ class Pipeline:
         """
         if pass_ is None:
             times = {round(float(v)) for v in torch.as_tensor(t).reshape(-1)}
-            pass_ = Pass.of(len(x), times.pop() if len(times) == 1 else -1)
+            pass_ = Pass.of(x, times.pop() if len(times) == 1 else -1)
         return self._as_noise(self._unet(x, t, embedding, pass_), x, t)
 
     def _unet(
@@ -258,7 +248,7 @@ class Pipeline:
         target = self.pipe.scheduler.config.prediction_type
         if target == "epsilon":
             return out
-        data, noise = self._scales(t, x)
+        data, noise = noise_scales(self.pipe.scheduler, t, x)
         return data * out + noise * x if target == "v_prediction" else (x - data * out) / noise
 
     # -- denoising ---------------------------------------------------------------------------------------------------
@@ -310,7 +300,7 @@ class Pipeline:
                 f"{len(unconditional)} unconditional embeddings for {len(seeds)} prompts: one, or one each"
             )
         rows = [list(range(i, min(i + batch, len(seeds)))) for i in range(0, len(seeds), batch)]
-        total = len(rows) * min(len(self.timesteps(steps)), stop or steps + len(self.timesteps(steps)))
+        total = len(rows) * len(self.timesteps(steps)[:stop])
         done, out = 0, []
         for items in rows:
             conditional, nothing = self._embeddings(prompts, unconditional, items, both)
@@ -324,7 +314,7 @@ class Pipeline:
                 if each is not None:
                     shown = [None if p is None else self._as_noise(p, scaled, t) for p in (prompted, alone)]
                     assert shown[0] is not None
-                    each(Step(index, round(float(t)), scaled, shown[0], shown[1], torch.tensor(items)))
+                    each(Step(index, round(float(t)), scaled, shown[0], shown[1], self._numbers(items)))
                 guess = prompted if not guided or alone is None else alone + guidance * (prompted - alone)
                 x = scheduler.step(guess, t, x, return_dict=False, **options)[0]
                 done += 1
@@ -356,13 +346,16 @@ class Pipeline:
         index: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the UNet gives with the prompts and without, in one call."""
-        numbers, key = torch.tensor(items), round(float(t))
-        yes = torch.ones(len(items), dtype=torch.bool)
+        numbers, key = self._numbers(items), round(float(t))
+        yes = torch.ones_like(numbers, dtype=torch.bool)
         if nothing is None:
             return self._unet(x, t, conditional, Pass(key, numbers, yes, index=index)), None
         pass_ = Pass(key, numbers.repeat(2), torch.cat([~yes, yes]), index=index)
         alone, prompted = self._unet(torch.cat([x, x]), t, torch.cat([nothing, conditional]), pass_).chunk(2)
         return prompted, alone
+
+    def _numbers(self, items: Sequence[int]) -> Int[torch.Tensor, " b"]:
+        return torch.tensor(list(items), device=self.device)
 
     def sample(
         self, prompts: Prompts, seeds: Sequence[int], **options: Any
@@ -422,73 +415,3 @@ _BOOKKEEPING = frozenset({"transformers_version", "architectures", "dtype", "tor
 def _step_options(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
     """A stochastic scheduler draws on from the generators that made the latents, as in diffusers."""
     return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-
-
-def _check(pipe: Any, name: str) -> None:
-    missing = [
-        p for p in ("unet", "text_encoder", "tokenizer", "scheduler", "vae") if getattr(pipe, p, None) is None
-    ]
-    if missing:
-        raise UnknownArchitecture(
-            f"{name}: a {type(pipe).__name__} has no {', '.join(missing)}; give a text-to-image pipeline with a UNet"
-        )
-    config = pipe.unet.config
-    more = [
-        what
-        for what, has in (
-            ("a second text encoder", getattr(pipe, "text_encoder_2", None) is not None),
-            ("added conditions (SDXL)", getattr(config, "addition_embed_type", None) is not None),
-            ("class labels", getattr(config, "class_embed_type", None) is not None),
-            ("the guidance scale as an input", getattr(config, "time_cond_proj_dim", None) is not None),
-            ("an image beside the latents", config.in_channels != config.out_channels),
-        )
-        if has
-    ]
-    if more:
-        raise UnknownArchitecture(
-            f"{name}: its UNet needs {', '.join(more)}, which is not supported; give a pipeline like Stable Diffusion "
-            "1.x or 2.x"
-        )
-    target = pipe.scheduler.config.prediction_type
-    if target not in ("epsilon", "v_prediction", "sample") or not hasattr(pipe.scheduler, "alphas_cumprod"):
-        raise UnknownArchitecture(
-            f"{name}: {type(pipe.scheduler).__name__} with prediction '{target}' is not a diffusion by alphas_cumprod; "
-            "give another scheduler"
-        )
-
-
-def is_pipeline(source: Any) -> bool:
-    """Whether this is a diffusers pipeline, or the folder of one."""
-    if isinstance(source, (str, Path)):
-        return (Path(source).expanduser() / "model_index.json").is_file()
-    return hasattr(source, "unet") and hasattr(source, "scheduler") and hasattr(source, "components")
-
-
-def read_pipeline(folder: Path, options: dict[str, Any]) -> Any:
-    """The diffusers pipeline in a folder, without its safety checker: images are judged here, not shown.
-
-    Parts of a class of this package, as the identity autoencoder of the digits, are read by that class.
-
-    Raises:
-        MissingResource: the folder is damaged, or diffusers is not installed.
-    """
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise MissingResource(
-            "diffusion pipelines need diffusers: pip install 'interp-memory[diffusion]'"
-        ) from error
-    options = {"safety_checker": None, "requires_safety_checker": False, "local_files_only": True, **options}
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        for part, spec in index.items():
-            library, name = spec if isinstance(spec, list) else ("", "")
-            if isinstance(library, str) and library.startswith("interp.") and part not in options:
-                own = getattr(import_module(library), name)
-                options[part] = own.from_pretrained(folder / part, dtype=options.get("dtype"))
-        return DiffusionPipeline.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise MissingResource(
-            f"'{folder.name}' could not be loaded as a diffusion pipeline: {text[:200]}"
-        ) from error
