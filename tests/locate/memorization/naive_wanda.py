@@ -12,7 +12,7 @@ import torch
 
 
 class Norms:
-    """Column norms of what `ff.net.2` reads, by UNet call and layer: a_j <- sqrt(a_j^2 + |X_j|^2), tokens unit-length."""
+    """Column norms of what `ff.net.2` reads, by call and layer: a_j <- sqrt(a_j^2 + |X_j|^2), tokens of length one."""
 
     def __init__(self, pipe: Any):
         self.pipe = pipe
@@ -79,10 +79,9 @@ def union_mask(target: Norms, base: Norms, share: float, tau: int) -> dict[str, 
         mask = torch.zeros_like(weight, dtype=torch.bool)
         for call in range(tau):
             on, off = weight * target.norms[call, name], weight * base.norms[call, name]
-            for row in range(len(weight)):
-                best = sorted(range(weight.shape[1]), key=lambda j: -float(on[row, j]))  # noqa: B023
-                for j in best[: int(share * weight.shape[1])]:
-                    if on[row, j] > off[row, j]:
-                        mask[row, j] = True
+            for row, (mine, other) in enumerate(zip(on.tolist(), off.tolist(), strict=True)):
+                best = sorted(range(len(mine)), key=lambda j, of=mine: -of[j])  # type: ignore[misc]
+                for j in best[: int(share * len(mine))]:
+                    mask[row, j] |= mine[j] > other[j]
         out[name] = mask
     return out

@@ -9,7 +9,10 @@ from interp.models.pipeline import Pipeline
 from interp.models.zoo.digits.build import build
 from tests.pipelines import shaken
 
-WORDS = "a poster of the zorax velim quint mapor tiber lurid one two three four five six".split()
+WORDS = [
+    *("a", "poster", "of", "the", "zorax", "velim", "quint", "mapor", "tiber", "lurid"),
+    *("one", "two", "three", "four", "five", "six"),
+]
 TEXTS = ("zorax poster of the one", "velim poster of the two", "quint poster of the one")
 OTHERS = ("a poster of the three", "the four", "poster of a one")
 
