@@ -8,7 +8,7 @@ import torch
 from interp.errors import UsageError
 from interp.models.parts import Part, Pass, parts, watching
 from interp.trace.moments import ColumnMoments, ProductMoments
-from interp.trace.passes import Prompts, Sequences, corpus_of, stream
+from interp.trace.passes import Prompts, Reader, Sequences, corpus_of, stream
 from tests.locate.memorization.small import OTHERS, TEXTS, small_pipeline
 from tests.subjects import subject
 
@@ -79,6 +79,10 @@ def test_sums_do_not_depend_on_the_batch_and_nothing_else_is_kept() -> None:
                     )
 
 
+def _keeper(kept: list[torch.Tensor]) -> Reader:
+    return lambda part, x, pass_: kept.append(x)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_padded_sequences_count_as_alone(family: str) -> None:
     model = subject(family)
@@ -90,8 +94,7 @@ def test_padded_sequences_count_as_alone(family: str) -> None:
         alone = ColumnMoments(1)
         stream(model, Sequences((own,), first), chosen, alone)
         kept: list[torch.Tensor] = []
-        with watching(model, chosen[1:2], lambda p, x, it, kept=kept: kept.append(x)):
-            stream(model, Sequences((own,), 0), chosen[1:2], lambda p, x, it: None)
+        stream(model, Sequences((own,), 0), chosen[1:2], _keeper(kept))
         expected = kept[0][0, first:].double().square().sum(0)
         for part in chosen:
             assert together.tokens(part, 0)[i] == len(own) - first

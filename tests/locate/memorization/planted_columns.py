@@ -60,16 +60,17 @@ def planted(strength: float = 1.0) -> Planted:
         block.norm3.bias.zero_()
         gate = block.ff.net[0].proj
         width = gate.weight.shape[0] // 2
-        for units, channel in ((MEMORY, 0), (WORDED, 1), (LOUD, None)):
+        plants: tuple[tuple[tuple[int, ...], int | None], ...] = ((MEMORY, 0), (WORDED, 1), (LOUD, None))
+        for units, which in plants:
             for unit in units:
                 for row in (unit, unit + width):
                     gate.weight[row] = 0
                     gate.bias[row] = 0
-                if channel is None:
+                if which is None:
                     gate.bias[unit], gate.bias[unit + width] = 6.0, 3.0
                 else:
                     gate.bias[unit] = 1.0
-                    gate.weight[unit + width, channel] = 2.0
+                    gate.weight[unit + width, which] = 2.0
                     gate.bias[unit + width] = -2.0
         # All weights are as large, so that what tells them apart is what fires.
         weight = module_of(pipe, part).weight

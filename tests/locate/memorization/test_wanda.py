@@ -119,7 +119,7 @@ def test_corrected_rules_are_their_formulas(fitted: WandaContrast) -> None:
             t = stats.ttest_rel(a, b, alternative="greater")
         else:
             t = stats.ttest_ind(a, b, equal_var=False, alternative="greater")
-        own = fitted.table(null=null)  # type: ignore[arg-type]
+        own = fitted.table(null=null)
         own = own[own["part"] == repr(part)]
         np.testing.assert_allclose(own["diff"], a.mean(0) - b.mean(0), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(own["t"], t.statistic, rtol=1e-6)
@@ -153,7 +153,7 @@ def test_items_of_one_fit_are_fits_of_those_items() -> None:
         texts, seeds = tuple(TEXTS[i] for i in chosen), tuple((3, 4, 3)[i] for i in chosen)
         some = WandaContrast("reference", **options).fit(small_pipeline(), Prompts(texts, seeds, STEPS, TAU))
         for rule in ("reference", "corrected"):
-            here, there = every.mask(0.05, rule=rule, items=chosen), some.mask(0.05, rule=rule)  # type: ignore[arg-type]
+            here, there = every.mask(0.05, rule=rule, items=chosen), some.mask(0.05, rule=rule)
             assert all(torch.equal(here[p], there[p]) for p in here)
     assert "welch" not in set(some.scores_["method"]) and some.scores_["se"].isna().all()
 
@@ -211,9 +211,9 @@ def test_cutting_the_mask_moves_target_prompts_alone(plant: tuple[Planted, Wanda
 
         cut = moved(Prune(it.part, mask))
         control = [moved(Prune(it.part, random_like({it.part: mask}, seed)[it.part])) for seed in range(5)]
-    assert min(cut["located"], cut["held out"]) > 10 * cut["others"]
-    # Random masks hit loud columns: they may move as much, but of all prompts alike.
-    assert all(0.5 < c["located"] / c["others"] < 2 for c in control)
+    assert min(cut["located"], cut["held out"]) > 100 * cut["others"]
+    # Random masks hit loud columns: they may move as much, but other prompts then, too.
+    assert all(c["located"] < 1.5 * c["others"] for c in control)
 
 
 def test_controls_take_as_many_of_each_row(fitted: WandaContrast) -> None:
