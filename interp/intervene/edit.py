@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import EngineError, UsageError
-from interp.intervene.base import Atom
 from interp.intervene.factored import Factored
 from interp.intervene.where import Where
 from interp.models.engines.base import Frame, Tap
@@ -226,12 +225,22 @@ def _off(weight: torch.Tensor, edit: object) -> None:
     state = _edited[id(weight)]
     last = max(i for i, (other, _) in enumerate(state.edits) if other is edit)
     del state.edits[last]
-    with torch.no_grad():
-        weight.copy_(state.original)
-    for _, change in state.edits:
-        _add(state, change)
+    _again(state)
+    # What the edits that are still on do to other weights may depend on this one, as a bias does (see `found_by`).
+    on = {id(other) for other, _ in state.edits}
+    for else_ in _edited.values():
+        if else_ is not state and any(id(other) in on for other, _ in else_.edits):
+            _again(else_)
     if not state.edits:
         del _edited[id(weight)]
+
+
+def _again(state: _Edited) -> None:
+    """The first state of the weight with the edits that are on."""
+    with torch.no_grad():
+        state.weight.copy_(state.original)
+    for _, change in state.edits:
+        _add(state, change)
 
 
 def _add(state: _Edited, change: Change) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from interp.intervene.weights.budget import Budget
 
 _open: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
-"""Of each subject, what its fingerprint was before each of the edits that are on now."""
+"""Of each subject, which model each of the edits that are on now was made for; empty where they do not say."""
 
 
 class PartEdit(ABC):
@@ -309,23 +309,27 @@ def up(value: torch.Tensor) -> torch.Tensor:
 
 def known_as(model: str, subject: Any) -> None:
     """Raise `UsageError` unless that is the subject's fingerprint, now or before one of the edits that are on."""
-    if model in _open.get(subject, ()):
+    known = _open.get(subject, ())
+    if model in known:
         return
     now = subject.fingerprint
     if now != model:
+        why = (
+            "; edits around it have to say what they were made for: edit.made_for(subject)"
+            if "" in known
+            else ""
+        )
         raise UsageError(
             f"the edit was made for a model with fingerprint {model[:12]}, and {subject.name} has {now[:12]}: load "
-            "that model, without edits or with those that were on"
+            f"that model, without edits or with those that were on{why}"
         )
 
 
 @contextmanager
 def _known(model: str, subject: Any) -> Iterator[None]:
-    """Refuses a model that an edit was not made for, and remembers what it was before the edit."""
-    if not model:
-        yield
-        return
-    known_as(model, subject)
+    """Refuses a model that an edit was not made for, and remembers what it was made for."""
+    if model:
+        known_as(model, subject)
     names = _open.setdefault(subject, [])
     names.append(model)
     try:

@@ -99,7 +99,7 @@ class MeanAblate(OfPart):
 
     part: Part
     units: Int[torch.Tensor, " n"]
-    means: Float[torch.Tensor, " n"]
+    means: Float[torch.Tensor, " _"]
     model: str = ""
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class OutputVectors(OfPart):
 
     part: Part
     units: Int[torch.Tensor, " n"]
-    vectors: Float[torch.Tensor, "n out"]
+    vectors: Float[torch.Tensor, "_ out"]
     model: str = ""
 
     def __post_init__(self) -> None:
@@ -248,7 +248,7 @@ class LowRank(OfPart):
 
     part: Part
     a: Float[torch.Tensor, "in r"]
-    b: Float[torch.Tensor, "r out"]
+    b: Float[torch.Tensor, "_ out"]
     model: str = ""
 
     def __post_init__(self) -> None:

@@ -12,6 +12,9 @@ from torch import nn
 from interp.errors import EngineError, UsageError
 from interp.models.parts import Part, module_of
 
+training: set[int] = set()
+"""Weights that are being trained now, by id; see `interp.intervene.weights.tuning.tuned`."""
+
 
 def roots(subject: Any) -> dict[str, nn.Module]:
     """The modules of a subject whose weights can be edited, by the first name of their paths ("" for a model)."""
@@ -61,7 +64,11 @@ def projection(subject: Any, part: Part) -> tuple[nn.Parameter, nn.Parameter | N
 
 
 def editable(weight: torch.Tensor, where: str) -> None:
-    """Raise `EngineError` unless a weight can be edited in place."""
+    """Raise `EngineError` unless a weight can be edited in place, and is not being trained."""
+    if id(weight) in training:
+        raise EngineError(
+            f"{where}: the weight is being trained, and an edit of it would undo that; leave the block first"
+        )
     why = "is not in memory" if weight.is_meta else "is quantised" if not weight.is_floating_point() else ""
     if why:
         raise EngineError(

@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.intervene.edit import edited, found_by
 from interp.intervene.weights.base import up
 from interp.intervene.weights.kinds import Delta
-from interp.intervene.weights.places import editable, parameter, parameters, projection, roots
+from interp.intervene.weights.places import editable, parameter, parameters, projection, roots, training
 from interp.intervene.weights.whole import ModelDelta
 from interp.models.parts import Part
 
@@ -53,7 +53,8 @@ def tuned(subject: Any, what: Sequence[str | Part] | None = None) -> Iterator[Tu
 
     Raises:
         UsageError: there is no such parameter.
-        EngineError: a weight is quantised or not in memory.
+        EngineError: a weight is quantised, not in memory, or being trained already. Inside, the same is said of edits
+            of these weights; put edits on before.
 
     Example:
         with tuned(model, parts(model, "ff_out")) as tuning:
@@ -72,13 +73,15 @@ def tuned(subject: Any, what: Sequence[str | Part] | None = None) -> Iterator[Tu
     model, token = subject.fingerprint, object()
     asked = {weight: (weight.requires_grad, weight.grad) for weight in every.values()}
     with edited(token, [(weight, lambda value: value) for weight in free.values()]):
+        own = {id(weight) for weight in free.values()}
+        training.update(own)
         try:
-            own = {id(weight) for weight in free.values()}
             for weight in every.values():
                 weight.requires_grad_(id(weight) in own)
                 weight.grad = None
             yield Tuning(free, model, lambda name: found_by(token, free[name]))
         finally:
+            training.difference_update(own)
             for weight, (flag, grad) in asked.items():
                 weight.requires_grad_(flag)
                 weight.grad = grad
