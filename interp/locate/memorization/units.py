@@ -1,0 +1,123 @@
+"""Units of parts, ranked: what the locators of neurons share, from the table of scores to the edit.
+
+A unit is an input column of a part: for `ff_out`, a neuron. A locator gives each unit a number for each item; the score
+is the mean over the target items, less that over the reference items where there are some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from interp.errors import UsageError
+from interp.locate.base import Locator
+from interp.models.parts import Part, parts
+
+if TYPE_CHECKING:
+    from interp.intervene.weights import Stack
+    from interp.models.pipeline import Pipeline
+    from interp.models.subject import CausalLM
+
+Values = Mapping[Part, Float[torch.Tensor, "items units"]]
+"""A number of each item for each unit of each part."""
+
+
+class UnitLocator(Locator):
+    """Base of locators whose components are units of parts, of either kind of subject.
+
+    After `fit`:
+        scores_: one row a unit and method: component (`ff_out[3].17`), part, unit, method, score, se, target, null, n;
+            se is over items, and NaN where there is a single one or where items have no numbers of their own.
+        parts_: what was scored.
+    """
+
+    mechanism = "memorization"
+
+    parts_: tuple[Part, ...]
+    subject_: CausalLM | Pipeline
+    fingerprint_: str
+
+    def _begin(self, subject: CausalLM | Pipeline, data: Any, kind: str) -> None:
+        if data is None or not len(data):
+            raise UsageError(f"{type(self).__name__} learns from items: fit(subject, memorized_items)")
+        self.parts_ = parts(subject, kind)
+        self.subject_, self.fingerprint_ = subject, subject.fingerprint
+
+    def units(self, k: int, method: str | None = None) -> tuple[tuple[Part, int], ...]:
+        """The k units that score highest, over all parts.
+
+        Raises:
+            UsageError: there are fewer, or no such method.
+        """
+        ranked = self.ranking(method)
+        if not 1 <= k <= len(ranked):
+            raise UsageError(f"{k} units were asked for, but {len(ranked)} are scored")
+        by_name = {repr(part): part for part in self.parts_}
+        return tuple((by_name[str(r.part)], cast(int, r.unit)) for r in ranked[:k].itertuples())
+
+    def edit(self, k: int | None = None, *, share: float | None = None, method: str | None = None) -> Stack:
+        """The highest units set to zero: their columns of the weights.
+
+        Args:
+            k: how many. share: in place of it, of all units that are scored.
+
+        Raises:
+            UsageError: neither or both are given, or none or more than there are.
+        """
+        from interp.intervene.weights import Prune, Stack
+
+        chosen: dict[Part, list[int]] = {}
+        for part, unit in self.units(self._count(k, share, len(self.ranking(method))), method):
+            chosen.setdefault(part, []).append(unit)
+        edits = (Prune.units(self.subject_, part, units) for part, units in sorted(chosen.items()))
+        return Stack(tuple(edits))
+
+    @staticmethod
+    def _count(k: int | None, share: float | None, n: int) -> int:
+        if (k is None) == (share is None):
+            raise UsageError("say how much is cut: k=10, or share=0.01, and not both")
+        if share is None:
+            assert k is not None
+            return k
+        if not 0 < share <= 1 or int(share * n) < 1:
+            raise UsageError(f"share={share} of {n} is none of them, or more than there are")
+        return int(share * n)
+
+
+def unit_table(method: str, target: Values, reference: Values | None = None) -> pd.DataFrame:
+    """One row a unit: component, part, unit, method, score, se, target, null, n (target items)."""
+    frames = []
+    for part, values in target.items():
+        a = values.detach().double().cpu().numpy()
+        b = None if reference is None else reference[part].detach().double().cpu().numpy()
+        null = np.zeros(a.shape[1]) if b is None else b.mean(0)
+        spread = _variance(a) + (0.0 if b is None else _variance(b))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "part": repr(part),
+                    "unit": np.arange(a.shape[1]),
+                    "method": method,
+                    "score": a.mean(0) - null,
+                    "se": np.sqrt(spread),
+                    "target": a.mean(0),
+                    "null": null,
+                    "n": len(a),
+                }
+            )
+        )
+    out = pd.concat(frames, ignore_index=True)
+    out.insert(0, "component", out["part"] + "." + out["unit"].astype(str))
+    return out
+
+
+def _variance(values: np.ndarray) -> np.ndarray:
+    """Of the mean over items."""
+    if len(values) < 2:
+        return np.full(values.shape[1], np.nan)
+    return np.asarray(values.var(0, ddof=1) / len(values))
