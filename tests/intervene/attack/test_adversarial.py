@@ -1,0 +1,124 @@
+"""Adversarial fine-tuning: what is trained towards, what is left alone, and that it is an edit like any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from interp.errors import UsageError
+from interp.intervene.attack.adversarial import AdversarialTuning, adversarial_tuning, surrogates
+from interp.intervene.attack.embeddings import EmbeddingSearch, error
+from interp.models.parts import parts
+from interp.models.pipeline import Pipeline
+from interp.models.zoo.digits.build import build
+from interp.tasks.memorized import ImageItem
+
+WORDS = ["a", "poster", "of", "seven", "zorax", "two"]
+
+
+@cache
+def drawn() -> Pipeline:
+    """An untrained tiny pipeline; shared, so leave it as it was."""
+    return Pipeline(build(WORDS, channels=(8, 16), width=16), name="untrained")
+
+
+def pictures(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+ITEMS = [
+    ImageItem(f"m{i}", "zorax poster of seven", image, "memorized") for i, image in enumerate(pictures(3))
+]
+KEEP = [ImageItem(f"k{i}", "a poster of two", image) for i, image in enumerate(pictures(4, seed=1))]
+TARGETS = pictures(6, seed=2).view(3, 2, 1, 8, 8)
+SMALL = AdversarialTuning(
+    rounds=2,
+    attack=EmbeddingSearch(steps=4, draws=2, starts=("prompt", "normal"), every=2),
+    updates=3,
+    lr=1e-3,
+    rows=4,
+)
+
+
+def state(subject: Pipeline) -> dict[str, torch.Tensor]:
+    modules = {"unet": subject.pipe.unet, "text_encoder": subject.pipe.text_encoder}
+    return {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
+
+
+def test_it_is_an_edit_and_the_pipeline_stays_as_it_was(rng_untouched: None) -> None:
+    pipe = drawn()
+    before, name = state(pipe), pipe.fingerprint
+    pipe.spent.reset()
+    done = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL)
+    assert pipe.fingerprint == name
+    assert all(torch.equal(v, before[k]) for k, v in state(pipe).items())
+    assert all(p.grad is None for p in pipe.pipe.unet.parameters())
+    assert done.edit.model == name and all(n.startswith("unet.") for n in done.edit.changes)
+    with done.edit.applied(pipe):
+        now = state(pipe)
+    moved = {k for k, v in now.items() if not torch.equal(v, before[k])}
+    assert moved == set(done.edit.changes) and len(moved) > 0.9 * len(list(pipe.pipe.unet.parameters()))
+    # Of each round: 6 searches of 4 updates with 2 draws, and 3 updates with 4 rows to lose and 4 to keep.
+    assert done.history["work"].tolist() == [72, 144]
+    assert pipe.spent.rows == 144 + 2 * 6 * 2
+    again = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL)
+    assert again.edit == done.edit
+    other = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL, seed=1)
+    assert other.edit != done.edit
+
+
+def test_surrogates_are_drawn_better_and_the_rest_is_kept() -> None:
+    pipe = drawn()
+    how = replace(SMALL, rounds=6, updates=10, rows=16, lr=5e-3)
+    done = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, how)
+    prompt = pipe.embed(["zorax poster of seven"]).expand(6, -1, -1)
+    kept = pipe.embed([item.prompt for item in KEEP])
+
+    def errors() -> tuple[float, float]:
+        with torch.no_grad():
+            away = error(pipe, pipe.encode(TARGETS.flatten(0, 1)), prompt, list("abcdef"), 32, 0).mean()
+            images = torch.stack([item.image for item in KEEP])
+            stay = error(pipe, pipe.encode(images), kept, list("abcd"), 32, 0).mean()
+        return float(away), float(stay)
+
+    before = errors()
+    with done.edit.applied(pipe):
+        after = errors()
+    assert after[0] < 0.8 * before[0] and after[1] < 0.8 * before[1]
+    assert done.history["surrogate"].iloc[-1] < 0.8 * done.history["surrogate"].iloc[0]
+
+
+def test_only_what_is_named_is_trained() -> None:
+    pipe = drawn()
+    named = parts(pipe, "cross_v")
+    done = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, replace(SMALL, rounds=1), what=named)
+    assert set(done.edit.changes) == {f"{part.path}.weight" for part in named}
+    with pytest.raises(UsageError, match="only the UNet"):
+        adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL, what=parts(pipe, "text_ff_out"))
+
+
+def test_a_round_can_attack_some_of_the_items() -> None:
+    done = adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, replace(SMALL, rounds=1, items=1))
+    assert done.history["work"].tolist() == [2 * 4 * 2 + 3 * 8]
+
+
+def test_surrogates_are_samples_of_each_prompt() -> None:
+    pipe = drawn()
+    found = surrogates(pipe, KEEP[:2], seeds=(3, 4, 5), steps=2, guidance=1.0)
+    assert found.shape == (2, 3, 1, 8, 8)
+    one = pipe.sample([KEEP[1].prompt], [4], steps=2, guidance=1.0)
+    torch.testing.assert_close(found[1, 1], one[0], atol=1e-4, rtol=1e-4)
+
+
+def test_bad_input_is_told() -> None:
+    with pytest.raises(UsageError, match="2 items, 3 stacks"):
+        adversarial_tuning(drawn(), ITEMS[:2], TARGETS, KEEP, SMALL)
+    with pytest.raises(UsageError, match="0 items to keep"):
+        adversarial_tuning(drawn(), ITEMS, TARGETS, [], SMALL)
+    with pytest.raises(UsageError, match="rounds"):
+        AdversarialTuning(rounds=0)
+    with pytest.raises(UsageError, match=r"empty=1\.0"):
+        AdversarialTuning(empty=1.0)
