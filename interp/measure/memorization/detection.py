@@ -136,7 +136,7 @@ class _Seen:
         if step.index:
             return
         guided = step.unconditional.float() + self.guidance * gap
-        self.one_step[step.items] = guided.square().flatten(1).mean(1).cpu()
+        self.one_step[step.items.cpu()] = guided.square().flatten(1).mean(1).cpu()
         moved = noise_difference(step.conditional, step.x).cpu()
         self.difference |= dict(zip(step.items.tolist(), moved, strict=True))
 
@@ -187,7 +187,7 @@ def attribution(
     if not len(prompts) or not len(seeds) or not at:
         raise UsageError("attribution needs at least one prompt, one seed and one step")
     n, s = len(prompts), len(seeds)
-    times = subject.timesteps(steps)
+    times = subject.timesteps(steps).tolist()
     embedded = subject.embed(list(prompts))
     total = torch.zeros(n, embedded.shape[1])
 
@@ -195,7 +195,7 @@ def attribution(
         if step.index not in at:
             return
         assert step.unconditional is not None
-        items = step.items // s
+        items = step.items.cpu() // s
         given = embedded[items.to(embedded.device)].detach().requires_grad_()
         with torch.enable_grad():
             noise = subject.noise(step.x.detach(), times[step.index], given)

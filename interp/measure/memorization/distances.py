@@ -1,11 +1,11 @@
-"""Distances between images in the space of an encoder: pixels, masked pixels, or a small trained encoder."""
+"""Distances between images in the space of an encoder: pixels, or a small trained encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from interp.errors import UsageError
 
@@ -18,20 +18,6 @@ ROWS = 1024
 def pixels(images: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n d"]:
     """Pixels one after the other: the plain L2 distance."""
     return images.flatten(1).float()
-
-
-def masked(mask: Bool[torch.Tensor, "h w"]) -> Encoder:
-    """Only the pixels in the mask, for template memorization: what varies between the copies is left out.
-
-    Thresholds depend on the mask; a `Yardstick` that is built with it is calibrated with it.
-    """
-    if not mask.any():
-        raise UsageError("the mask has no pixel: mark the part of the template that stays the same")
-
-    def inside(images: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n d"]:
-        return images[:, :, mask.to(images.device)].flatten(1).float()
-
-    return inside
 
 
 def features(images: Float[torch.Tensor, "n c h w"], encoder: Encoder = pixels) -> Float[torch.Tensor, "n d"]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from interp.errors import UsageError
 from interp.measure.memorization.distances import Encoder, distances, features, nearest, pixels, unique
@@ -35,6 +35,8 @@ class Item(Protocol):
     def split(self) -> str: ...
     @property
     def exposures(self) -> int: ...
+    @property
+    def mask(self) -> Bool[torch.Tensor, "h w"] | None: ...
 
 
 class Near(NamedTuple):
@@ -58,6 +60,8 @@ class Yardstick:
         encoder: the space in which distances are taken.
         quantile: of the held-out images' distances: the share of them that would be called copies.
         neighbours: of the ratio; fewer where there are fewer training images.
+        mask: pixels that count, for template memorization: what varies between the copies is left out. All else is set
+            to black before it is encoded.
 
     Attributes:
         train, train_features: each training image once.
@@ -76,29 +80,50 @@ class Yardstick:
         encoder: Encoder = pixels,
         quantile: float = 0.01,
         neighbours: int = 50,
+        mask: Bool[torch.Tensor, "h w"] | None = None,
     ):
         if not 0 < quantile < 1 or len(heldout) < 1 / quantile:
             raise UsageError(
                 f"{len(heldout)} held-out images cannot tell a quantile of {quantile}: give at least 1 / quantile"
             )
+        if mask is not None and not mask.any():
+            raise UsageError("the mask has no pixel: mark the part of the template that stays the same")
+        self._images = unique(train), unique(heldout)
+        if len(unique(torch.cat(self._images))) < len(self._images[0]) + len(self._images[1]):
+            raise UsageError(
+                "held-out images are among the training images: a threshold needs images that are new"
+            )
         self.encoder = encoder
         self.quantile = quantile
-        self.train = unique(train)
+        self.mask = mask
+        self.train = unique(self.seen(train))
         self.train_features = features(self.train, encoder)
         self.neighbours = min(neighbours, len(self.train))
         near = self.measure(heldout)
         self.null, self.null_ratio = near.distance, near.ratio
-        same = len(unique(torch.cat([self.train.cpu(), unique(heldout).cpu()])))
-        if same < len(self.train) + len(unique(heldout)):
-            raise UsageError(
-                "held-out images are among the training images: a threshold needs images that are new"
-            )
         self.threshold = float(np.quantile(self.null, quantile))
         self.ratio_threshold = float(np.quantile(self.null_ratio, quantile))
 
+    def seen(self, images: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n c h w"]:
+        """The images with the mask on."""
+        return images if self.mask is None else images * self.mask.to(images.device)
+
+    def within(self, mask: Bool[torch.Tensor, "h w"]) -> Yardstick:
+        """The same images and encoder, calibrated under a mask."""
+        train, heldout = self._images
+        return Yardstick(
+            train,
+            heldout,
+            encoder=self.encoder,
+            quantile=self.quantile,
+            neighbours=self.neighbours,
+            mask=mask,
+        )
+
     def measure(self, images: Float[torch.Tensor, "n c h w"]) -> Near:
         """How near each image is to the training images."""
-        near, at = nearest(features(images, self.encoder), self.train_features, self.neighbours)
+        found = features(self.seen(images), self.encoder)
+        near, at = nearest(found, self.train_features, self.neighbours)
         near = near.double()
         return Near(near[:, 0].numpy(), at[:, 0].numpy(), near.mean(1).numpy())
 
@@ -123,6 +148,7 @@ def extraction(
     """One row a sample: how near it is to its item's own image and to any training image.
 
     Args:
+        items: one with a mask is judged by the pixels in it, with thresholds of their own.
         samples: s samples of each item's prompt, in [0, 1].
         images: by name, of items that have several (a control's word stands with many): the nearest of them is the own.
 
@@ -140,31 +166,33 @@ def extraction(
     if len({item.name for item in items}) < len(items):
         raise UsageError("two items have one name: rates are over items, which their names tell apart")
     rows: list[dict[str, Any]] = []
-    near = yardstick.measure(samples.flatten(0, 1))
-    shape = tuple(samples.shape[:2])
-    first, at, around, ratio = (x.reshape(shape) for x in (*near, near.ratio))
-    for i, item in enumerate(items):
+    masked: dict[bytes, Yardstick] = {}
+    for item, own_samples in zip(items, samples, strict=True):
+        judge = yardstick
+        if item.mask is not None:
+            key = item.mask.cpu().numpy().tobytes()
+            judge = masked[key] = masked.get(key) or yardstick.within(item.mask)
         own_images = item.image[None] if images is None or item.name not in images else images[item.name]
-        own_features = features(own_images, yardstick.encoder)
-        own = distances(features(samples[i], yardstick.encoder), own_features).amin(1).double().numpy()
-        gap = distances(yardstick.train_features[torch.as_tensor(at[i])], own_features).amin(1).numpy()
-        own_ratio = own / np.maximum(around[i], np.finfo(float).tiny)
-        for s in range(shape[1]):
+        own_features = features(judge.seen(own_images), judge.encoder)
+        near = judge.measure(own_samples)
+        gaps = distances(features(judge.seen(own_samples), judge.encoder), own_features)
+        own = gaps.amin(1).double().numpy()
+        own_ratio = Near(own, near.at, near.around).ratio
+        first = distances(judge.train_features[torch.as_tensor(near.at)], own_features).amin(1).numpy()
+        about = {"item": item.name, "group": item.group, "split": item.split, "exposures": item.exposures}
+        for s in range(len(own_samples)):
             rows.append(
                 {
-                    "item": item.name,
-                    "group": item.group,
-                    "split": item.split,
-                    "exposures": item.exposures,
+                    **about,
                     "sample": s,
                     "own": own[s],
-                    "nearest": first[i, s],
-                    "top1": bool(gap[s] == 0),
+                    "nearest": near.distance[s],
+                    "top1": bool(first[s] == 0),
                     "own_ratio": own_ratio[s],
-                    "ratio": ratio[i, s],
-                    "extracted": bool(own[s] < yardstick.threshold),
-                    "extracted_ratio": bool(own_ratio[s] < yardstick.ratio_threshold),
-                    "copied": bool(first[i, s] < yardstick.threshold),
+                    "ratio": near.ratio[s],
+                    "extracted": bool(own[s] < judge.threshold),
+                    "extracted_ratio": bool(own_ratio[s] < judge.ratio_threshold),
+                    "copied": bool(near.distance[s] < judge.threshold),
                 }
             )
     return pd.DataFrame(rows)

@@ -66,7 +66,7 @@ def separation(
     allowed = int(fpr * len(b) + 1e-9)
     threshold = float(np.sort(b)[::-1][allowed]) if allowed < len(b) else -np.inf
     hits = (a > threshold).astype(float)
-    tpr_low, tpr_high = proportion_ci(hits, list(own))
+    tpr_low, tpr_high = proportion_ci(hits, np.asarray(own))
     return {
         "auc": auc,
         "auc_lo": float(low),

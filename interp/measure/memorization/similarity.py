@@ -31,8 +31,8 @@ def pearson(
     a: Float[torch.Tensor, "n c h w"], b: Float[torch.Tensor, "n c h w"]
 ) -> Float[torch.Tensor, " n"]:
     """Correlation over all pixels and channels; it knows nothing of brightness and contrast. 0 where one is flat."""
-    centred = (x.flatten(1).float() for x in (a, b))
-    return torch.nn.functional.cosine_similarity(*(x - x.mean(1, keepdim=True) for x in centred))
+    x, y = (i - i.mean(1, keepdim=True) for i in (a.flatten(1).float(), b.flatten(1).float()))
+    return torch.nn.functional.cosine_similarity(x, y)
 
 
 def ssim(
