@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import UsageError
 from interp.models.parts import Part, Pass, parts, watching
-from interp.trace.moments import ColumnMoments, ProductMoments
+from interp.trace.moments import ColumnMoments, Half, ProductMoments
 from interp.trace.passes import Prompts, Reader, Sequences, corpus_of, stream
 from tests.locate.memorization.small import OTHERS, TEXTS, small_pipeline
 from tests.subjects import subject
@@ -71,7 +71,8 @@ def test_sums_do_not_depend_on_the_batch_and_nothing_else_is_kept() -> None:
     for part in chosen:
         for step in range(3):
             x = stored[part, step][0].double()
-            for half, rows in (("unconditional", x[:6]), ("conditional", x[6:])):
+            sides: tuple[tuple[Half, torch.Tensor], ...] = (("unconditional", x[:6]), ("conditional", x[6:]))
+            for half, rows in sides:
                 expected = rows.square().sum(1)
                 for moments in found:
                     torch.testing.assert_close(
