@@ -122,8 +122,10 @@ class ContrastSubspace(Locator):
         half: Half = "unconditional" if null == "paired" else "conditional"
         other = target if null == "paired" else self._sums(subject, reference, chosen, progress)
         self.subject_, self.fingerprint_, self.null_ = subject, subject.fingerprint, null
-        self.parts_, self.sums_ = chosen, (target, other)
+        self.parts_ = chosen
         self._directions: dict[Part, Float[torch.Tensor, "d most"]] = {}
+        self._frames: dict[Part, Float[torch.Tensor, "d r"]] = {}
+        self._sides: dict[Part, tuple[Float[torch.Tensor, "g r r"], Float[torch.Tensor, "h r r"]]] = {}
         self.ranks_: dict[Part, int] = {}
         frames = []
         for part in chosen:
@@ -183,6 +185,7 @@ class ContrastSubspace(Locator):
         """Directions of one part, their held-out energy, and what chance gives."""
         basis = leading(target.mean(0) + null.mean(0), self.limit)
         a, b = (basis.T @ side @ basis for side in (target, null))
+        self._frames[part], self._sides[part] = basis, (a, b)
         most = min(self.most, basis.shape[1])
         labels = torch.tensor([True] * len(a) + [False] * len(b))
         pool = torch.cat([a, b])
@@ -249,6 +252,23 @@ class ContrastSubspace(Locator):
                 f"rank={rank}: {vectors.shape[1]} directions were solved for; fit with most={rank}"
             )
         return vectors[:, :rank]
+
+    def directions(self, part: Part, groups: Sequence[int], rank: int) -> Float[torch.Tensor, "d r"]:
+        """Orthonormal leading directions by some of the target's groups alone (item i is in group i % groups).
+
+        With the paired null it is of the same groups, else of all reference items.
+
+        Raises:
+            UsageError: it is not fitted, or there is no such group.
+        """
+        self.basis(part, 0)
+        target, null = self._sides[part]
+        if not len(groups) or not all(0 <= g < len(target) for g in groups):
+            raise UsageError(f"groups={list(groups)}: write some of 0 to {len(target) - 1}")
+        frame = self._frames[part]
+        a = target[list(groups)].mean(0)
+        b = (null[list(groups)] if self.null_ == "paired" else null).mean(0)
+        return torch.linalg.qr((frame @ contrast(a, b, self.ridge)[1])[:, :rank]).Q
 
     def edit(self, rank: int | None = None, *, norm: float | None = None) -> Stack:
         """The directions are taken out of the parts: W (I - V V'), or (I - V V') W.
