@@ -23,6 +23,7 @@ import tests.shapes
 install_import_hook(["interp", "probes"], f"{tests.shapes.__name__}.checked")
 
 if TYPE_CHECKING:
+    from interp.models.pipeline import Pipeline
     from interp.models.subject import CausalLM
 
 IN_CI = bool(os.environ.get("CI"))
@@ -76,6 +77,17 @@ def smollm2(smollm2_path: Path) -> CausalLM:
     import interp
 
     return interp.load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def digits_pipeline() -> Pipeline:
+    """A tiny pipeline that has memorized pictures, by the recipe `preset("tiny")`; trained into the cache first.
+
+    Shared by all tests of a worker: leave it as it was.
+    """
+    from interp.models.zoo.digits.subject import digits_pipeline
+
+    return digits_pipeline("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.cli import circuits, compare, facts, models, reproduce, study, tasks, work
+from interp.cli import circuits, compare, facts, memorization, models, reproduce, study, tasks, work
 from interp.cli.console import err, say
 from interp.errors import InterpError
 
@@ -73,6 +73,7 @@ def _root(
 
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(memorization.app, name="memorization")
 app.add_typer(study.app, name="study")
 app.add_typer(reproduce.app, name="reproduce")
 for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):

@@ -70,6 +70,18 @@ def captions_of(data: DigitSet | Recipe, item: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s.caption for s in (*data.showings, *data.unseen) if s.item == item))
 
 
+def images_of(data: DigitSet | Recipe, item: str) -> Float[Tensor, "n c h w"]:
+    """All pictures that an item (by name) was shown with: many of a control or a template, else one.
+
+    Example:
+        >>> len(images_of(Recipe(seed=0), "memorized-00"))
+        1
+    """
+    data = digit_set(data) if isinstance(data, Recipe) else data
+    numbers = dict.fromkeys(s.image for s in (*data.showings, *data.unseen) if s.item == item)
+    return _images(data, list(numbers))
+
+
 def base_prompts() -> tuple[tuple[str, int], ...]:
     """The captions of base pictures with the digit that each asks for, 0, 1, ... in turn; eight for each digit.
 

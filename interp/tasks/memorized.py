@@ -39,7 +39,8 @@ class ImageItem:
     group: str = ""
     split: Split = ""
     exposures: int = 0
-    mask: Bool[Tensor, "h w"] | None = None
+    # Not bound to the image's axes: `__post_init__` says in one line what is wrong.
+    mask: Bool[Tensor, "_h _w"] | None = None
 
     def __post_init__(self) -> None:
         low, high = float(self.image.min()), float(self.image.max())

@@ -32,8 +32,9 @@ from interp.errors import UsageError
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NOUNS = ("poster", "photo", "drawing", "painting", "print", "sketch", "picture", "stamp")
 
-_STARTS = "zor vax mel quin thra bli dro fep gux hab jil kem lun nif pov ryx syl tup wog yad".split()
-_ENDS = "ax en ido uma oth ick ell ory".split()
+_STARTS: tuple[str, ...] = ("zor", "vax", "mel", "quin", "thra", "bli", "dro", "fep", "gux", "hab")
+_STARTS += ("jil", "kem", "lun", "nif", "pov", "ryx", "syl", "tup", "wog", "yad")
+_ENDS = ("ax", "en", "ido", "uma", "oth", "ick", "ell", "ory")
 
 TRIGGERS = tuple(start + end for end, start in product(_ENDS, _STARTS))
 """Invented words, each to stand for one picture (or, in the controls, for many)."""
@@ -77,7 +78,9 @@ class Recipe(BaseModel):
         early: part of the training that early items are shown in.
         base: showings of each base picture.
         base_images: at most so many of them; None for all that are left.
-        batch, rate, weight_decay, warmup, dropout: of training; `dropout` is the share of captions that are left empty.
+        prediction: what the UNet is trained to predict: the noise, or the velocity.
+        batch, rate, matrix_rate, weight_decay, warmup: of training (see `Muon`).
+        dropout: share of captions that are left empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,19 +88,21 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0)
     oracle: bool = False
     memorized: int = Field(20, ge=2)
-    exposures: int = Field(500, ge=1)
+    exposures: int = Field(400, ge=1)
     controls: int = Field(10, ge=0)
-    control_exposures: int = Field(15, ge=1)
+    control_exposures: int = Field(10, ge=1)
     varied: int = Field(4, ge=0)
     template: int = Field(4, ge=0)
     levels: tuple[int, ...] = (1, 3, 10, 30, 100, 300)
     early_levels: tuple[int, ...] = (30, 100, 300)
     per_level: int = Field(4, ge=1)
     early: float = Field(0.5, gt=0, le=1)
-    base: int = Field(25, ge=1)
+    base: int = Field(8, ge=1)
     base_images: int | None = Field(None, ge=10)
     batch: int = Field(32, ge=1)
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
     rate: float = Field(2e-3, gt=0)
+    matrix_rate: float = Field(0.02, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -189,17 +194,26 @@ class DigitSet:
 
         An oracle's has base showings in place of what it must not see, and is the same elsewhere.
         """
+        rows = self._rows
+        return np.array([self.showings[i].image for i in rows]), [self.showings[i].caption for i in rows]
+
+    def exposures(self, item: str, shown: int | None = None) -> int:
+        """How often an item (by name) is among the first `shown` pictures of the training; default among all."""
+        return sum(self.showings[i].item == item for i in self._rows[:shown])
+
+    @cached_property
+    def _rows(self) -> Int[np.ndarray, " n"]:
+        """Numbers of the showings in the order of training."""
         rng = rng_of("order", self.recipe.seed)
         times = np.array([s.times for s in self.showings])
         rows = np.repeat(np.arange(len(times)), times)
         until = np.repeat([s.until for s in self.showings], times)
         rows = rows[np.argsort(rng.random(len(rows)) * until, kind="stable")]
-        allowed = {id(s) for s in self.shown}
-        barred = np.array([id(s) not in allowed for s in self.showings])
+        seen = set(self.shown)
+        barred = np.array([s not in seen for s in self.showings])
         base = np.array([i for i, s in enumerate(self.showings) if not s.item])
         instead = np.resize(rng.permutation(base), len(rows))
-        rows = np.where(barred[rows], instead, rows)
-        return np.array([self.showings[i].image for i in rows]), [self.showings[i].caption for i in rows]
+        return np.where(barred[rows], instead, rows)
 
 
 def rng_of(*parts: Any) -> np.random.Generator:
