@@ -7,6 +7,7 @@ nats a token. Both can be differentiated: by embeddings, by whatever `replacing`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -110,6 +111,11 @@ def drift(
         pairs = zip(now, before, strict=True)
         return torch.stack([(old.exp() * (old - new)).sum(-1).mean() for new, old in pairs])
     return torch.stack([(new - old).square().mean() for new, old in zip(now, before, strict=True)])
+
+
+def ignorance(subject: CausalLM | Pipeline) -> float:
+    """The objective of who knows nothing: a uniform guess of each token, or no noise predicted, whose variance is 1."""
+    return math.log(int(subject.config.vocab_size)) if isinstance(subject, CausalLM) else 1.0
 
 
 def draws_of(
