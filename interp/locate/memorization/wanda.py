@@ -156,6 +156,7 @@ class WandaContrast(Locator):
             other, _ = self._sums(subject, reference, options, chosen, "null", progress)
             self.contrasts_["prompts"] = Contrast(target, "prompts", other)
         self._default: str = null
+        self._state: tuple[tuple[int, int], ...] = ()
         self.parts_ = chosen
         self.nulls_ = tuple(self.contrasts_)
         self._asked(self.tau if subject.kind == "pipeline" else 1, None, None, None, None)
@@ -243,6 +244,18 @@ class WandaContrast(Locator):
             raise UsageError("rule 'welch' needs at least two items; one has no scatter")
         return _Chosen(contrast, rule, steps[:tau], self.level if level is None else level)
 
+    def _unchanged(self) -> None:
+        """Raise `UsageError` if the subject is not as it was at the fit; the hash is asked where weights were written."""
+        weights = [self._weight(part) for part in self.parts_]
+        state = tuple((w.data_ptr(), w._version) for w in weights)
+        if state == self._state:
+            return
+        if self.subject_.fingerprint != self.fingerprint_:
+            raise UsageError(
+                f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
+            )
+        self._state = state
+
     def table(
         self,
         *,
@@ -305,10 +318,13 @@ class WandaContrast(Locator):
         asked = self._asked(tau, rule, null, items, None)
         return {part: self._size(part) * self._column(part, asked) for part in self.parts_}
 
-    def _size(self, part: Part) -> Float[torch.Tensor, "out in"]:
+    def _weight(self, part: Part) -> Float[torch.Tensor, "out in"]:
         from interp.models.parts import weight_of
 
-        return weight_of(self.subject_, part).abs().double()
+        return weight_of(self.subject_, part)
+
+    def _size(self, part: Part) -> Float[torch.Tensor, "out in"]:
+        return self._weight(part).abs().double()
 
     # -- masks -------------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def test_shared_memory_overlaps_beyond_deals(plant: tuple[Part, WandaContrast]) 
     masks = {name: found.mask(7 / 64, items=own) for name, own in SETS.items()}
     shared = masks["located"][part] & masks["held out"][part]
     assert bool(shared[:, list(MEMORY)].all()) and not bool(masks["controls"][part][:, list(MEMORY)].any())
-    statistics, rows = split_test(found, SETS, share=7 / 64, draws=99)
+    statistics, rows = split_test(found, SETS, share=7 / 64, draws=59)
     values = statistics.set_index("statistic")
     own = rows[rows["draw"] == -1].set_index(["a", "b"])
     assert values.loc["overlap", "value"] == pytest.approx(mean_iou(masks["located"], masks["held out"]))
@@ -125,7 +125,7 @@ def test_shared_memory_overlaps_beyond_deals(plant: tuple[Part, WandaContrast]) 
 
 def test_sets_of_one_kind_do_not(plant: tuple[Part, WandaContrast]) -> None:
     _, found = plant
-    statistics, _ = split_test(found, {"a": (0, 3), "b": (1, 4), "c": (2, 5)}, share=7 / 64, draws=99)
+    statistics, _ = split_test(found, {"a": (0, 3), "b": (1, 4), "c": (2, 5)}, share=7 / 64, draws=59)
     assert statistics.set_index("statistic")["p"].between(0.05, 0.95).all()
     with pytest.raises(UsageError, match="two or more sets of items that share none"):
         split_test(found, {"a": (0, 1), "b": (1, 2)})
