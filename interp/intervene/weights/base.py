@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -173,10 +174,10 @@ class Single(PartEdit):
     def _remade(self, singles: tuple[Single, ...]) -> Self:
         return singles[0]  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {json.dumps(self.about(), sort_keys=True)}".encode())
-        for name, tensor in sorted(self.tensors().items()):
+        for name, tensor in sorted(self.content().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -202,6 +203,10 @@ class Single(PartEdit):
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its tensors as they are saved."""
+
+    def content(self) -> dict[str, torch.Tensor]:
+        """Its tensors as they are told apart: not compressed, for compressors differ."""
+        return self.tensors()
 
     @classmethod
     @abstractmethod

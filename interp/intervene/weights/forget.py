@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 
 from interp.errors import UsageError
 from interp.intervene.weights.base import PartEdit, Stack
-from interp.intervene.weights.kinds import OutputVectors
+from interp.intervene.weights.kinds import OutputVectors, within
 from interp.intervene.weights.places import parameter
 from interp.intervene.weights.tuning import substituted, tuned
 from interp.intervene.weights.whole import ModelDelta
@@ -111,12 +111,13 @@ def task_vector(
         adam = torch.optim.AdamW(list(tuning.free.values()), lr=lr, weight_decay=0.0)
         for step in range(steps):
             loss = objective(subject, _drawn(items, batch, seed, step), seed=_seed(seed, step)).mean()
-            if float(loss) < stop:
+            told = float(loss.detach())
+            if told < stop:
                 break
             adam.zero_grad()
             loss.backward()
             adam.step()
-            progress(step + 1, steps, f"task vector, loss {float(loss):.3g}")
+            progress(step + 1, steps, f"task vector, loss {told:.3g}")
         return tuning.delta()
 
 
@@ -211,16 +212,11 @@ def rewrite_outputs(
     if not any(len(u) for u in units.values()):
         raise UsageError("no units whose output vectors could be edited; give at least one")
     name = subject.fingerprint
-    start = {
-        part: OutputVectors(
-            part, u, weight_of(subject, part)[:, u.to(weight_of(subject, part).device)].T, name
-        )
-        for part, u in units.items()
-        if len(u)
-    }
-    for edit in start.values():
-        edit.fits(subject)
-    base = {part: weight_of(subject, part) for part in start}
+    base = {part: weight_of(subject, part) for part, u in units.items() if len(u)}
+    start = {}
+    for part, w in base.items():
+        own = within(units[part], w.shape[1], part)
+        start[part] = OutputVectors(part, own, w[:, own.to(w.device)].T, name)
     free = {part: edit.vectors.to(base[part].device).clone().requires_grad_() for part, edit in start.items()}
     sizes = [float(base[part].float().square().mean().sqrt()) for part in free]
 
@@ -278,9 +274,9 @@ def _learn(
             aimed = (level - lost).clamp(min=0).mean() / level
             aimed = aimed + aim.weight * (held / intact - 1 - aim.slack).clamp(min=0)
         told = {"forget": lost.mean(), "keep": held, "intact": intact, "aim": aimed}
-        rows.append({"step": step, **{name: float(value) for name, value in told.items()}})
-        progress(min(step + 1, aim.steps), aim.steps, f"forgetting, aim {float(aimed):.3g}")
-        if step == aim.steps or not float(aimed):
+        rows.append({"step": step, **{name: float(value.detach()) for name, value in told.items()}})
+        progress(min(step + 1, aim.steps), aim.steps, f"forgetting, aim {rows[-1]['aim']:.3g}")
+        if step == aim.steps or not rows[-1]["aim"]:
             break
         found = torch.autograd.grad(aimed, list(free), allow_unused=True)
         for leaf, gradient in zip(free, found, strict=True):

@@ -54,7 +54,7 @@ class Prune(OfPart):
         """Whole units: columns of the weight (neurons, `in`) or rows of it (what is written, `out`)."""
         _side(side)
         mask = torch.zeros(weight_of(subject, part).shape, dtype=torch.bool)
-        found = _within(numbers(units, f"{part}"), mask.shape[side == "in"], part)
+        found = within(numbers(units, f"{part}"), mask.shape[side == "in"], part)
         mask[(slice(None), found) if side == "in" else found] = True
         return cls(part, mask, subject.fingerprint)
 
@@ -69,9 +69,12 @@ class Prune(OfPart):
         return {**super().about(), "shape": list(self.mask.shape)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        # Of a mask of a hundredth of the weights that leaves a tenth of a bit a weight.
-        packed = zlib.compress(np.packbits(self.mask.numpy()).tobytes(), 9)
+        # Of a mask of a hundredth of the weights that leaves an eighth of a bit a weight.
+        packed = zlib.compress(np.packbits(self.mask.numpy()).tobytes(), 6)
         return {"mask": torch.frombuffer(bytearray(packed), dtype=torch.uint8)}
+
+    def content(self) -> dict[str, torch.Tensor]:
+        return {"mask": self.mask}
 
     @classmethod
     def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> Prune:
@@ -115,7 +118,7 @@ class MeanAblate(OfPart):
         return (None, None)
 
     def fits(self, subject: Any) -> None:
-        _within(self.units, weight_of(subject, self.part).shape[1], self.part)
+        within(self.units, weight_of(subject, self.part).shape[1], self.part)
         super().fits(subject)
 
     def weight(self, weight: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, "out in"]:
@@ -219,7 +222,7 @@ class OutputVectors(OfPart):
         return (self.vectors.shape[1], None)
 
     def fits(self, subject: Any) -> None:
-        _within(self.units, weight_of(subject, self.part).shape[1], self.part)
+        within(self.units, weight_of(subject, self.part).shape[1], self.part)
         super().fits(subject)
 
     def weight(self, weight: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, "out in"]:
@@ -367,7 +370,12 @@ def _keep_units(edit: MeanAblate | OutputVectors, units: torch.Tensor) -> None:
     object.__setattr__(edit, "units", numbers(units, f"{edit.part}"))
 
 
-def _within(units: torch.Tensor, n: int, part: Part) -> torch.Tensor:
+def within(units: Int[torch.Tensor, " n"], n: int, part: Part) -> Int[torch.Tensor, " n"]:
+    """The units, if a part has all of them.
+
+    Raises:
+        UsageError: it has not.
+    """
     if len(units) and int(units.max()) >= n:
         raise UsageError(f"{part} has units 0 to {n - 1} there, not {int(units.max())}")
     return units

@@ -133,6 +133,9 @@ class Scaled(OfPart):
     def tensors(self) -> dict[str, torch.Tensor]:
         return self.edit.tensors()
 
+    def content(self) -> dict[str, torch.Tensor]:
+        return self.edit.content()
+
     @classmethod
     def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> Scaled:
         inner = Single.kinds[about["of"]["kind"]].of(about["of"], tensors, model)
