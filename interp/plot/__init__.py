@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from interp.plot.by_layer import layer_lines
     from interp.plot.channels import channel_graph
     from interp.plot.circuits import circuit_heads, edge_matrix
+    from interp.plot.curves import value_curves
     from interp.plot.dose import dose_curves
     from interp.plot.effects import control_strip, dose_curve
     from interp.plot.export import find_browser, write, write_all
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from interp.plot.instances import instance_map
     from interp.plot.items import accuracy_by_items
     from interp.plot.matrix import effect_matrix
+    from interp.plot.memorization import dose_retention, exposure_curves, recovery_curves
+    from interp.plot.memory_images import image_grid
+    from interp.plot.memory_maps import memory_overlap, recovery_table
     from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
     from interp.plot.reuse import cross_task_matrix, overlap_matrix
@@ -59,28 +63,35 @@ _HOME = {
     "dissociation_gaps": "facts_dissociation",
     "dose_curve": "effects",
     "dose_curves": "dose",
+    "dose_retention": "memorization",
     "edge_matrix": "circuits",
     "edit_scoreboard": "facts_edits",
     "edits_against_effects": "facts_edits",
     "effect_matrix": "matrix",
     "effect_profiles": "facts_maps",
+    "exposure_curves": "memorization",
     "extraction_rates": "facts_flow",
     "fact_census": "facts_census",
     "faithfulness_curves": "faithful",
     "find_browser": "export",
     "head_map": "heads",
+    "image_grid": "memory_images",
     "instance_map": "instances",
     "knockout_curves": "facts_flow",
     "layer_lines": "by_layer",
+    "memory_overlap": "memory_maps",
     "needle_map": "needles",
     "overlap_matrix": "reuse",
     "patch_map": "patching",
     "prior_layers": "facts_prior",
+    "recovery_curves": "memorization",
+    "recovery_table": "memory_maps",
     "register": "theme",
     "score_agreement": "agreement",
     "score_ranking": "heads",
     "specificity": "task_matrix",
     "traversal_grid": "traversal",
+    "value_curves": "curves",
     "write": "export",
     "write_all": "export",
 }
@@ -106,28 +117,35 @@ __all__ = [
     "dissociation_gaps",
     "dose_curve",
     "dose_curves",
+    "dose_retention",
     "edge_matrix",
     "edit_scoreboard",
     "edits_against_effects",
     "effect_matrix",
     "effect_profiles",
+    "exposure_curves",
     "extraction_rates",
     "fact_census",
     "faithfulness_curves",
     "find_browser",
     "head_map",
+    "image_grid",
     "instance_map",
     "knockout_curves",
     "layer_lines",
+    "memory_overlap",
     "needle_map",
     "overlap_matrix",
     "patch_map",
     "prior_layers",
+    "recovery_curves",
+    "recovery_table",
     "register",
     "score_agreement",
     "score_ranking",
     "specificity",
     "traversal_grid",
+    "value_curves",
     "write",
     "write_all",
 ]
