@@ -11,6 +11,7 @@ import torch
 
 import interp
 from interp.errors import MissingResource, UnknownArchitecture, UsageError
+from interp.models.diffusion import noise_scales
 from interp.models.parts import Part, Pass, parts, replacing, watching, weight_of
 from interp.models.pipeline import Pipeline, Step
 from tests.pipelines import SCHEDULE, pixels, stable_diffusion, tiny_pipeline
@@ -88,6 +89,16 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(whole[1:], other_seed[1:], atol=1e-4, rtol=1e-4)
 
 
+def test_a_run_within_a_run_leaves_its_scheduler_alone() -> None:
+    pipeline = with_scheduler("dpm")
+    plain = pipeline.denoise(PROMPTS, SEEDS, steps=4)
+
+    def another(step: Step) -> None:
+        pipeline.denoise(PROMPTS[:1], [7], steps=3, stop=2)
+
+    assert torch.equal(pipeline.denoise(PROMPTS, SEEDS, steps=4, each=another), plain)
+
+
 def test_embeddings_in_place_of_prompts() -> None:
     pipeline = pixels()
     embedded = pipeline.embed(PROMPTS)
@@ -99,10 +110,11 @@ def test_embeddings_in_place_of_prompts() -> None:
     other = pipeline.embed(["a blue poster"])
     away = pipeline.denoise(PROMPTS, SEEDS, steps=2, guidance=3.0, unconditional=other)
     assert (away - by_text).abs().max() > 0.01
-    three = pipeline.denoise(
-        PROMPTS, SEEDS, steps=2, guidance=3.0, unconditional=other.expand(3, -1, -1), batch=2
-    )
-    torch.testing.assert_close(away, three, atol=1e-4, rtol=1e-4)
+    each = torch.cat([pipeline.embed([""]), other, pipeline.embed(["the photo"])])
+    own = pipeline.denoise(PROMPTS, SEEDS, steps=2, guidance=3.0, unconditional=each, batch=2)
+    torch.testing.assert_close(own[:2], torch.stack([by_text[0], away[1]]), atol=1e-4, rtol=1e-4)
+    alone = pipeline.denoise(PROMPTS[2:], SEEDS[2:], steps=2, guidance=3.0, unconditional=each[2:])
+    torch.testing.assert_close(own[2:], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "v", "euler v", "data"])
@@ -159,6 +171,15 @@ def test_noise_is_noise_whatever_is_predicted(prediction: str) -> None:
     finally:
         last.remove()
     torch.testing.assert_close(found, eps, atol=2e-3, rtol=1e-3)
+
+
+def test_fractional_timesteps_are_those_of_the_scheduler() -> None:
+    scheduler = SCHEDULERS["euler linspace"]()
+    scheduler.set_timesteps(7)
+    assert (scheduler.timesteps != scheduler.timesteps.round()).any()
+    data, noise = noise_scales(scheduler, scheduler.timesteps, torch.zeros(1))
+    torch.testing.assert_close((noise / data).flatten(), scheduler.sigmas[:-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data**2 + noise**2, torch.ones_like(data))
 
 
 def test_noise_of_rows_at_their_own_timesteps_with_gradients() -> None:
