@@ -193,9 +193,9 @@ class _Change:
 
     def trained(self) -> list[dict[str, Any]]:
         """What Adam is told: steps are as long as the numbers that are changed."""
-        out: list[dict[str, Any]] = [{"params": [self.b], "size": self.size}]
+        out: list[dict[str, Any]] = [{"tensor": self.b, "size": self.size}]
         if self.a is not None:
-            out.append({"params": [self.a], "size": float(self.a.detach().square().mean().sqrt())})
+            out.append({"tensor": self.a, "size": float(self.a.detach().square().mean().sqrt())})
         return out
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
@@ -219,8 +219,9 @@ class _Group:
     def __init__(self, items: tuple[TextItem, ...], changes: Sequence[_Change], fit: Fit):
         self.items, self.fit = items, fit
         self.changes = {c.part.number: c for c in changes}
-        told = [{"params": p["params"], "lr": fit.lr * p["size"]} for c in changes for p in c.trained()]
+        told = [{"params": [p["tensor"]], "lr": fit.lr * p["size"]} for c in changes for p in c.trained()]
         self.adam = torch.optim.Adam(told)
+        self.tensors = [p["params"][0] for p in told]
         self.before: tuple[float, ...] = ()
         self.losses: tuple[float, ...] = ()
         self.steps = 0
@@ -279,7 +280,10 @@ def _losses(subject: CausalLM, live: Mapping[int, _Group], budget: int) -> dict[
         logits = subject.run(batch, taps, keep=batch.keep, grad=True).logits
         losses = suffix_losses(logits, batch)
         weights = torch.tensor([1 / len(live[g].items) for g, _ in mine], device=losses.device)
-        (losses * weights).sum().backward()
+        # Of the tensors that are trained alone: the model's own weights get no gradients, and cost none.
+        told = [t for g in spans for t in live[g].tensors]
+        for t, grad in zip(told, torch.autograd.grad((losses * weights).sum(), told), strict=True):
+            t.grad = grad if t.grad is None else t.grad + grad
         for (g, i), loss in zip(mine, losses.tolist(), strict=True):
             found[g][i] = loss
     return found
