@@ -41,7 +41,10 @@ class NeMo(Locator):
     Args:
         similarity: of two noise differences, see `interp.measure.memorization.similarity`.
         threshold: above it two noise differences count as the same; default: mean and one standard deviation over pairs
-            of seeds of the reference prompts.
+            of seeds of the reference prompts, as in NeMo. By that rule most ordinary prompts pass as memorized, for of
+            many pairs of seeds the highest is compared with it.
+        level: in place of it, the share of the reference prompts that may pass: the threshold is that quantile of their
+            highest similarity.
         blocks: of the UNet, whose cross-attention is searched; None for all.
         seeds: that are compared.
         steps: of the schedule. at: number of the step at which noise differences are taken. The paper's text takes the
@@ -75,6 +78,7 @@ class NeMo(Locator):
         self,
         similarity: Similarity = pearson,
         threshold: float | None = None,
+        level: float | None = None,
         blocks: tuple[str, ...] | None = FIRST_HALF,
         seeds: tuple[int, ...] = tuple(range(10)),
         steps: int = 50,
@@ -85,6 +89,7 @@ class NeMo(Locator):
     ):
         self.similarity = similarity
         self.threshold = threshold
+        self.level = level
         self.blocks = blocks
         self.seeds = seeds
         self.steps = steps
@@ -122,6 +127,8 @@ class NeMo(Locator):
             raise UsageError(
                 "NeMo learns from prompts and from two or more ordinary ones: fit(pipe, items, reference=ordinary)"
             )
+        if self.level is not None and (self.threshold is not None or not 0 < self.level < 1):
+            raise UsageError(f"level={self.level}: write a share between 0 and 1, and no threshold beside it")
         if len(self.seeds) < 2 or not self.rungs or self.at < 0 or self.at >= self.steps:
             raise UsageError(
                 "NeMo compares two or more seeds at one of the steps, and needs at least one rung"
@@ -160,9 +167,12 @@ class NeMo(Locator):
         return blocker.whole(runs).unflatten(0, (n, len(self.seeds)))
 
     def _same(self, ordinary: Sequence[str]) -> float:
-        """Mean and one standard deviation of the similarity of two seeds of an ordinary prompt."""
+        """The threshold that ordinary prompts set."""
         pairs = pairwise(self._whole(self._blocker(ordinary), len(ordinary)), self.similarity)
-        told = pairs[~pairs.isnan()]
+        if self.level is not None:
+            most = pairs.nan_to_num(-torch.inf).flatten(1).amax(1)
+            return float(most.double().quantile(1 - self.level))
+        told = pairs[:, *torch.triu_indices(len(self.seeds), len(self.seeds), 1)]
         return float(told.mean() + told.std())
 
     def _gate(self, blocker: Blocker, n: int) -> list[list[int]]:

@@ -145,7 +145,8 @@ def noise_difference(
     noise: Float[torch.Tensor, "b c h w"], x: Float[torch.Tensor, "b c h w"]
 ) -> Float[torch.Tensor, "b c h w"]:
     """Predicted noise minus what it was predicted from, each channel scaled to reach from 0 to 1 (NeMo)."""
-    moved = (noise - x).float()
+    moved = noise - x
+    moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
     low, high = moved.amin((2, 3), keepdim=True), moved.amax((2, 3), keepdim=True)
     return (moved - low) / (high - low).clamp(min=1e-12)
 
