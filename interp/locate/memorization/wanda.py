@@ -245,7 +245,7 @@ class WandaContrast(Locator):
         return _Chosen(contrast, rule, steps[:tau], self.level if level is None else level)
 
     def _unchanged(self) -> None:
-        """Raise `UsageError` if the subject is not as it was at the fit; the hash is asked where weights were written."""
+        """Raise `UsageError` if the subject is not as it was at the fit; its hash is asked after writes alone."""
         weights = [self._weight(part) for part in self.parts_]
         state = tuple((w.data_ptr(), w._version) for w in weights)
         if state == self._state:
