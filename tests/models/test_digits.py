@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import interp
-from interp.errors import UsageError
+from interp.errors import MissingResource, UsageError
 from interp.models import cache
 from interp.models.zoo.digits.build import CONTEXT, build
 from interp.models.zoo.digits.data import DigitSet, Recipe, digit_set, vocabulary
@@ -179,13 +180,19 @@ def test_matrices_are_made_orthogonal_together_as_alone() -> None:
 def test_one_update_is_the_rule_on_matrices_and_adamw_elsewhere() -> None:
     module = torch.nn.Module()
     generator = torch.Generator().manual_seed(1)
-    for name, shape in (("a", (4, 6)), ("b", (4, 6)), ("kernel", (8, 2, 3, 3)), ("bias", (4,))):
+    for name, shape in (
+        ("a", (4, 6)),
+        ("b", (4, 6)),
+        ("tall", (9, 4)),
+        ("kernel", (8, 2, 3, 3)),
+        ("bias", (4,)),
+    ):
         weight = torch.nn.Parameter(torch.randn(*shape, generator=generator))
         weight.grad = torch.randn(*shape, generator=generator)
         module.register_parameter(name, weight)
     before = {name: w.detach().clone() for name, w in module.named_parameters()}
     Muon([module], rate=1e-2, matrix_rate=0.1, weight_decay=0.5).step(0.5)
-    for name, scale in (("a", 1.0), ("b", 1.0), ("kernel", 1.0)):
+    for name, scale in (("a", 1.0), ("b", 1.0), ("tall", 1.5), ("kernel", 1.0)):
         gradient = module.get_parameter(name).grad
         assert gradient is not None
         flat = gradient.reshape(len(gradient), -1)
@@ -252,6 +259,12 @@ def test_a_trained_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match="exists; give a folder that does not"):
         export(made, tmp_path / "elsewhere")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["digits", "elsewhere"]
+
+
+def test_without_diffusers_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingResource, match=r"interp-memory\[diffusion\]"):
+        trained(BRIEF)
 
 
 def test_presets_differ_in_size() -> None:

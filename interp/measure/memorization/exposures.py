@@ -7,11 +7,11 @@ the way, next to recognition: the denoising error of an item's picture, held aga
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import StableDiffusionPipeline
 
 from interp.errors import UsageError
 from interp.measure.memorization.extraction import Yardstick, extraction
@@ -96,7 +96,7 @@ def trajectory(
     length = data.length
     tables = []
 
-    def look(shown: int, pipe: StableDiffusionPipeline) -> None:
+    def look(shown: int, pipe: Any) -> None:
         pipeline = Pipeline(pipe, name="digits")
         samples = replication(
             pipeline, data, items=items, seeds=seeds, steps=steps, guidance=guidance, judge=judge

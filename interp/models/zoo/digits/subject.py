@@ -12,10 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import UsageError
+from interp.errors import MissingResource, UsageError
 from interp.models import cache
 from interp.models.cache import Progress, quiet
 from interp.models.zoo.digits.data import Recipe
@@ -89,8 +90,10 @@ def trained(recipe: Recipe, *, force: bool = False, progress: Progress = quiet) 
         force: train anew, whatever is there.
 
     Raises:
-        MissingResource: the cache cannot be written, or the disk is full.
+        MissingResource: diffusers is not installed, the cache cannot be written, or the disk is full.
     """
+    if find_spec("diffusers") is None:
+        raise MissingResource("diffusion pipelines need diffusers: pip install 'interp-memory[diffusion]'")
     target = folder(recipe)
     return cache.install(
         target,
@@ -111,7 +114,7 @@ def digits_pipeline(
 
     Raises:
         UsageError: no such preset.
-        MissingResource: the cache cannot be written, or the disk is full.
+        MissingResource: see `trained`.
     """
     from interp.models.load import load
 
