@@ -137,6 +137,23 @@ def test_edits_of_one_part_stack_in_order_and_can_be_left_in_any(name, of, kinds
     assert same(s, before) and not registry._edited and not _lent
 
 
+def test_the_first_of_three_can_be_left_first():
+    s = subject("llama")
+    at = part(s, "ff_out")
+    before = bits(s)
+    first, mean, last = edit(s, at, "shift"), edit(s, at, "mean_ablate"), edit(s, at, "delta", seed=2)
+    with mean.applied(s), last.applied(s):
+        wanted = state(s, at)
+    held = [e.applied(s) for e in (first, mean, last)]
+    for one in held:
+        one.__enter__()
+    for one in held:
+        one.__exit__(None, None, None)
+        if one is held[0]:
+            assert equal(state(s, at), wanted)
+    assert same(s, before)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "pipeline"])
 def test_an_exception_in_stacks_on_many_parts_restores_every_bit_and_the_fingerprint(name):
     s = fresh(name)
