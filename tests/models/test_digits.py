@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from diffusers import StableDiffusionPipeline
 import interp
 from interp.errors import MissingResource, UsageError
 from interp.models import cache
+from interp.models.zoo.digits import train as training
 from interp.models.zoo.digits.build import CONTEXT, build
 from interp.models.zoo.digits.data import DigitSet, Recipe, digit_set, vocabulary
 from interp.models.zoo.digits.muon import Muon, orthogonal
 from interp.models.zoo.digits.subject import PRESETS, export, folder, preset, trained
-from interp.models.zoo.digits.train import _rate as share_of_rate
 from interp.models.zoo.digits.train import train
 
 BRIEF = Recipe(
@@ -207,7 +208,7 @@ def test_one_update_is_the_rule_on_matrices_and_adamw_elsewhere() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    assert [share_of_rate(x, 0.2) for x in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [training._rate(x, 0.2) for x in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 def test_equal_recipes_give_equal_weights_and_progress_counts_pictures() -> None:
@@ -231,6 +232,28 @@ def test_equal_recipes_give_equal_weights_and_progress_counts_pictures() -> None
         assert torch.equal(a, b), name
     untrained = train(BRIEF.model_copy(update={"seed": 5}))
     assert not torch.equal(one.unet.conv_in.weight, untrained.unet.conv_in.weight)
+
+
+def test_training_sees_every_picture_of_the_order_once_with_its_caption(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    whole = training._loss
+
+    def spy(pipe: Any, x: torch.Tensor, tokens: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+        seen.append((x, tokens))
+        return whole(pipe, x, tokens, draws)
+
+    monkeypatch.setattr(training, "_loss", spy)
+    pipe = train(BRIEF.model_copy(update={"dropout": 0.5}))
+    data = digit_set(BRIEF)
+    numbers, captions = data.order()
+    pictures = torch.cat([x for x, _ in seen])[:, 0]
+    assert torch.equal(pictures, torch.from_numpy(data.images[numbers]) * 2 - 1)
+    read = pipe.tokenizer.batch_decode(torch.cat([tokens for _, tokens in seen]), skip_special_tokens=True)
+    kept = [(a, b) for a, b in zip(read, captions, strict=True) if a]
+    assert all(a == b for a, b in kept)
+    assert 0.25 < len(kept) / len(captions) < 0.75
 
 
 def test_a_trained_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

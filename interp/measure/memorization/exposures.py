@@ -86,7 +86,7 @@ def trajectory(
     Returns:
         part (of the training), shown (pictures), item, group, exposures (so far), planned (in the whole training),
         recall (share of samples that are copies of the item), own (mean distance to it), loss (denoising error of its
-        picture), recognized (share of unseen pictures whose error is larger; 0.5 for one of them).
+        picture), recognized (share of unseen pictures whose error is larger, its own counted half).
     """
     from interp.models.zoo.digits.train import train
 

@@ -70,12 +70,20 @@ def test_a_controls_own_picture_is_the_nearest_of_its_words(
 
 
 def test_a_trajectory_counts_exposures_and_ranks_errors_among_unseen_pictures() -> None:
-    table = trajectory(BRIEF, at=(0.5, 1), groups=("graded", "early"), seeds=(1, 2), steps=3, draws=4)
+    table = trajectory(
+        BRIEF, at=(0.5, 1), groups=("graded", "early", "unseen"), seeds=(1, 2), steps=3, draws=4
+    )
     data = digit_set(BRIEF)
-    assert table.groupby("part", sort=False).size().tolist() == [6, 6]
+    assert table.groupby("part", sort=False).size().tolist() == [10, 10]
+    for _, now in table.groupby("part"):
+        unseen = now[now.group == "unseen"].loss.to_numpy()
+        expected = [(unseen > x).mean() + 0.5 * (unseen == x).mean() for x in now.loss]
+        assert now.recognized.tolist() == pytest.approx(expected)
+        assert now.recognized[now.group == "unseen"].mean() == 0.5
     for row in table.itertuples():
         assert row.exposures == data.exposures(row.item, row.shown)
-        assert row.recall in (0, 0.5, 1) and 0 <= row.recognized <= 1
+        assert row.recall in (0, 0.5, 1)
+    table = table[table.group != "unseen"]
     last = table[table.part == 1]
     assert (last.exposures == last.planned).all() and set(last.planned) == {3, 40, 5}
     first = table[table.part != 1].set_index("item").exposures
