@@ -64,24 +64,26 @@ def test_it_is_an_edit_and_the_pipeline_stays_as_it_was(rng_untouched: None) -> 
     # Of each round: 6 searches of 4 updates with 2 draws, and 3 updates with 4 rows to lose and 4 to keep.
     assert done.history["work"].tolist() == [72, 144]
     assert pipe.spent.rows == 144 + 2 * 6 * 2
-    again = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL)
-    assert again.edit == done.edit
-    other = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL, seed=1)
-    assert other.edit != done.edit
+
+
+def test_a_seed_decides_all() -> None:
+    short = replace(SMALL, rounds=1, updates=1, attack=replace(SMALL.attack, steps=1))
+    edits = [adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, short, seed=seed).edit for seed in (0, 0, 1)]
+    assert edits[0] == edits[1] != edits[2]
 
 
 def test_surrogates_are_drawn_better_and_the_rest_is_kept() -> None:
     pipe = drawn()
-    how = replace(SMALL, rounds=6, updates=10, rows=16, lr=5e-3)
+    how = replace(SMALL, rounds=3, updates=12, rows=8, lr=8e-3)
     done = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, how)
     prompt = pipe.embed(["zorax poster of seven"]).expand(6, -1, -1)
     kept = pipe.embed([item.prompt for item in KEEP])
 
     def errors() -> tuple[float, float]:
         with torch.no_grad():
-            away = error(pipe, pipe.encode(TARGETS.flatten(0, 1)), prompt, list("abcdef"), 32, 0).mean()
+            away = error(pipe, pipe.encode(TARGETS.flatten(0, 1)), prompt, list("abcdef"), 16, 0).mean()
             images = torch.stack([item.image for item in KEEP])
-            stay = error(pipe, pipe.encode(images), kept, list("abcd"), 32, 0).mean()
+            stay = error(pipe, pipe.encode(images), kept, list("abcd"), 16, 0).mean()
         return float(away), float(stay)
 
     before = errors()

@@ -71,6 +71,7 @@ def naive(
     return y.detach(), errors
 
 
+@cache
 def beginnings(search: EmbeddingSearch, seed: int) -> torch.Tensor:
     """Where searches start: what they end at when they make no step to speak of."""
     still = EmbeddingSearch(1, 1e-30, 1, search.starts, search.restarts)
@@ -80,9 +81,9 @@ def beginnings(search: EmbeddingSearch, seed: int) -> torch.Tensor:
     return found.embeddings
 
 
-@pytest.mark.parametrize(("batch", "rows"), [(256, (0, 3, 8)), (6, (16,))])
+@pytest.mark.parametrize(("batch", "rows"), [(256, (0, 9)), (6, (16,))])
 def test_searches_are_equal_to_single_ones_on_the_bare_pipeline(batch: int, rows: tuple[int, ...]) -> None:
-    search = EmbeddingSearch(steps=3, draws=2, restarts=2, every=2)
+    search = EmbeddingSearch(steps=2, draws=2, restarts=2)
     found = adversarial_embeddings(
         drawn(), ITEMS, yardstick(NEVER), search, SAMPLING, others=OTHERS, seed=5, batch=batch
     )
@@ -96,7 +97,7 @@ def test_searches_are_equal_to_single_ones_on_the_bare_pipeline(batch: int, rows
         assert told["first"] == pytest.approx(errors[0], rel=1e-5)
         assert told["last"] == pytest.approx(errors[-1], rel=1e-4)
     moved = (found.embeddings - starts).abs().amax((1, 2))
-    assert bool((moved > 0.2).all())
+    assert bool((moved > 0.15).all()), "two steps of Adam move the farthest coordinate by about 0.2"
 
 
 def test_starts_are_what_they_are_called() -> None:

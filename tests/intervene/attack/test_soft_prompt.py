@@ -153,12 +153,12 @@ def test_bare_prefixes_are_told(trained: CausalLM) -> None:
 
 def test_a_shared_prompt_is_learned_on_some_and_tried_on_others(pruned: CausalLM) -> None:
     learn, rest = HELD[:3], HELD[3:]
-    search = SoftPrompts(length=4, steps=60, restarts=2)
+    search = SoftPrompts(length=4, steps=40, restarts=2)
     found = shared_prompt(pruned, learn, [*learn, *rest, *NEVER], search, seed=0)
     table = found.table
     assert len(table) == len(found.prompts) == 2 * 12
     assert table["learned"].tolist() == [1, 1, 1, *[0] * 9] * 2
-    assert (table["work"] == 60 * 3).all()
+    assert (table["work"] == 40 * 3).all()
     assert table.loc[table["learned"] == 1, "accuracy"].mean() > 0.9
     assert table.loc[table["group"] == "never seen", "extracted"].sum() == 0
     assert torch.equal(found.prompts[0], found.prompts[11]) and not torch.equal(
