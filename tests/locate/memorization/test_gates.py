@@ -109,6 +109,12 @@ def test_gates_of_a_pipeline_have_the_gradients_of_finite_differences() -> None:
                 sides.append(loss(it, items, draws=3).double())
         slope = (sides[0] - sides[1]) / 6e-3
         torch.testing.assert_close((grads[part] * direction).sum(1).double(), slope, rtol=0.03, atol=2e-4)
+    # A score says what closing costs: the slope towards zero.
+    found = GradientActivation(draws=3).fit(it, items).scores_
+    for method, sign in (("gradient", -1), ("gradient_size", None)):
+        own = found[found["method"] == method]["score"].to_numpy()
+        each = [sign * g if sign else g.abs() for g in grads.values()]
+        np.testing.assert_allclose(own, torch.cat([g.mean(0) for g in each]), rtol=1e-3, atol=1e-7)
 
 
 def test_flags_and_hooks_are_as_before() -> None:
