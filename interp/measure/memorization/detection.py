@@ -58,6 +58,7 @@ def signals(
     stop: int | None = None,
     guidance: float = 1.5,
     similarity: Similarity = pearson,
+    at: int = 0,
     encoder: Encoder = pixels,
     batch: int = 32,
     progress: Progress = quiet,
@@ -68,15 +69,20 @@ def signals(
         seeds: the same for all prompts, two or more for the signals that compare seeds.
         stop: steps that are run; None for all, which the spread needs.
         guidance: of the run and of `one_step`; both halves are run in any case.
-        similarity: of noise differences. encoder: of images, for the spread.
+        similarity: of noise differences. at: number of the step at which they are taken. At the first step a pipeline
+            that knows nothing of the seed yet pushes all seeds to the mean of what fits the prompt, be it memorized or
+            not; later ones tell more where that mean is narrow.
+        encoder: of images, for the spread.
 
     Raises:
-        UsageError: no prompts or seeds.
+        UsageError: no prompts or seeds, or a step `at` that is not run.
     """
     if not len(prompts) or not len(seeds):
         raise UsageError(f"{len(prompts)} prompts and {len(seeds)} seeds: at least one of each is needed")
+    if not 0 <= at < (steps if stop is None else min(stop, steps)):
+        raise UsageError(f"at={at}: that step is not run; write a number from 0 to below `stop`")
     n, s = len(prompts), len(seeds)
-    seen = _Seen(n * s, guidance)
+    seen = _Seen(n * s, guidance, at)
     latents = subject.denoise(
         [p for p in prompts for _ in seeds],
         list(seeds) * n,
@@ -117,10 +123,11 @@ def signals(
 
 @dataclass
 class _Seen:
-    """What is kept of the steps: numbers, and the noise differences of the first one."""
+    """What is kept of the steps: numbers, and the noise differences of one of them."""
 
     n: int
     guidance: float
+    at: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     difference: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -133,12 +140,12 @@ class _Seen:
         norms = gap.flatten(1).norm(dim=1).cpu().tolist()
         for row, norm in zip(step.items.tolist(), norms, strict=True):
             self.rows.append({"row": row, "step": step.index, "timestep": step.timestep, "magnitude": norm})
-        if step.index:
-            return
-        guided = step.unconditional.float() + self.guidance * gap
-        self.one_step[step.items.cpu()] = guided.square().flatten(1).mean(1).cpu()
-        moved = noise_difference(step.conditional, step.x).cpu()
-        self.difference |= dict(zip(step.items.tolist(), moved, strict=True))
+        if step.index == 0:
+            guided = step.unconditional.float() + self.guidance * gap
+            self.one_step[step.items.cpu()] = guided.square().flatten(1).mean(1).cpu()
+        if step.index == self.at:
+            moved = noise_difference(step.conditional, step.x).cpu()
+            self.difference |= dict(zip(step.items.tolist(), moved, strict=True))
 
 
 def noise_difference(

@@ -27,7 +27,8 @@ PROMPTS = ("a photo of zorax", "the red digit")
 def test_signals_are_those_of_single_calls(guidance: float) -> None:
     pipeline, seeds, steps = pixels(), (3, 4, 5), 4
     pipeline.spent.reset()
-    found = signals(pipeline, PROMPTS, seeds, steps=steps, guidance=guidance)
+    at = 2 if guidance > 1 else 0
+    found = signals(pipeline, PROMPTS, seeds, steps=steps, guidance=guidance, at=at)
     assert pipeline.spent.rows == 2 * 3 * steps * 2  # prompts, seeds, steps, halves: one run gives all
     nothing = pipeline.embed([""])
     images = pipeline.sample(
@@ -48,6 +49,7 @@ def test_signals_are_those_of_single_calls(guidance: float) -> None:
                 if step.index == 0:
                     score = float((b + guidance * (a - b)).square().mean())
                     assert row["one_step"] == pytest.approx(score, rel=1e-4)
+                if step.index == at:
                     pushed.append(noise_difference(a, step.x))
 
             pipeline.denoise(own, [seed], steps=steps, guidance=guidance, each=look)
@@ -72,6 +74,8 @@ def test_the_first_step_alone_costs_two_rows_a_prompt_and_seed() -> None:
     assert pipeline.spent.rows == 4 and found.images is None
     assert (found.table["first"] == found.table["all"]).all()
     assert found.table[["similarity", "spread"]].isna().all().all()
+    with pytest.raises(UsageError, match="at=1: that step is not run"):
+        signals(pipeline, PROMPTS, (0, 1), stop=1, at=1)
     with pytest.raises(UsageError, match="at least one of each"):
         signals(pipeline, PROMPTS, ())
 
