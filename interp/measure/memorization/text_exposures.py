@@ -24,8 +24,8 @@ from interp.models.zoo.small_lm import Recipe, train
 from interp.tasks.base import stable_seed
 from interp.tasks.memorized import TextItem
 
-MEASURES = ("recognition", "recall", "hits", "gain")
-"""What `exposure_curves` averages."""
+MEASURES = ("recognition", "recall", "hits")
+"""What `exposure_curves` averages; all are shares."""
 
 
 def schedule(
@@ -53,7 +53,7 @@ def schedule(
     return out
 
 
-def exposures(
+def text_exposures(
     subject: CausalLM,
     items: Sequence[TextItem],
     texts: Sequence[str],
@@ -76,7 +76,7 @@ def exposures(
         recipe: windows and rows of a batch.
         steps: of the phase in which sequences are shown. later: steps of text alone.
         every: steps between two times of asking; the ends of the phases are always asked.
-        lr: a fixed learning rate; default a tenth of the recipe's.
+        lr: a fixed learning rate; default a third of the recipe's highest.
         rows: most sequences at one step; default half of a batch.
 
     Returns:
@@ -93,7 +93,7 @@ def exposures(
         )
     shown = schedule(items, steps, rows or max(1, recipe.rows // 2), seed=seed)
     model = CausalLM(copy.deepcopy(subject.hf), subject.tokens, name=subject.name, family=subject.family)
-    rate = recipe.lr / 10 if lr is None else lr
+    rate = recipe.lr / 3 if lr is None else lr
     ask = {0, steps, steps + later, *range(0, steps + later, every)}
     frames: list[pd.DataFrame] = []
 
@@ -146,7 +146,7 @@ def exposure_curves(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Means over the sequences of each number of exposures, with intervals; and what is retained.
 
     Args:
-        frame: of `exposures`.
+        frame: of `text_exposures`.
 
     Returns:
         one row a step, number of exposures and measure of `MEASURES`, or `retention`: of the sequences that were
