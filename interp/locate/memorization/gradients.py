@@ -104,8 +104,8 @@ class IntegratedGradients(UnitLocator):
     After `fit(subject, items, reference=others)` (see `UnitLocator`): scores_ has the method `integrated`, and
         completeness_: one row an item and path: item, path (a part, or `joint`), total (sum of the scores), cost (what
         closing all of it costs) and gap, their difference.
-            Where the gap is not small against the cost the nodes were too few and the scores mean little: a deep model's
-            joint path is rough (of SmolLM2-135M's with 8 nodes the gap was larger than the cost).
+            Where the gap is not small against the cost, nodes were too few and the scores mean little: a deep model's
+            joint path is rough (on SmolLM2-135M with 8 nodes the gap was larger than the cost).
 
     Raises:
         UsageError: no such path, or fewer than one step.

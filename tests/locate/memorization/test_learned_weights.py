@@ -140,6 +140,18 @@ def test_training_stops_at_the_level_that_is_asked_for() -> None:
         assert 1.0 <= losses(made.subject, made.items)[0] < ignorance(made.subject)
 
 
+def test_the_divergence_holds_the_predictions_on_items_to_keep() -> None:
+    made, kept = planted("llama", 1), ordinary(8)
+    found = ContrastiveGradients("gradient", share=0.1).fit(made.subject, made.items[:1], reference=kept)
+    with torch.no_grad():
+        before = predictions(made.subject, kept)
+        moved = []
+        for keep in (0.0, 30.0):
+            with found.edit(keep=keep, steps=15).applied(made.subject):
+                moved.append(float(drift(made.subject, predictions(made.subject, kept), before).mean()))
+    assert 0 < moved[1] < 0.6 * moved[0], moved
+
+
 def test_weights_are_trained_in_pipelines_too() -> None:
     it, items = small_pipeline(), images()
     found = ContrastiveGradients(share=0.05, draws=2).fit(it, items[:1], reference=items[1:])
