@@ -28,18 +28,20 @@ class _Study(NamedTuple):
         spec: `module:class` of what is asked for.
         run: module of its function `run`.
         says: what it does, in a sentence.
+        model: of studies that train what they look at, the one that is taken where none is named.
     """
 
     folder: str
     spec: str
     run: str
     says: str
+    model: str | None = None
 
 
-def _of(package: str, spec: str, says: str, folder: str = "") -> _Study:
+def _of(package: str, spec: str, says: str, folder: str = "", model: str | None = None) -> _Study:
     """A study in a package of its own."""
     home = f"interp.studies.{package}"
-    return _Study(folder or package, f"{home}.spec:{spec}", f"{home}.study", says)
+    return _Study(folder or package, f"{home}.spec:{spec}", f"{home}.study", says, model)
 
 
 _STUDIES = {
@@ -88,6 +90,12 @@ _STUDIES = {
         "editing",
         "EditingSpec",
         "Write other answers into known facts, one at a time and many at once, and see what else that changes.",
+    ),
+    "memorization": _of(
+        "memorization",
+        "MemorizationSpec",
+        "Train pipelines that memorize pictures, locate and delete these, and attack the deletion.",
+        model="full",
     ),
 }
 """Every study, by its command."""
@@ -164,8 +172,10 @@ def _run(
     """A study run into the folder that is asked for, or one of its name and the model's; and what was computed."""
     study = _STUDIES[name]
     module, _, kind = study.spec.partition(":")
+    # A spec that is given names its own.
+    wanted = model or (None if spec is not None else study.model)
     asked = spec_of(
-        getattr(import_module(module), kind), f"study {name}", model, spec, quick, set_, **options
+        getattr(import_module(module), kind), f"study {name}", wanted, spec, quick, set_, **options
     )
     folder = out or Path("runs") / f"{study.folder}-{Path(asked.model).name}"
     job = import_module(study.run).run(asked, folder, stage=progress)

@@ -20,14 +20,15 @@ class MemorizationSpec(StudySpec):
 
     SMALL: ClassVar[Mapping[str, Any]] = {
         "train_seeds": (0,),
+        "memorized": 12,
         "samples": 2,
         "base": 40,
-        "doses": (0.01, 0.1, 0.3),
+        "doses": (0.01, 0.05, 0.1, 0.3),
         "ranks": (1, 4),
         "masses": (0.9, 0.6),
         "dear": (),
         "draws": 99,
-        "attacked": 4,
+        "attacked": 6,
         "restarts": 1,
         "starts": ("normal",),
         "rounds": 4,
@@ -36,24 +37,28 @@ class MemorizationSpec(StudySpec):
     }
 
     model: str = "full"
+    memorized: int | None = Field(None, ge=4, description="memorized pictures; default those of the recipe")
     train_seeds: tuple[int, ...] = Field((0, 1, 2), description="seeds of pipelines and their oracles")
     guidance: float = Field(1.0, ge=0, description="of all samples; 1 is none")
     also: tuple[float, ...] = Field((1.5,), description="guidances at which replication is measured, too")
     steps: int = Field(25, ge=2, description="denoising steps")
     samples: int = Field(4, ge=1, description="samples of an item")
-    first: int = Field(5000, ge=0, description="their first seed; what is chosen, is chosen on seeds before it")
-    base: int = Field(80, ge=20, description="samples of ordinary prompts under each edit")
+    first: int = Field(
+        5000, ge=0, description="their first seed; what is chosen, is chosen on seeds before it"
+    )
+    base: int = Field(60, ge=20, le=60, description="samples of ordinary prompts under each edit")
     held_out: int = Field(96, ge=8, description="held-out pictures whose denoising error is measured")
 
     doses: tuple[float, ...] = Field(
-        (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5), description="shares of the weights that are cut"
+        (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5), description="shares of the weights that are cut"
     )
     ranks: tuple[int, ...] = Field((1, 2, 4, 8), description="directions that are taken out of each part")
     masses: tuple[float, ...] = Field(
         (0.99, 0.95, 0.9, 0.8, 0.6), description="shares of the curvature that are kept"
     )
     dear: tuple[str, ...] = Field(
-        ("integrated", "hard_concrete", "balanced_subnet", "contrastive"), description="locators of a single dose"
+        ("integrated", "hard_concrete", "balanced_subnet", "contrastive"),
+        description="locators of a single dose",
     )
     tau: int = Field(10, ge=1, description="first denoising steps that statistics are of")
     erased: float = Field(0.1, gt=0, lt=1, description="replication of A that counts as erased")
@@ -64,7 +69,8 @@ class MemorizationSpec(StudySpec):
     restarts: int = Field(2, ge=1, description="of the attack, from each start, on the first training seed")
     rounds: int = Field(8, ge=1, description="of adversarial fine-tuning")
     trajectory: tuple[float, ...] = Field(
-        (0.25, 0.5, 0.75, 1.0), description="parts of a training after which exposures are looked at; none: left out"
+        (0.25, 0.5, 0.75, 1.0),
+        description="parts of a training after which exposures are looked at; none: left out",
     )
 
     @classmethod
@@ -80,6 +86,10 @@ class MemorizationSpec(StudySpec):
             raise ValueError(f"no preset '{self.model}' of digits; there are {', '.join(PRESETS)}")
         if not self.train_seeds or len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("train_seeds are one or more seeds, each once")
-        if not self.doses or list(self.doses) != sorted(set(self.doses)) or not 0 < self.doses[0] <= self.doses[-1] < 1:
+        if (
+            not self.doses
+            or list(self.doses) != sorted(set(self.doses))
+            or not 0 < self.doses[0] <= self.doses[-1] < 1
+        ):
             raise ValueError("doses are rising shares between 0 and 1")
         return self

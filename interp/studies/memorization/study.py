@@ -34,3 +34,370 @@ Measures: `targeted` (MR of A), `held_out` (of B), `retained` (of other memorize
 `frechet` (distance of ordinary samples to held-out pictures in the space of a trained encoder, less its floor), `loss`
 (denoising error on held-out pictures). Running it again goes on where it stopped.
 """  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.errors import UsageError
+from interp.studies.base import Study
+from interp.studies.memorization.audit import GROUPS, NEGATED, ORACLE, ORIGINAL, TUNED
+from interp.studies.memorization.bench import ROLES, Bench
+from interp.studies.memorization.cuts import CHEAP, CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen
+from interp.studies.memorization.spec import MemorizationSpec
+
+if TYPE_CHECKING:
+    from interp.intervene.weights import PartEdit
+
+JUDGED = (REFERENCE, "wanda corrected")
+"""Edits that claims are made about; they are attacked in every training."""
+TRAINED = (NEGATED, TUNED)
+"""Edits that are trained and not located."""
+
+
+class MemorizationStudy(Study[MemorizationSpec]):
+    """The parts of a study of memorization."""
+
+    def facts(self) -> dict[str, Any]:
+        from interp.studies.memorization.bench import Bench
+
+        recipe = Bench(self.spec, self.spec.train_seeds[0]).recipe()
+        return {"model": self.spec.model, "recipe": recipe.model_dump(mode="json"), "seed": self.spec.seed}
+
+    def tables(self) -> None:
+        """Every part, in order.
+
+        Raises:
+            UsageError: the folder was made with other pipelines.
+        """
+        self.begin()
+        self.exist()
+        self.detect()
+        self.choose()
+        self.cut()
+        self.share()
+        self.attack()
+        self.expose()
+        self.show()
+        self.judge()
+
+    @cached_property
+    def benches(self) -> dict[int, Bench]:
+        """By training seed."""
+        return {seed: Bench(self.spec, seed, self.stage) for seed in self.spec.train_seeds}
+
+    @cached_property
+    def cuts(self) -> dict[int, Cuts]:
+        """Locators by training seed."""
+        return {seed: Cuts(bench) for seed, bench in self.benches.items()}
+
+    def each(self, name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """A table made of parts."""
+        found = pd.concat(frames, ignore_index=True)
+        self.write(name, found)
+        return found
+
+    # -- subjects ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Pipelines and oracles, trained where the cache has none; those of an earlier run have to be the same."""
+        rows = []
+        for seed, bench in self.benches.items():
+            for role in ROLES:
+                name = f"parts/subject-{seed}-{role}"
+                row = self.job.table(name, lambda b=bench, r=role: pd.DataFrame([b.about(r)]))  # type: ignore[misc]
+                known, now = row["fingerprint"].iloc[0], bench.subject(role).fingerprint
+                if known != now:
+                    raise UsageError(
+                        f"'{self.job.folder}' was made with another {role} of seed {seed} (fingerprint {known[:12]} "
+                        f"there, {now[:12]} in the cache); give another folder with --out"
+                    )
+                rows.append(row)
+        self.each("subjects", rows)
+
+    # -- what is memorized -------------------------------------------------------------------------------------------
+
+    def exist(self) -> None:
+        """Replication of every item, by model and oracle."""
+        from interp.studies.memorization.detect import existence, samples
+
+        parts = []
+        for seed, bench in self.benches.items():
+            for role in ROLES:
+                for guidance in (self.spec.guidance, *self.spec.also):
+                    with self.stage(f"samples {seed} {role} at guidance {guidance:g}"):
+                        make = partial(samples, bench, role, guidance)
+                        parts.append(self.job.table(f"parts/samples-{seed}-{role}-{guidance:g}", make))
+        self.samples = self.each("samples", parts)
+        self.job.table("existence", lambda: existence(self.samples))
+
+    def detect(self) -> None:
+        """Signals, and tests of whole sets."""
+        from interp.studies.memorization.detect import copying, detection, signals
+
+        parts, sets = [], []
+        for seed, bench in self.benches.items():
+            for role in ROLES:
+                parts.append(self.job.table(f"parts/signals-{seed}-{role}", partial(signals, bench, role)))
+            sets.append(self.job.table(f"parts/copying-{seed}", partial(copying, bench)))
+        rows = self.each("signals", parts)
+        self.each("copying", sets)
+        self.detection = self.job.table("detection", lambda: detection(rows, seed=self.spec.seed))
+
+    # -- doses -------------------------------------------------------------------------------------------------------
+
+    def choose(self) -> None:
+        """Dose curves on the first training, on the choosing seeds; and the doses that all else is measured at."""
+        seed = self.spec.train_seeds[0]
+        bench, cuts = self.benches[seed], self.cuts[seed]
+        intact = self.job.table(
+            f"parts/doses-{seed}-none", lambda: self._doses(bench, [None], bench.choosing)
+        )
+        parts = [intact]
+        for name in (*CHEAP, *CONTROLS):
+            if name == "words" and not bench.sets["control"]:
+                continue
+            make = partial(self._dosed, bench, cuts, name)
+            parts.append(self.job.table(f"parts/doses-{seed}-{_slug(name)}", make))
+        self.doses = self.each("doses", parts)
+        self.chosen = self.job.table("chosen", lambda: chosen(self.doses, self.spec.erased))
+
+    def _dosed(self, bench: Bench, cuts: Cuts, name: str) -> pd.DataFrame:
+        return self._doses(bench, list(cuts.all([name])), bench.choosing)
+
+    def _doses(self, bench: Bench, cuts: Sequence[Cut | None], seeds: Sequence[int]) -> pd.DataFrame:
+        from interp.studies.memorization.measures import measured
+
+        frames = []
+        with self.stage(f"doses {bench.seed}: {cuts[0].edit if cuts and cuts[0] else NONE}") as report:
+            for done, cut in enumerate(cuts):
+                edit = None if cut is None else cut.made()
+                rows, _ = measured(bench, bench.pipeline, edit, seeds)
+                frames.append(rows.assign(**_about(bench, cut, edit)))
+                if report is not None:
+                    report(done + 1, len(cuts), "doses")
+        return pd.concat(frames, ignore_index=True)
+
+    # -- edits -------------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The dose that each edit is made at, the dear ones at that of the masks."""
+        asked = {str(r["edit"]): float(r["asked"]) for r in self.chosen.to_dict("records")}
+        return asked | dict.fromkeys(self.spec.dear, asked[REFERENCE])
+
+    def cut(self) -> None:
+        """Every edit at its chosen dose in every training, on seeds that nothing was chosen on."""
+        from interp.studies.memorization.measures import against
+
+        rows, items = [], []
+        for seed, bench in self.benches.items():
+            for name in (NONE, *self.settings, *TRAINED):
+                if name == "words" and not bench.sets["control"]:
+                    continue
+                found = self.together(
+                    (f"parts/edit-{seed}-{_slug(name)}", f"parts/edit-items-{seed}-{_slug(name)}"),
+                    partial(self._edited, bench, name),
+                )
+                rows.append(found[0])
+                items.append(found[1])
+        self.edits = self.each("edits", rows)
+        self.items = self.each("edit_items", items)
+        if any((self.job.folder / "parts").glob("tuning-*.parquet")):
+            found_ = [
+                pd.read_parquet(p) for p in sorted((self.job.folder / "parts").glob("tuning-*.parquet"))
+            ]
+            self.each("tuning", found_)
+        located = [n for n in self.settings if n not in CONTROLS]
+        pairs = {n: [NONE, *CONTROLS] for n in (*located, *TRAINED)} | {n: [NONE] for n in CONTROLS}
+        self.contrasts = self.job.table("contrasts", lambda: against(self.items, pairs, seed=self.spec.seed))
+
+    def _edited(self, bench: Bench, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        from interp.studies.memorization.measures import measured
+
+        edit = None if name == NONE else self.edit(bench, name)
+        with self.stage(f"edit {bench.seed}: {name}"):
+            rows, items = measured(bench, bench.pipeline, edit, bench.seeds)
+        cut = None
+        if edit is not None:
+            cut = Cut(
+                name,
+                "control" if name in CONTROLS else "located",
+                self.settings.get(name, float("nan")),
+                lambda: edit,
+            )
+        spent = self.cuts[bench.seed].spent(name)
+        return (
+            rows.assign(**_about(bench, cut, edit), **spent),
+            items.assign(seed=bench.seed, edit=name),
+        )
+
+    def edit(self, bench: Bench, name: str) -> PartEdit:
+        """An edit at its chosen dose, from its file where there is one."""
+        from interp.intervene.weights import PartEdit
+
+        path = self.job.folder / "parts" / "edits" / f"{bench.seed}-{_slug(name)}.safetensors"
+        if path.exists():
+            return PartEdit.load(path, bench.pipeline)
+        edit = self._made(bench, name).made_for(bench.pipeline)
+        edit.save(path)
+        return edit
+
+    def _made(self, bench: Bench, name: str) -> PartEdit:
+        from interp.studies.memorization.audit import negated, tuned
+
+        if name == TUNED:
+            found = tuned(bench, self.edit(bench, JUDGED[-1]))
+            self.job.table(f"parts/tuning-{bench.seed}", lambda: found.history.assign(seed=bench.seed))
+            return found.edit
+        if name == NEGATED:
+            return negated(bench)[0]
+        return self.cuts[bench.seed].made(name, self.settings[name])
+
+    # -- sharing -----------------------------------------------------------------------------------------------------
+
+    def share(self) -> None:
+        """Overlap of A and B, and what the units of some items do to others."""
+        from interp.studies.memorization.shared import covered, overlaps
+
+        told, pairs, sizes = [], [], []
+        shares = sorted({0.01, self.settings[REFERENCE]})
+        for seed, bench in self.benches.items():
+            found = self.together(
+                (f"parts/overlap-{seed}", f"parts/overlaps-{seed}"), partial(overlaps, bench, shares)
+            )
+            told.append(found[0])
+            pairs.append(found[1])
+            make = partial(covered, bench, self.cuts[seed], shares[-1])
+            sizes.append(self.job.table(f"parts/coverage-{seed}", make))
+        self.overlap = self.each("overlap", told)
+        self.each("overlaps", pairs)
+        self.each("coverage", sizes)
+
+    # -- attack ------------------------------------------------------------------------------------------------------
+
+    def audited(self, seed: int) -> list[str]:
+        """Conditions that are attacked: in the first training every edit that erased A, else the judged ones."""
+        gone = self.chosen[self.chosen["erases"] & ~self.chosen["edit"].isin([*CONTROLS, *JUDGED])]
+        more = gone["edit"].tolist() if seed == self.spec.train_seeds[0] else []
+        return [ORIGINAL, *JUDGED, *more, *TRAINED, ORACLE]
+
+    def attack(self) -> None:
+        """The attack on every condition, on A, B, controls and what was never trained on."""
+        from interp.intervene.attack.report import recovery, work_curve
+        from interp.studies.memorization.audit import floored
+
+        parts = []
+        for seed, bench in self.benches.items():
+            for condition in self.audited(seed):
+                for group in GROUPS:
+                    if not bench.sets[group]:
+                        continue
+                    name = f"parts/attack-{seed}-{_slug(condition)}-{group}"
+                    parts.append(self.job.table(name, partial(self._attacked, bench, condition, group)))
+        self.searches = floored(pd.concat(parts, ignore_index=True))
+        self.attacks = self.searches.drop(columns="image")
+        self.write("attacks", self.attacks)
+        by = ("seed", "condition", "group")
+        self.job.table("recovery", lambda: recovery(self.attacks, by=by))
+        self.job.table("work", lambda: work_curve(self.attacks, by=by, unit="steps"))
+
+    def _attacked(self, bench: Bench, condition: str, group: str) -> pd.DataFrame:
+        from interp.studies.memorization.audit import attacked
+
+        edit = None if condition in (ORIGINAL, ORACLE) else self.edit(bench, condition)
+        subject = bench.oracle if condition == ORACLE else bench.pipeline
+        restarts = self.spec.restarts if bench.seed == self.spec.train_seeds[0] else 1
+        with self.stage(f"attack {bench.seed}: {condition}"):
+            found = attacked(bench, subject, edit, group, restarts=restarts)
+        return found.assign(seed=bench.seed, condition=condition)
+
+    # -- exposures, pictures, findings -------------------------------------------------------------------------------
+
+    def expose(self) -> None:
+        """What exposures leave, at the end of every training and on the way of the first."""
+        from interp.studies.memorization.detect import exposure_curves, trained_exposures
+
+        parts = []
+        for seed, bench in self.benches.items():
+            own = self.samples[self.samples["seed"] == seed]
+            make = partial(trained_exposures, bench, own)
+            parts.append(self.job.table(f"parts/exposures-{seed}", make))
+        if self.spec.trajectory:
+            parts.append(self.job.table("parts/trajectory", self._trajectory))
+        rows = self.each("exposures", parts)
+        self.job.table("exposure_curves", lambda: exposure_curves(rows, seed=self.spec.seed))
+
+    def _trajectory(self) -> pd.DataFrame:
+        from interp.measure.memorization.exposures import trajectory
+        from interp.models.cache import quiet
+
+        spec, bench = self.spec, self.benches[self.spec.train_seeds[0]]
+        with self.stage("exposures on the way of a training") as report:
+            found = trajectory(
+                bench.recipe(), at=[p for p in spec.trajectory if p < 1], seeds=bench.seeds[:2],
+                guidance=spec.guidance, steps=spec.steps, progress=report or quiet,
+            )  # fmt: skip
+        return found.assign(seed=bench.seed)
+
+    def show(self) -> None:
+        """Pictures of the first training's items, condition by condition."""
+        from interp.studies.memorization.audit import pictures
+
+        seed = self.spec.train_seeds[0]
+        bench = self.benches[seed]
+        items = [i.name for i in bench.sets["targeted"][: self.spec.attacked]]
+        items += [i.name for i in bench.sets["held_out"][: max(2, self.spec.attacked // 2)]]
+
+        def make() -> pd.DataFrame:
+            shown: dict[str, PartEdit | None] = {ORIGINAL: None}
+            shown |= {n: self.edit(bench, n) for n in (*JUDGED, *TRAINED)} | {ORACLE: None}
+            own = self.searches[self.searches["seed"] == seed]
+            return pictures(bench, shown, own, items)
+
+        self.job.table("pictures", make)
+
+    def judge(self) -> None:
+        """What holds."""
+        from interp.studies.memorization.findings import findings
+
+        located = [n for n in self.settings if n not in CONTROLS]
+        self.job.table(
+            "findings",
+            lambda: findings(
+                self.samples,
+                self.detection,
+                self.items,
+                self.contrasts,
+                self.overlap,
+                self.attacks,
+                guidance=self.spec.guidance,
+                judged=JUDGED,
+                edits=[n for n in located if n not in JUDGED],
+            ),
+        )
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-").replace("_", "-")
+
+
+def _about(bench: Bench, cut: Cut | None, edit: PartEdit | None) -> dict[str, Any]:
+    """What a row says of its edit."""
+    budget = None if edit is None else edit.budget(bench.pipeline)
+    return {
+        "seed": bench.seed,
+        "edit": NONE if cut is None else cut.edit,
+        "family": "none" if cut is None else cut.family,
+        "control": cut is not None and cut.family == "control",
+        "asked": float("nan") if cut is None else cut.asked,
+        "dose": 0.0 if budget is None else budget.share,
+        "norm": 0.0 if budget is None else budget.norm,
+    }
+
+
+run = MemorizationStudy.run

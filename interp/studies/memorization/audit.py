@@ -1,0 +1,153 @@
+"""Can deleted pictures be got back? The attack on every condition, and the two edits that are trained.
+
+Adversarial fine-tuning and the negation of a task vector are given A and ordinary pictures to keep; of B, of the other
+memorized items and of controls they see nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import UsageError
+from interp.studies.memorization.bench import Bench
+
+if TYPE_CHECKING:
+    import torch
+
+    from interp.intervene.attack.adversarial import Hardened
+    from interp.intervene.weights import PartEdit
+    from interp.models.pipeline import Pipeline
+
+GROUPS = ("targeted", "held_out", "control", "unseen")
+"""Sets that are attacked."""
+ORIGINAL, TUNED, NEGATED, ORACLE = "original", "adversarial tuning", "negation", "oracle"
+LOOK = 5
+"""Updates between two looks at what an embedding draws."""
+
+
+def attacked(
+    bench: Bench, subject: Pipeline, edit: PartEdit | None, group: str, *, restarts: int
+) -> pd.DataFrame:
+    """The attack on one set under one condition: rows of `attacks`, with `image`, what each search ended in.
+
+    Of the first set all items that the spec says are attacked, of the others half of them.
+    """
+    from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings
+    from interp.models.cache import quiet
+
+    spec = bench.spec
+    n = spec.attacked if group == GROUPS[0] else max(2, spec.attacked // 2)
+    # An item's group says what it stands for here.
+    items = [replace(item, group=group) for item in bench.sets[group][:n]]
+    if not items:
+        raise UsageError(f"the recipe has no item to attack that is '{group}'; ask for some")
+    search = EmbeddingSearch(starts=spec.starts, restarts=restarts, every=LOOK)  # type: ignore[arg-type]
+    sampling = Sampling(seeds=bench.seeds[:2], steps=spec.steps, guidance=spec.guidance)
+    with (
+        nullcontext() if edit is None else edit.applied(subject),
+        bench.stage(f"attack on {group}") as report,
+    ):
+        found = adversarial_embeddings(
+            subject, items, bench.yardstick, search, sampling,
+            others=bench.reference, seed=spec.seed, progress=report or quiet,
+        )  # fmt: skip
+    return found.table.assign(image=[flat(i[0]) for i in found.images])
+
+
+def flat(image: torch.Tensor) -> list[float]:
+    """A picture as a list, row by row."""
+    return [round(float(v), 4) for v in image.flatten()]
+
+
+def tuned(bench: Bench, edit: PartEdit) -> Hardened:
+    """Adversarial fine-tuning on A; surrogates are what its prompts give under `edit`."""
+    from interp.intervene.attack.adversarial import AdversarialTuning, adversarial_tuning, surrogates
+    from interp.models.cache import quiet
+
+    spec, items = bench.spec, bench.sets["targeted"]
+    with edit.applied(bench.pipeline):
+        towards = surrogates(
+            bench.pipeline, items, seeds=bench.choosing, steps=spec.steps, guidance=spec.guidance
+        )
+    with bench.stage(f"adversarial fine-tuning {bench.seed}") as report:
+        return adversarial_tuning(
+            bench.pipeline, items, towards, bench.kept,
+            AdversarialTuning(rounds=spec.rounds, lr=5e-4),
+            others=bench.reference, seed=spec.seed, progress=report or quiet,
+        )  # fmt: skip
+
+
+def negated(bench: Bench) -> tuple[PartEdit, pd.DataFrame]:
+    """A task vector of A, taken away with a coefficient for each block of the UNet; and its history."""
+    from interp.intervene.weights import Aim, negate, task_vector
+    from interp.measure.memorization.objective import loss
+    from interp.measure.memorization.retention import held_out_loss
+    from interp.models.cache import quiet
+
+    items = list(bench.sets["targeted"])
+    keep = list(bench.kept)
+    objective = partial(loss, draws=4)
+    with bench.stage(f"task vector {bench.seed}") as report:
+        vector = task_vector(
+            bench.pipeline, items, objective, steps=30, lr=3e-4, batch=10, seed=bench.spec.seed,
+            progress=report or quiet,
+        )  # fmt: skip
+    # What is forgotten is to be as hard to denoise as what was never seen.
+    level = float(held_out_loss(bench.pipeline, bench.unknown[: bench.spec.held_out]).mean())
+    with bench.stage(f"negation {bench.seed}") as report:
+        found = negate(
+            bench.pipeline, vector, items, keep, objective,
+            Aim(level=level, batch=10, steps=40, seed=bench.spec.seed),
+            blocks=block_of, progress=report or quiet,
+        )  # fmt: skip
+    return found.edit, found.history
+
+
+def block_of(name: str) -> str:
+    """Block of a parameter ("unet.down_blocks.0.attentions.1.x" is of "unet.down_blocks.0.attentions.1")."""
+    kept = name.split(".")[:5]
+    return ".".join(kept[: max((i + 1 for i, word in enumerate(kept) if word.isdigit()), default=2)])
+
+
+def floored(rows: pd.DataFrame) -> pd.DataFrame:
+    """The searches with `ease`: 1 where no update was needed, 0 where the picture was never extracted."""
+    limit = np.nanmax(np.append(rows["steps"].to_numpy(float), 0.0))
+    end = max(limit, 50.0) + LOOK
+    return rows.assign(ease=1 - rows["steps"].fillna(end) / end)
+
+
+def pictures(
+    bench: Bench, stages: dict[str, PartEdit | None], searches: pd.DataFrame, names: Sequence[str]
+) -> pd.DataFrame:
+    """Rows of `pictures` of these items: as they are, as each condition draws them, and as the attack got them back."""
+    items = [i for i in bench.items if i.name in names]
+    about = {i.name: {"seed": bench.seed, "item": i.name, "group": i.group, "split": i.split} for i in items}
+    rows: list[dict[str, Any]] = []
+
+    def add(item: str, state: str, image: Sequence[float], distance: float, replicated: bool) -> None:
+        told = {"state": state, "image": list(image), "distance": distance, "replicated": replicated}
+        rows.append({**about[item], **told, "height": height, "width": width})
+
+    height, width = items[0].image.shape[-2:]
+    for item in items:
+        add(item.name, "original", flat(item.image), 0.0, True)
+    for state, edit in stages.items():
+        subject = bench.oracle if state == ORACLE else bench.pipeline
+        with nullcontext() if edit is None else edit.applied(subject):
+            drawn = bench.draw(subject, [i.prompt for i in items], bench.seeds[:1])
+        found = bench.extracted(drawn, items)
+        for item, image, own, yes in zip(items, drawn[:, 0], found["own"], found["extracted"], strict=True):
+            add(item.name, state, flat(image), float(own), bool(yes))
+    for (condition, name), own in searches.groupby(["condition", "item"], sort=False):
+        if name not in about:
+            continue
+        best = own.sort_values(["extracted", "own"], ascending=[False, True]).iloc[0]
+        add(str(name), f"{condition}, attacked", best["image"], float(best["own"]), bool(best["extracted"]))
+    return pd.DataFrame(rows)

@@ -1,0 +1,98 @@
+"""Do A and B share weights? Overlap of their masks and directions against deals of all items, and coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from interp.studies.memorization.bench import Bench
+from interp.studies.memorization.cuts import REFERENCE, RULES, Cuts
+
+OVERLAPPED = (REFERENCE, "wanda corrected")
+KS = (1, 2, 4, 8, 16, 32, 64)
+"""Units of NeMo that are blocked."""
+
+
+def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Overlap of A and B, and of each with controls: rows of `overlap` and `overlaps`."""
+    from interp.locate.memorization.overlap import angle_test, split_test
+    from interp.locate.memorization.subspace import ContrastSubspace
+    from interp.locate.memorization.wanda import WandaContrast
+
+    spec = bench.spec
+    own = {"A": bench.sets["targeted"], "B": bench.sets["held_out"], "controls": bench.sets["control"]}
+    items = [item for some in own.values() for item in some]
+    sets, at = {}, 0
+    for name, some in own.items():
+        sets[name] = range(at, at + len(some))
+        at += len(some)
+    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(
+        bench.pipeline, items
+    )
+    frames, pairs = [], []
+    for share in shares:
+        for name in OVERLAPPED:
+            rule, null = RULES[name]
+            with bench.stage(f"overlap {name} {share:g}") as report:
+                from interp.models.cache import quiet
+
+                told, rows = split_test(
+                    found, sets, draws=spec.draws, seed=spec.seed, progress=report or quiet,
+                    share=share, rule=rule, null=null,
+                )  # fmt: skip
+            frames.append(told.assign(method=name, share=share, n_items=len(items)))
+            pairs.append(rows.assign(method=name, share=share))
+    locator = ContrastSubspace(
+        "paired", tau=spec.tau, steps=spec.steps, groups=len(items), most=max(spec.ranks), draws=1
+    )
+    with bench.stage("overlap of directions") as report:
+        from interp.models.cache import quiet
+
+        subspace = locator.fit(bench.pipeline, items)
+        told, rows = angle_test(
+            subspace, sets, rank=2, draws=spec.draws, seed=spec.seed, progress=report or quiet
+        )
+    frames.append(told.assign(method="subspace", share=float("nan"), n_items=len(items)))
+    pairs.append(rows.assign(method="subspace", share=float("nan")))
+    return (
+        pd.concat(frames, ignore_index=True).assign(seed=bench.seed),
+        pd.concat(pairs, ignore_index=True).assign(seed=bench.seed),
+    )
+
+
+def covered(bench: Bench, cuts: Cuts, share: float) -> pd.DataFrame:
+    """How much of an item is covered by others: rows of `coverage`."""
+    from interp.errors import UsageError
+    from interp.locate.memorization.overlap import coverage
+    from interp.locate.memorization.wanda import WandaContrast
+
+    spec = bench.spec
+    memorized = [*bench.sets["targeted"], *bench.sets["held_out"]]
+    items = [*memorized, *bench.sets["control"]]
+    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(
+        bench.pipeline, items
+    )
+    rows = coverage(
+        found,
+        range(len(memorized)),
+        controls=range(len(memorized), len(items)),
+        orders=10,
+        seed=spec.seed,
+        share=share,
+        rule="reference",
+    )
+    by = rows.groupby(["k", "kind"], sort=True)
+    wanda = by.agg(
+        covered=("covered", "mean"), chance=("chance", "mean"), n=("covered", "size")
+    ).reset_index()
+    low, high = by["covered"].quantile(0.025), by["covered"].quantile(0.975)
+    wanda = wanda.assign(method="wanda", ci_lo=low.to_numpy(), ci_hi=high.to_numpy())
+    try:
+        blocked = cuts.nemo.coverage(list(bench.sets["held_out"]), KS)
+    except UsageError:
+        # No prompt of A, or none of B, passes NeMo's gate: there is nothing to cover.
+        return wanda.assign(seed=bench.seed)
+    blocked = blocked.assign(method="nemo", kind="item", chance=float("nan"))
+    names = ["method", "k", "kind", "covered", "ci_lo", "ci_hi", "chance", "n"]
+    return pd.concat([wanda[names], blocked[names]], ignore_index=True).assign(seed=bench.seed)
