@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float
 
-from interp.measure.memorization.detection import noise_difference
+from interp.measure.memorization.detection import Pushed, pushed
 from interp.measure.memorization.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -39,15 +39,16 @@ class Ask:
 
 
 class Blocker:
-    """Noise differences of prompts at one denoising step, with units blocked.
+    """Where prompts are pushed at one denoising step, with units blocked.
 
     Args:
         subject: the pipeline.
         parts: whose outputs are blocked; their units are numbered one part after the other.
         embeddings: of the prompts.
-        steps: of the schedule. at: number of the step at which the difference is taken; units are blocked at all steps
+        steps: of the schedule. at: number of the step that is looked at; units are blocked at all steps
             up to it.
-        similarity: of two noise differences.
+        of: what is compared, see `pushed`.
+        similarity: of two of them.
         batch: rows of one pass.
     """
 
@@ -59,6 +60,7 @@ class Blocker:
         *,
         steps: int,
         at: int,
+        of: Pushed,
         similarity: Similarity,
         batch: int,
     ):
@@ -69,6 +71,7 @@ class Blocker:
         self.embeddings = embeddings
         self.steps = steps
         self.at = at
+        self.of = of
         self.similarity = similarity
         self.batch = batch
         self.widths = [weight_of(subject, part).shape[0] for part in parts]
@@ -76,7 +79,7 @@ class Blocker:
         self.clean: dict[tuple[int, int], torch.Tensor] = {}
 
     def differences(self, asked: Sequence[Ask]) -> Float[torch.Tensor, "r c h w"]:
-        """The noise difference of each run; the conditional half alone."""
+        """Where each run is pushed; the conditional half alone."""
         from interp.models.parts import replacing
 
         free = torch.ones(len(asked), self.n)
@@ -88,7 +91,7 @@ class Blocker:
 
         def keep(step: Step) -> None:
             if step.index == self.at:
-                found = noise_difference(step.conditional, step.x).cpu()
+                found = pushed(self.subject, step, self.of).cpu()
                 out.update(zip(step.items.tolist(), found, strict=True))
 
         split = dict(zip(self.parts, free.split(self.widths, 1), strict=True))
@@ -112,7 +115,7 @@ class Blocker:
         return self.similarity(whole, self.differences(asked))
 
     def whole(self, runs: Sequence[tuple[int, int]]) -> Float[torch.Tensor, "r c h w"]:
-        """The noise difference of each prompt and seed with nothing blocked; each is run once."""
+        """Where each prompt and seed is pushed with nothing blocked; each is run once."""
         new = list(dict.fromkeys(run for run in runs if run not in self.clean))
         if new:
             found = self.differences([Ask(item, seed, None) for item, seed in new])

@@ -21,6 +21,7 @@ from interp.errors import UsageError
 from interp.locate.base import Locator
 from interp.locate.memorization.blocking import WIDEST, Ask, Blocker, Found, Search, drive, refine, widen
 from interp.locate.memorization.values import RUNGS, activity, initial_sets
+from interp.measure.memorization.detection import Pushed
 from interp.measure.memorization.similarity import Similarity, pairwise, pearson
 from interp.measure.stats import proportion_ci
 from interp.models.cache import Progress, quiet
@@ -39,16 +40,18 @@ class NeMo(Locator):
     """Value units of cross-attention that hold single prompts' pictures.
 
     Args:
-        similarity: of two noise differences, see `interp.measure.memorization.similarity`.
-        threshold: above it two noise differences count as the same; default: mean and one standard deviation over pairs
+        similarity: of where two runs are pushed, see `interp.measure.memorization.similarity`.
+        threshold: above it two runs are pushed the same way; default: mean and one standard deviation over pairs
             of seeds of the reference prompts, as in NeMo. By that rule most ordinary prompts pass as memorized, for of
             many pairs of seeds the highest is compared with it.
         level: in place of it, the share of the reference prompts that may pass: the threshold is that quantile of their
             highest similarity.
         blocks: of the UNet, whose cross-attention is searched; None for all.
         seeds: that are compared.
-        steps: of the schedule. at: number of the step at which noise differences are taken. The paper's text takes the
+        steps: of the schedule. at: number of the step at which they are compared. The paper's text takes the
             first (0), its code the second (1).
+        of: what is compared: `noise`, the published noise differences, or `data`, the predicted pictures, which tell
+            more at later steps.
         rungs: of the initial set.
         ahead: decisions of one prompt that are asked for at once, at most; 1 is the sequential search, with the same
             result.
@@ -83,6 +86,7 @@ class NeMo(Locator):
         seeds: tuple[int, ...] = tuple(range(10)),
         steps: int = 50,
         at: int = 0,
+        of: Pushed = "noise",
         rungs: tuple[tuple[float, int], ...] = RUNGS,
         ahead: int = WIDEST,
         batch: int = 64,
@@ -94,6 +98,7 @@ class NeMo(Locator):
         self.seeds = seeds
         self.steps = steps
         self.at = at
+        self.of = of
         self.rungs = rungs
         self.ahead = ahead
         self.batch = batch
@@ -158,6 +163,7 @@ class NeMo(Locator):
             self.subject_.embed(list(prompts)),
             steps=self.steps,
             at=self.at,
+            of=self.of,
             similarity=self.similarity,
             batch=self.batch,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,8 @@ from interp.models.cache import Progress, quiet
 if TYPE_CHECKING:
     from interp.models.pipeline import Pipeline, Step
 
+Pushed = Literal["noise", "data"]
+
 SIGNALS = {"first": 1, "all": 1, "one_step": 1, "similarity": 1, "spread": -1}
 """Columns of `Signals.table`, and whether memorized prompts have more of it (1) or less (-1)."""
 
@@ -37,9 +39,9 @@ class Signals:
         table: one row a prompt and seed: item (number of the prompt), prompt, seed, first and all (norm of the
             conditional minus the unconditional noise, at the first step and as the mean over all), one_step (mean
             square of the guided noise at the first step: up to the schedule's constant, the mean squared difference
-            between the latents that one step gives and the noise they came from), similarity (of the noise difference
-            to the most similar other seed's) and spread (median distance of the prompt's images to each other; NaN
-            where the run was stopped early).
+            between the latents that one step gives and the noise they came from), similarity (of where the seed is
+            pushed to the most similar other seed's) and spread (median distance of the prompt's images to each other;
+            NaN where the run was stopped early).
         steps: one row a prompt, seed and step: item, seed, step, timestep, magnitude.
         images: what was sampled, prompts x seeds; None where the run was stopped early.
     """
@@ -59,6 +61,7 @@ def signals(
     guidance: float = 1.5,
     similarity: Similarity = pearson,
     at: int = 0,
+    of: Pushed = "noise",
     encoder: Encoder = pixels,
     batch: int = 32,
     progress: Progress = quiet,
@@ -69,9 +72,9 @@ def signals(
         seeds: the same for all prompts, two or more for the signals that compare seeds.
         stop: steps that are run; None for all, which the spread needs.
         guidance: of the run and of `one_step`; both halves are run in any case.
-        similarity: of noise differences. at: number of the step at which they are taken. At the first step a pipeline
-            that knows nothing of the seed yet pushes all seeds to the mean of what fits the prompt, be it memorized or
-            not; later ones tell more where that mean is narrow.
+        similarity: of where two seeds are pushed, see `pushed` for `of`. at: number of the step at which that is taken.
+            NeMo takes noise differences of the first step. Where all seeds of ordinary prompts are pushed to one mean
+            at first, as in a pipeline of few kinds of pictures, predicted pictures of a later step tell more.
         encoder: of images, for the spread.
 
     Raises:
@@ -82,7 +85,7 @@ def signals(
     if not 0 <= at < (steps if stop is None else min(stop, steps)):
         raise UsageError(f"at={at}: that step is not run; write a number from 0 to below `stop`")
     n, s = len(prompts), len(seeds)
-    seen = _Seen(n * s, guidance, at)
+    seen = _Seen(subject, n * s, guidance, at, of)
     latents = subject.denoise(
         [p for p in prompts for _ in seeds],
         list(seeds) * n,
@@ -109,8 +112,8 @@ def signals(
         }
     )
     if s > 1:
-        pushed = torch.stack([seen.difference[row] for row in range(n * s)]).unflatten(0, (n, s))
-        table["similarity"] = pairwise(pushed, similarity).nan_to_num(-torch.inf).amax(2).flatten().numpy()
+        where = torch.stack([seen.difference[row] for row in range(n * s)]).unflatten(0, (n, s))
+        table["similarity"] = pairwise(where, similarity).nan_to_num(-torch.inf).amax(2).flatten().numpy()
     images = None
     if stop is None:
         images = subject.decode(latents).cpu().unflatten(0, (n, s))
@@ -123,11 +126,13 @@ def signals(
 
 @dataclass
 class _Seen:
-    """What is kept of the steps: numbers, and the noise differences of one of them."""
+    """What is kept of the steps: numbers, and where one of them pushes."""
 
+    subject: Pipeline
     n: int
     guidance: float
     at: int
+    of: Pushed
     rows: list[dict[str, Any]] = field(default_factory=list)
     difference: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -144,18 +149,29 @@ class _Seen:
             guided = step.unconditional.float() + self.guidance * gap
             self.one_step[step.items.cpu()] = guided.square().flatten(1).mean(1).cpu()
         if step.index == self.at:
-            moved = noise_difference(step.conditional, step.x).cpu()
+            moved = pushed(self.subject, step, self.of).cpu()
             self.difference |= dict(zip(step.items.tolist(), moved, strict=True))
 
 
-def noise_difference(
-    noise: Float[torch.Tensor, "b c h w"], x: Float[torch.Tensor, "b c h w"]
-) -> Float[torch.Tensor, "b c h w"]:
-    """Predicted noise minus what it was predicted from, each channel scaled to reach from 0 to 1 (NeMo)."""
-    moved = noise - x
-    moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
-    low, high = moved.amin((2, 3), keepdim=True), moved.amax((2, 3), keepdim=True)
-    return (moved - low) / (high - low).clamp(min=1e-12)
+def pushed(subject: Pipeline, step: Step, of: Pushed = "noise") -> Float[torch.Tensor, "b c h w"]:
+    """Where a step pushes each row, each channel stretched to reach from 0 to 1.
+
+    Args:
+        of: `noise`, the noise difference of NeMo: predicted noise minus what it was predicted from. `data`: the picture
+            that the prediction stands for, (x - sigma eps) / alpha.
+    """
+    if of == "noise":
+        return stretched(step.conditional - step.x)
+    one = torch.ones(1, 1, 1, 1, device=step.x.device, dtype=step.x.dtype)
+    alpha, sigma = (subject.add_noise(*pair, step.timestep) for pair in ((one, 0 * one), (0 * one, one)))
+    return stretched((step.x - sigma * step.conditional) / alpha)
+
+
+def stretched(x: Float[torch.Tensor, "b c h w"]) -> Float[torch.Tensor, "b c h w"]:
+    """Each channel scaled to reach from 0 to 1, in fp32 or better; a flat one is 0."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return (x - low) / (high - low).clamp(min=1e-12)
 
 
 def spread(images: Float[torch.Tensor, "i s c h w"], *, encoder: Encoder = pixels) -> Float[np.ndarray, " i"]:

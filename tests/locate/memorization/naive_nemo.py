@@ -21,9 +21,10 @@ class Naive:
         similarity: Callable[..., torch.Tensor],
         steps: int,
         at: int,
+        of: str = "noise",
     ):
         self.subject, self.modules, self.similarity = subject, list(modules), similarity
-        self.steps, self.at, self.runs = steps, at, 0
+        self.steps, self.at, self.of, self.runs = steps, at, of, 0
 
     def hooked(self, blocked: Sequence[Sequence[int]]) -> list[Any]:
         handles = []
@@ -57,7 +58,9 @@ class Naive:
         finally:
             for handle in handles:
                 handle.remove()
-        moved = noise - before
+        moved, share = noise - before, pipe.scheduler.alphas_cumprod[t].double()
+        if self.of == "data":
+            moved = (before - (1 - share).sqrt() * noise) / share.sqrt()
         low, high = moved.amin((2, 3), keepdim=True), moved.amax((2, 3), keepdim=True)
         return (moved - low) / (high - low)
 

@@ -36,20 +36,20 @@ def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 # In the first the initial set is enough and one unit stays; in the second it is not, and many stay.
-@pytest.mark.parametrize(("seed", "at", "reached"), [(0, 1, True), (1, 0, False)])
-def test_the_batched_search_equals_the_sequential_one(seed: int, at: int, reached: bool) -> None:
+@pytest.mark.parametrize(("seed", "at", "of", "reached"), [(0, 1, "data", True), (1, 0, "noise", False)])
+def test_the_batched_search_equals_the_sequential_one(seed: int, at: int, of: Any, reached: bool) -> None:
     pipeline = planted(seed, 5.0).pipeline
     for module in (pipeline.pipe.unet, pipeline.pipe.text_encoder):
         module.double()
     reference, rungs = ORDINARY[:8], RUNGS[::4]
     pipeline.spent.reset()
-    nemo = NeMo(exact, seeds=SEEDS, steps=10, at=at, rungs=rungs).fit(
+    nemo = NeMo(exact, seeds=SEEDS, steps=10, at=at, of=of, rungs=rungs).fit(
         pipeline, MEMORIZED, reference=reference
     )
     rows, batches = pipeline.spent.rows, pipeline.spent.calls
     values = [p for p in parts(pipeline, "cross_v") if "up_blocks" not in p.path]
     assert list(nemo.parts_) == values
-    naive = Naive(pipeline, [module_of(pipeline, p) for p in values], exact, 10, at)
+    naive = Naive(pipeline, [module_of(pipeline, p) for p in values], exact, 10, at, of)
     calls = 0
     for i, prompt in enumerate(MEMORIZED):
         own = nemo.prompts_.iloc[i]
@@ -67,7 +67,7 @@ def test_the_batched_search_equals_the_sequential_one(seed: int, at: int, reache
     # What the search itself runs; activities and the reference's threshold are left out of both.
     rows -= (at + 1) * len(reference) * len(SEEDS)
     assert rows < calls and batches < calls / 2
-    one = NeMo(exact, seeds=SEEDS, steps=10, at=at, rungs=rungs, ahead=1).fit(
+    one = NeMo(exact, seeds=SEEDS, steps=10, at=at, of=of, rungs=rungs, ahead=1).fit(
         pipeline, MEMORIZED, reference=reference
     )
     assert one.units_.equals(nemo.units_)

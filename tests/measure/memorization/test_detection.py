@@ -12,9 +12,9 @@ from interp.errors import UsageError
 from interp.measure.memorization.detection import (
     SIGNALS,
     attribution,
-    noise_difference,
     signals,
     spread,
+    stretched,
 )
 from interp.measure.memorization.separation import newcombe, separation
 from interp.measure.memorization.similarity import pearson
@@ -28,7 +28,8 @@ def test_signals_are_those_of_single_calls(guidance: float) -> None:
     pipeline, seeds, steps = pixels(), (3, 4, 5), 4
     pipeline.spent.reset()
     at = 2 if guidance > 1 else 0
-    found = signals(pipeline, PROMPTS, seeds, steps=steps, guidance=guidance, at=at)
+    of = "data" if guidance > 1 else "noise"
+    found = signals(pipeline, PROMPTS, seeds, steps=steps, guidance=guidance, at=at, of=of)
     assert pipeline.spent.rows == 2 * 3 * steps * 2  # prompts, seeds, steps, halves: one run gives all
     nothing = pipeline.embed([""])
     images = pipeline.sample(
@@ -50,7 +51,9 @@ def test_signals_are_those_of_single_calls(guidance: float) -> None:
                     score = float((b + guidance * (a - b)).square().mean())
                     assert row["one_step"] == pytest.approx(score, rel=1e-4)
                 if step.index == at:
-                    pushed.append(noise_difference(a, step.x))
+                    share = pipeline.pipe.scheduler.alphas_cumprod[step.timestep]
+                    data = (step.x - (1 - share).sqrt() * a) / share.sqrt()
+                    pushed.append(stretched(a - step.x if of == "noise" else data))
 
             pipeline.denoise(own, [seed], steps=steps, guidance=guidance, each=look)
             assert by_hand["magnitude"].tolist() == pytest.approx(norms, rel=1e-4)
@@ -80,16 +83,13 @@ def test_the_first_step_alone_costs_two_rows_a_prompt_and_seed() -> None:
         signals(pipeline, PROMPTS, ())
 
 
-def test_noise_differences_fill_each_channel_from_zero_to_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise, x = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator)
-    found = noise_difference(noise, x)
+def test_what_is_compared_reaches_from_zero_to_one_in_each_channel() -> None:
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = stretched(x)
     assert found.amin((2, 3)).eq(0).all() and found.amax((2, 3)).eq(1).all()
-    moved = noise[1, 2] - x[1, 2]
-    assert found[1, 2, 0, 0] == pytest.approx(
-        float((moved[0, 0] - moved.min()) / (moved.max() - moved.min()))
-    )
-    assert noise_difference(x, x).eq(0).all()
+    own = x[1, 2]
+    assert found[1, 2, 0, 0] == pytest.approx(float((own[0, 0] - own.min()) / (own.max() - own.min())))
+    assert stretched(0 * x).eq(0).all()
 
 
 def test_the_spread_of_one_image_is_unknown() -> None:
@@ -124,7 +124,7 @@ def test_attribution_is_the_gradient_of_the_magnitude(make) -> None:  # type: ig
             with torch.no_grad():
                 step = gradient / gradient.norm() * 1e-2
                 more = (pipeline.noise(x, t, embedding + step) - pipeline.noise(x, t, nothing)).norm()
-            assert float(more - moved) == pytest.approx(1e-2 * float(gradient.norm()), rel=0.2)
+            assert float(more - moved.detach()) == pytest.approx(1e-2 * float(gradient.norm()), rel=0.2)
     assert own["gradient"].tolist() == pytest.approx(total[: len(own)].tolist(), rel=1e-3)
     assert all(p.grad is None for p in pipeline.pipe.unet.parameters())
 
