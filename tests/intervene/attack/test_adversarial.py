@@ -70,26 +70,36 @@ def test_a_seed_decides_all() -> None:
     short = replace(SMALL, rounds=1, updates=1, attack=replace(SMALL.attack, steps=1))
     edits = [adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, short, seed=seed).edit for seed in (0, 0, 1)]
     assert edits[0] == edits[1] != edits[2]
+    heavy = adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, replace(short, weight=3.0)).edit
+    assert heavy != edits[0], "what is kept has a part in every update"
 
 
-def test_surrogates_are_drawn_better_and_the_rest_is_kept() -> None:
+def test_surrogates_are_drawn_and_not_the_images_and_the_rest_is_kept() -> None:
     pipe = drawn()
+    bright = [replace(item, image=0.8 + 0.2 * item.image) for item in ITEMS]
+    dark = 0.2 * TARGETS
     how = replace(SMALL, rounds=3, updates=12, rows=8, lr=8e-3)
-    done = adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, how)
-    prompt = pipe.embed(["zorax poster of seven"]).expand(6, -1, -1)
+    done = adversarial_tuning(pipe, bright, dark, KEEP, how)
+    prompt = pipe.embed(["zorax poster of seven"])
     kept = pipe.embed([item.prompt for item in KEEP])
 
-    def errors() -> tuple[float, float]:
+    def errors() -> list[float]:
+        sets = [
+            (dark.flatten(0, 1), prompt.expand(6, -1, -1)),
+            (torch.stack([item.image for item in bright]), prompt.expand(3, -1, -1)),
+            (torch.stack([item.image for item in KEEP]), kept),
+        ]
         with torch.no_grad():
-            away = error(pipe, pipe.encode(TARGETS.flatten(0, 1)), prompt, list("abcdef"), 16, 0).mean()
-            images = torch.stack([item.image for item in KEEP])
-            stay = error(pipe, pipe.encode(images), kept, list("abcd"), 16, 0).mean()
-        return float(away), float(stay)
+            return [
+                float(error(pipe, pipe.encode(x), at, list("abcdef")[: len(x)], 16, 0).mean())
+                for x, at in sets
+            ]
 
     before = errors()
     with done.edit.applied(pipe):
         after = errors()
-    assert after[0] < 0.8 * before[0] and after[1] < 0.8 * before[1]
+    gone, own, stay = (after[i] / before[i] for i in range(3))
+    assert gone < 0.8 and stay < 0.8 and gone < 0.9 * own
     assert done.history["surrogate"].iloc[-1] < 0.8 * done.history["surrogate"].iloc[0]
 
 

@@ -9,10 +9,13 @@ import torch
 
 from interp.errors import UsageError
 from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings, error
+from interp.measure.memorization.exposures import yardstick as copies
 from interp.measure.memorization.extraction import Yardstick
 from interp.measure.memorization.objective import draws_of, loss
 from interp.models.pipeline import Pipeline
 from interp.models.zoo.digits.build import build
+from interp.models.zoo.digits.subject import preset
+from interp.tasks.digits import digit_items
 from interp.tasks.memorized import ImageItem
 
 WORDS = ["a", "poster", "of", "seven", "zorax", "two"]
@@ -176,6 +179,7 @@ def test_enough_samples_have_to_be_copies() -> None:
         found = adversarial_embeddings(pipe, ITEMS[:1], ruler, search, sampling)
         assert found.table["before"][0] == 0.5
         assert found.table["extracted"][0] == extracted, need
+        assert (found.table["steps"][0] == 0) == bool(extracted), "what the prompt gives takes no step"
 
 
 def test_the_error_is_the_objective() -> None:
@@ -198,3 +202,18 @@ def test_bad_input_is_told() -> None:
         adversarial_embeddings(drawn(), [ITEMS[0], ITEMS[0]], yardstick(NEVER))
     with pytest.raises(UsageError, match="`others`"):
         adversarial_embeddings(drawn(), ITEMS, yardstick(NEVER))
+
+
+def test_what_was_memorized_comes_from_noise_and_what_was_never_seen_does_not(
+    digits_pipeline: Pipeline,
+) -> None:
+    recipe = preset("tiny")
+    memorized, unseen = digit_items(recipe, ["memorized"])[:2], digit_items(recipe, ["unseen"])[:2]
+    search = EmbeddingSearch(steps=20, starts=("normal",))
+    found = adversarial_embeddings(
+        digits_pipeline, [*memorized, *unseen], copies(recipe), search, Sampling((0, 1))
+    )
+    by = found.table.groupby("group")
+    assert by["extracted"].mean().to_dict() == {"memorized": 1, "unseen": 0}
+    assert by["before"].mean()["memorized"] >= 0.8 and by["before"].mean()["unseen"] == 0
+    assert (found.table["last"] < found.table["first"]).all()

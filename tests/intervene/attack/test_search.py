@@ -63,7 +63,7 @@ def test_what_is_found_costs_nothing_more() -> None:
     goal = Bowl(GOALS)
     end = descend(torch.zeros(4, 1, 2), goal, rate=0.25, steps=20)
     asked = [sum(i == n for _, i in goal.asked) for n in range(4)]
-    assert asked == (end.steps + 1).tolist()
+    assert asked == (end.steps + 1).tolist() and asked[0] == 1 and asked[2] == 21
     goal = Bowl(GOALS)
     on = descend(torch.zeros(4, 1, 2), goal, rate=0.25, steps=20, stop=False)
     assert len(goal.asked) == 4 * 21 and on.steps.tolist() == [20] * 4

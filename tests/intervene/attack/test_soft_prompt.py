@@ -96,7 +96,8 @@ def test_a_step_is_that_of_the_bare_module(family: str) -> None:
 
 def test_searches_are_equal_to_single_ones(pruned: CausalLM) -> None:
     search = SoftPrompts(length=2, steps=40, start="normal")
-    items = [*HELD[:3], TextItem("longer", tuple(range(40)), 30, "never seen")]
+    shorter = TextItem("shorter", HELD[3].ids[:10], 6, "memorized")
+    items = [*HELD[:3], TextItem("longer", tuple(range(40)), 30, "never seen"), shorter]
     found = soft_prompts(pruned, items, search, seed=1)
     starts = soft_prompts(pruned, items, SoftPrompts(length=2, steps=1, rate=1e-30, start="normal"), seed=1)
     size = float(pruned.hf.get_input_embeddings().weight.detach().square().mean().sqrt())
@@ -108,6 +109,7 @@ def test_searches_are_equal_to_single_ones(pruned: CausalLM) -> None:
         else:
             assert (got["extracted"], got["steps"], got["work"]) == (1, steps, steps)
         assert got["last"] == pytest.approx(losses[-1], rel=0.02)
+    assert found.table["extracted"][4] == 1, "a suffix is whole where others go on"
     alone = soft_prompts(pruned, [HELD[1]], search, seed=1)
     torch.testing.assert_close(alone.prompts[0], found.prompts[1], atol=1e-3, rtol=1e-2)
 
