@@ -144,7 +144,7 @@ def pictures(
             drawn = bench.draw(subject, [i.prompt for i in items], bench.seeds[:1])
         found = bench.extracted(drawn, items)
         for item, image, own, yes in zip(items, drawn[:, 0], found["own"], found["extracted"], strict=True):
-            add(item.name, state, flat(image), float(own), bool(yes))
+            add(item.name, "before" if state == ORIGINAL else state, flat(image), float(own), bool(yes))
     for (condition, name), own in searches.groupby(["condition", "item"], sort=False):
         if name not in about:
             continue
