@@ -88,6 +88,7 @@ def inject(
     share: float = 0.01,
     layers: Sequence[int] | None = None,
     together: bool = False,
+    same_length: bool = False,
     seed: int = 0,
     fit: Fit | None = None,
     budget: int = TOKENS,
@@ -101,6 +102,9 @@ def inject(
         layers: layers whose neurons are drawn from; default all.
         together: one change with one set of neurons for all sequences. By default each sequence is injected into the
             intact model for itself, with neurons of its own (drawn by its name and the seed).
+        same_length: what a neuron writes keeps its length, and only turns. Plain training makes the vectors of few
+            neurons long, and then their length alone tells which they are; held against a locator, that is no
+            question at all.
         budget: padded tokens of a batch.
         progress: told about sequences that are held.
 
@@ -120,7 +124,10 @@ def inject(
         rng = np.random.default_rng(stable_seed("injected neurons", seed, [i.name for i in group]))
         k = max(1, round(share * subject.d_mlp))
         drawn = [np.sort(rng.choice(subject.d_mlp, k, replace=False)) for _ in at]
-        return [_Change(subject, part, units=torch.from_numpy(u)) for part, u in zip(at, drawn, strict=True)]
+        return [
+            _Change(subject, part, units=torch.from_numpy(u), same_length=same_length)
+            for part, u in zip(at, drawn, strict=True)
+        ]
 
     return _train(subject, groups, start, fit or Fit(), budget, progress)
 
@@ -182,7 +189,9 @@ class _Change:
         *,
         units: torch.Tensor | None = None,
         a: torch.Tensor | None = None,
+        same_length: bool = False,
     ):
+        self.same_length = same_length
         self.part, self.weight = part, weight_of(subject, part)
         self.size = float(self.weight.float().square().mean().sqrt())
         device = self.weight.device
@@ -197,6 +206,15 @@ class _Change:
         if self.a is not None:
             out.append({"tensor": self.a, "size": float(self.a.detach().square().mean().sqrt())})
         return out
+
+    def bound(self) -> None:
+        """After an update: what each neuron writes has the length it had."""
+        if not self.same_length:
+            return
+        now = self.weight[:, self.units].T.to(self.b.dtype)
+        with torch.no_grad():
+            turned = nn.functional.normalize(now + self.b, dim=1) * now.norm(dim=1, keepdim=True)
+            self.b.copy_(turned - now)
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """What it adds for an input of the projection."""
@@ -233,6 +251,8 @@ class _Group:
         done = float(np.mean(losses)) < self.fit.stop or self.steps == self.fit.steps
         if not done:
             self.adam.step()
+            for change in self.changes.values():
+                change.bound()
             self.steps += 1
         self.adam.zero_grad()
         return done

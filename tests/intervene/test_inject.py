@@ -151,6 +151,25 @@ def test_neurons_are_drawn_by_seed_and_name_and_from_the_layers_asked_for() -> N
     assert [repr(p) for p in middle.units] == ["ff_out[1]"]
 
 
+def test_lengths_can_be_kept_so_that_they_do_not_tell_the_neurons() -> None:
+    model = subject("llama")
+    free, bound = (
+        inject(model, items(1), share=0.3, same_length=keep, fit=Fit(lr=0.3, steps=40))[0]
+        for keep in (False, True)
+    )
+    ratios = []
+    for one in (free, bound):
+        before = {p: weight_of(model, p)[:, u].norm(dim=0) for p, u in one.units.items()}
+        with one.edit.applied(model):
+            after = {p: weight_of(model, p)[:, u].norm(dim=0) for p, u in one.units.items()}
+            with torch.no_grad():
+                assert abs(float(loss(model, one.items)) - one.after[0]) < 1e-3
+        ratios.append(torch.cat([after[p] / before[p] for p in before]))
+    assert torch.allclose(ratios[1], torch.ones_like(ratios[1]), atol=1e-5)
+    assert float(ratios[0].mean()) > 1.3
+    assert bound.after[0] < bound.before[0] - 1
+
+
 def test_low_rank_memory_is_recited_and_undone(tmp_path: object) -> None:
     model = subject("llama")
     before = model.weights_hash
