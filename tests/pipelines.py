@@ -75,6 +75,7 @@ def stable_diffusion(prediction: str = "epsilon", scheduler: Any = None, seed: i
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # diffusers draws biases from the global state
         unet = diffusers.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8, 16, 16, 16),

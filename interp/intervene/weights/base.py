@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from interp.errors import UsageError
 from interp.intervene.edit import Change, edited, found_by
-from interp.intervene.weights.places import lent_bias, projection
+from interp.intervene.weights.places import idle, lent_bias, projection
 from interp.models.parts import Part
 
 if TYPE_CHECKING:
@@ -262,6 +262,9 @@ class OfPart(Single):
     def on(self, subject: Any) -> Iterator[None]:
         with lent_bias(subject, self.part, self.shifts):
             weight, bias, transposed = projection(subject, self.part)
+            for tensor in (weight, bias):
+                if tensor is not None:
+                    idle(tensor, str(self.part))
             token = object()  # the same edit can be on twice
 
             def turned(value: torch.Tensor) -> torch.Tensor:
@@ -271,10 +274,9 @@ class OfPart(Single):
                 out = self.weight(turned(value))
                 return out.T if transposed else out
 
-            # The bias is changed first and taken back last, so that it always meets the weight before this edit.
             changes: list[tuple[torch.Tensor, Change]] = [(weight, change)]
             if bias is not None:
-                changes.insert(0, (bias, lambda b: self.bias(up(b), turned(found_by(token, weight)))))
+                changes.append((bias, lambda b: self.bias(up(b), turned(found_by(token, weight)))))
             with edited(token, changes):
                 yield
 

@@ -64,15 +64,19 @@ def projection(subject: Any, part: Part) -> tuple[nn.Parameter, nn.Parameter | N
 
 
 def editable(weight: torch.Tensor, where: str) -> None:
-    """Raise `EngineError` unless a weight can be edited in place, and is not being trained."""
-    if id(weight) in training:
-        raise EngineError(
-            f"{where}: the weight is being trained, and an edit of it would undo that; leave the block first"
-        )
+    """Raise `EngineError` unless a weight can be edited in place."""
     why = "is not in memory" if weight.is_meta else "is quantised" if not weight.is_floating_point() else ""
     if why:
         raise EngineError(
             f"{where}: the weight {why} and cannot be edited in place; load the model whole, in a float type"
+        )
+
+
+def idle(weight: torch.Tensor, where: str) -> None:
+    """Raise `EngineError` where a weight is being trained: leaving an edit of it would undo the training."""
+    if id(weight) in training:
+        raise EngineError(
+            f"{where}: the weight is being trained; put edits on before, or leave the block first"
         )
 
 

@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.intervene.edit import edited, found_by
 from interp.intervene.weights.base import up
 from interp.intervene.weights.kinds import Delta
-from interp.intervene.weights.places import editable, parameter, parameters, projection, roots, training
+from interp.intervene.weights.places import editable, idle, parameter, parameters, projection, roots, training
 from interp.intervene.weights.whole import ModelDelta
 from interp.models.parts import Part
 
@@ -70,6 +70,7 @@ def tuned(subject: Any, what: Sequence[str | Part] | None = None) -> Iterator[Tu
     free = {name: parameter(subject, name) for name in dict.fromkeys(names)}
     for name, weight in free.items():
         editable(weight, name)
+        idle(weight, name)
     model, token = subject.fingerprint, object()
     asked = {weight: (weight.requires_grad, weight.grad) for weight in every.values()}
     with edited(token, [(weight, lambda value: value) for weight in free.values()]):

@@ -14,7 +14,7 @@ from interp.errors import UsageError
 from interp.intervene.edit import Change, edited
 from interp.intervene.weights.base import OfPart, Single, own, up
 from interp.intervene.weights.kinds import pack, unpack
-from interp.intervene.weights.places import editable, parameter
+from interp.intervene.weights.places import editable, idle, parameter
 from interp.models.parts import Part
 
 
@@ -65,6 +65,8 @@ class ModelDelta(Single):
 
         token = object()
         changes = [(parameter(subject, n), adding(change)) for n, change in self.changes.items()]
+        for name, (weight, _) in zip(self.changes, changes, strict=True):
+            idle(weight, name)
         with edited(token, changes):
             yield
 

@@ -81,6 +81,15 @@ def test_a_task_vector_is_what_training_does_and_leaves_the_model_alone():
         assert losses(s, HELD) < losses(fresh("gpt2"), HELD) - 0.5
 
 
+def test_a_task_vector_ends_where_the_loss_is_low_enough():
+    s, seen = fresh("gpt2"), []
+    what, progress = parts(s, "ff_out"), lambda done, total, what: seen.append((done, total))
+    clean = losses(s, HELD)
+    task_vector(s, HELD, objective, what=what, steps=30, lr=1e-2, stop=clean - 1, progress=progress)
+    assert 1 <= len(seen) < 15 and seen[-1] == (len(seen), 30)
+    assert task_vector(s, HELD, objective, what=what, steps=2, stop=clean + 1).changes == {}
+
+
 def test_negation_forgets_what_it_is_told_and_keeps_the_rest():
     s = holds()
     before = bits(s)
@@ -196,7 +205,7 @@ def test_a_pipeline_learns_to_forget_an_image(rng_untouched):
 
     before = bits(s)
     vector = task_vector(s, held, error, what=parts(s, "ff_out"), steps=3, lr=1e-3)
-    found = negate(s, vector, held, others, error, Aim(level=10.0, slack=1.0, steps=3, lr=4.0))
+    found = negate(s, vector, held, others, error, Aim(level=10.0, slack=1.0, steps=3, lr=10.0))
     assert same(s, before)
     with torch.no_grad():
         clean = error(s, held, seed=0)

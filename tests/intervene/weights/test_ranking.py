@@ -86,6 +86,15 @@ def test_units_are_whole_columns():
     assert cut.budget(s).changed == 3 * weight_of(s, one).shape[0]
 
 
+def test_units_are_columns_on_the_way_in_and_rows_on_the_way_out():
+    s = subject("gpt2")
+    at = part(s, "ff_out")
+    assert Prune.units(s, at, [3, 5]).mask.nonzero()[:, 1].unique().tolist() == [3, 5]
+    assert Prune.units(s, at, [3, 5]).mask.sum() == 2 * 48
+    rows = Prune.units(s, at, [47, 0], "out").mask
+    assert rows.nonzero()[:, 0].unique().tolist() == [0, 47] and rows[[0, 47]].all()
+
+
 def test_shares_and_scores_that_are_none_are_refused():
     s = subject("llama")
     found = scores(s)

@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import EngineError, UsageError
 from interp.intervene import edit as registry
-from interp.intervene.weights import parameter, parameters, part_delta, substituted, tuned
+from interp.intervene.weights import ModelDelta, parameter, parameters, part_delta, substituted, tuned
 from interp.intervene.weights.places import training
 from interp.models.parts import module_of, parts, weight_of
 from interp.models.subject import CausalLM
@@ -84,6 +84,8 @@ def test_training_stands_on_edits_and_hands_out_its_own_part():
             delta = tuning.delta()
             with pytest.raises(EngineError, match="is being trained"), first.applied(s):
                 pass
+            with pytest.raises(EngineError, match="is being trained"), ModelDelta(delta.changes).applied(s):
+                pass
             with pytest.raises(EngineError, match="is being trained"), tuned(s, [at]):
                 pass
             with edit(s, part(s, "ff_out", 2), "prune").applied(s):  # another weight
@@ -132,6 +134,21 @@ def test_gradients_reach_what_stands_in_for_a_weight(name):
     assert same(s, before) and [type(p) for p in parameters(s).values()] == [torch.nn.Parameter] * len(
         parameters(s)
     )
+
+
+def test_a_square_weight_that_is_kept_turned_is_replaced_the_right_way_round():
+    s = subject("gpt2")
+    at = part(s, "self_out")
+    one = edit(s, at, "delta")
+    with one.applied(s):
+        wanted = run(s)
+    with substituted(s, {at: weight_of(s, at) + one.change}):
+        torch.testing.assert_close(run(s), wanted, atol=2e-5, rtol=1e-4)
+    with tuned(s, [at]) as tuning:
+        with torch.no_grad():
+            tuning.free[f"{at.path}.weight"].add_(one.change.T)
+        delta = part_delta(s, tuning.delta(), at)
+    torch.testing.assert_close(delta.change, one.change, atol=1e-6, rtol=1e-5)
 
 
 def test_a_tied_weight_is_replaced_wherever_it_is_used():
