@@ -1,0 +1,435 @@
+"""`interp memorization locate|delete|attack`: find what holds memorized items, take it out, try to get them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli.console import Json, emit, progress, say
+from interp.cli.memory_items import (
+    Case,
+    HeldOutFile,
+    Images,
+    NewImages,
+    OrdinaryFile,
+    Prefix,
+    PromptFile,
+    Source,
+    Suffix,
+    case_of,
+    sizes,
+)
+from interp.cli.memory_methods import METHODS, Options, fitted
+from interp.cli.options import Device, Dtype, Save, Seed
+from interp.cli.work import _save
+from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.intervene.weights import PartEdit
+
+Steps = Annotated[int, typer.Option(min=2, help="Denoising steps, of a pipeline.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Guidance, of a pipeline.")]
+Samples = Annotated[int, typer.Option(min=1, help="Samples of each prompt.")]
+_FIRST = 1000  # seeds of samples; those of locating come before
+
+
+def locate(
+    source: Source,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "wanda",
+    prompts: PromptFile = None,
+    reference: OrdinaryFile = None,
+    images: Images = None,
+    prefix: Prefix = 32,
+    suffix: Suffix = 32,
+    share: Annotated[
+        float, typer.Option(help="Of the weights of each row, or of all units, that is cut.")
+    ] = 0.01,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Directions of each part, of the method subspace; default what is sure."),
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(
+            help="paired, empty or prompts, of wanda, reference and subspace; see the documentation."
+        ),
+    ] = None,
+    tau: Annotated[int, typer.Option(min=1, help="First denoising steps that are looked at.")] = 10,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    top: Annotated[int, typer.Option(min=1, help="Components shown.")] = 20,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the edit here, as .safetensors.")] = None,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Find the weights, units or directions that hold memorized items; nothing is changed."""
+    if out is not None and out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: write a name that ends in .safetensors")
+    case = case_of(source, prompts, None, reference, images, None, prefix, suffix, device, dtype)
+    options = Options(share, rank, null, min(tau, steps), steps, guidance, seed)
+    with progress(f"locate by {method}") as report:
+        found, edit = fitted(case, method, options, report)
+    _save(found.scores_, save)
+    budget = edit.budget(case.subject)
+    told = {
+        "method": method,
+        "items": len(case.targets),
+        "weights cut or changed": budget.changed,
+        "share of their matrices": budget.share,
+        "share of the model": budget.of_model,
+        "norm of the change": budget.norm,
+    }
+    ranked = found.ranking()
+    columns = [
+        c for c in ("component", "score", "se", "target", "null", "q", "p", "kept", "n") if c in ranked
+    ]
+    shown = ranked[columns].head(top)
+    if json:
+        emit({**told, "components": shown}, json)
+    else:
+        emit(shown, json)
+        emit(told, json)
+    if out is not None:
+        size = edit.save(out).stat().st_size
+        say("wrote", f"{out} ({size:,} bytes); measure it: interp memorization delete {source} {out}")
+
+
+# -- deletion --------------------------------------------------------------------------------------------------------
+
+
+def delete(
+    source: Source,
+    edit: Annotated[Path, typer.Argument(help="What `locate --out` or `edit.save` wrote.")],
+    prompts: PromptFile = None,
+    test: HeldOutFile = None,
+    reference: OrdinaryFile = None,
+    images: Images = None,
+    new_images: NewImages = None,
+    prefix: Prefix = 32,
+    suffix: Suffix = 32,
+    samples: Samples = 2,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    controls: Annotated[int, typer.Option(min=0, help="Random cuts of equal budget; 0 for no controls.")] = 1,
+    attacked: Annotated[
+        int, typer.Option(min=0, help="Items of each kind that are attacked; 0 leaves it out, and says so.")
+    ] = 4,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the edited pipeline or model here; it must not exist.")
+    ] = None,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Take an edit's weights out: what goes, what stays, what controls do, and what an attack gets back."""
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists; give a folder that does not")
+    case = case_of(source, prompts, test, reference, images, new_images, prefix, suffix, device, dtype)
+    cut = _read(edit, case.subject)
+    conditions = _conditions(case, cut, controls, seed)
+    with progress("conditions") as report:
+        rows = []
+        for i, (name, own) in enumerate(conditions.items()):
+            report(i, len(conditions), name)
+            with _under(own, case.subject):
+                rows += [{"condition": name, **row} for row in _measured(case, samples, steps, guidance)]
+    table = _frame(rows)
+    told: dict[str, Any] = {"effects": table}
+    if attacked and (case.pictured or not case.pipeline):
+        found = _attacked(
+            case,
+            {"intact": None, "edited": cut},
+            attacked,
+            50,
+            ("normal",),
+            1,
+            samples,
+            steps,
+            guidance,
+            seed,
+        )
+        told["attack"] = _told(found)
+    _save(table, save)
+    if json:
+        emit(told, json)
+    else:
+        emit(_side_by_side(table), json)
+        if "attack" in told:
+            emit(told["attack"], json)
+    if "attack" not in told:
+        why = "left out by --attacked 0" if not attacked else "it needs pictures: --images and --held-out"
+        say("no attack", f"{why}; what no prompt brings back may still be there")
+    if len(conditions) == 2 and controls:
+        say("no controls", "this edit does not only prune, so there is no cut of equal budget")
+    if out is not None:
+        _write(case, cut, out)
+
+
+def _read(path: Path, subject: Any) -> PartEdit:
+    from interp.intervene.weights import PartEdit
+
+    return PartEdit.load(path, subject)
+
+
+def _conditions(case: Case, cut: PartEdit, controls: int, seed: int) -> dict[str, PartEdit | None]:
+    from interp.locate.memorization.controls import control_edits
+
+    found = control_edits(case.subject, cut, draws=controls, seed=seed) if controls else {}
+    return {"intact": None, "edited": cut, **found}
+
+
+@contextmanager
+def _under(edit: PartEdit | None, subject: Any) -> Iterator[None]:
+    with nullcontext() if edit is None else edit.applied(subject):
+        yield
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Groups and metrics down, conditions across."""
+    wide = table.pivot(index=["group", "metric", "n"], columns="condition", values="value")
+    order = list(dict.fromkeys(zip(table["group"], table["metric"], table["n"], strict=True)))
+    return wide.loc[order, list(dict.fromkeys(table["condition"]))].reset_index().rename_axis(columns=None)
+
+
+def _measured(case: Case, samples: int, steps: int, guidance: float) -> Iterator[dict[str, Any]]:
+    """What a subject does as it is now: one row a group and metric."""
+    if case.pipeline:
+        yield from _sampled(case, samples, steps, guidance)
+    else:
+        yield from _told_by_heart(case)
+
+
+def _sampled(case: Case, samples: int, steps: int, guidance: float) -> Iterator[dict[str, Any]]:
+    from interp.measure.memorization.detection import signals
+    from interp.measure.memorization.extraction import extraction, rates
+    from interp.measure.memorization.retention import held_out_loss
+
+    seeds = range(_FIRST, _FIRST + samples)
+    for group, items in case.groups.items():
+        if group == "ordinary" and hasattr(items[0], "image"):
+            values = held_out_loss(case.subject, items)
+            yield _mean(group, "denoising error", values)
+        found = signals(case.subject, [item.prompt for item in items], seeds, steps=steps, guidance=guidance)
+        if case.judge is not None and group != "ordinary" and all(hasattr(item, "image") for item in items):
+            assert found.images is not None
+            own = _several(case, group, items)
+            told = rates(extraction(found.images, items, case.judge, images=own).assign(group=group))
+            row = told[told["metric"] == "extracted_image"].iloc[0]
+            value = {key: float(row[key]) for key in ("value", "ci_lo", "ci_hi")}
+            yield {"group": group, "metric": "replicated", **value, "n": int(row["n_items"])}
+        by_item = found.table.groupby("item")
+        yield _mean(group, "magnitude", by_item["all"].mean().to_numpy())
+        if samples > 1:
+            yield _mean(group, "spread of seeds", by_item["spread"].first().to_numpy())
+
+
+def _several(case: Case, group: str, items: Any) -> dict[str, Any] | None:
+    """All pictures of a control's word."""
+    if group != "control" or case.recipe is None:
+        return None
+    from interp.tasks.digits import images_of
+
+    return {item.name: images_of(case.recipe, item.name) for item in items}
+
+
+def _told_by_heart(case: Case) -> Iterator[dict[str, Any]]:
+    from interp.measure.memorization.recite import forced, recite
+    from interp.tasks.prose import Prose
+
+    for group, items in case.groups.items():
+        if not items:
+            continue
+        table = recite(case.subject, items)
+        for metric in ("exact", "accuracy", "similarity", "nll"):
+            yield _mean(group, metric, table[metric].to_numpy())
+    passages = Prose(prompt=32, answer=32, n=16).examples(case.subject)
+    read = forced(case.subject, [(*e.ids, *e.answer_ids) for e in passages])
+    nll = [own.nll[len(e.ids) - 1 :].mean() for own, e in zip(read, passages, strict=True)]
+    yield _mean("prose", "nll", nll)
+
+
+def _mean(group: str, metric: str, values: Any) -> dict[str, Any]:
+    """Mean over items, with its interval where there are several."""
+    import numpy as np
+
+    from interp.measure.stats import bootstrap_ci
+
+    told = np.asarray(values, float)
+    varied = len(told) > 1 and np.ptp(told) > 0
+    low, high = bootstrap_ci(told, range(len(told)), seed=0) if varied else (np.nan, np.nan)
+    return {
+        "group": group,
+        "metric": metric,
+        "value": told.mean(),
+        "ci_lo": low,
+        "ci_hi": high,
+        "n": len(told),
+    }
+
+
+def _write(case: Case, cut: PartEdit, out: Path) -> None:
+    """The edited pipeline or model as a folder that is there whole or not at all."""
+    import tempfile
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging,
+        cut.applied(case.subject),
+    ):
+        new = Path(staging) / "new"
+        if case.pipeline:
+            case.subject.pipe.save_pretrained(new)
+        else:
+            case.subject.hf.save_pretrained(new)
+            case.subject.tokens.tokenizer.save_pretrained(new)
+        new.rename(out)
+    say("wrote", f"{out}, edited for good")
+
+
+# -- attack ----------------------------------------------------------------------------------------------------------
+
+
+def attack(
+    source: Source,
+    edit: Annotated[
+        list[Path] | None, typer.Option(help="Attack it under this edit, too; repeatable.")
+    ] = None,
+    prompts: PromptFile = None,
+    test: HeldOutFile = None,
+    reference: OrdinaryFile = None,
+    images: Images = None,
+    new_images: NewImages = None,
+    prefix: Prefix = 32,
+    suffix: Suffix = 32,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Of digits: also the training without the memorized items.")
+    ] = False,
+    items: Annotated[int, typer.Option(min=1, help="Items of each kind that are attacked.")] = 4,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of a search.")] = 50,
+    starts: Annotated[
+        str, typer.Option(help="Of searches in pipelines, joined by commas: prompt, normal, other.")
+    ] = "normal",
+    restarts: Annotated[int, typer.Option(min=1, help="Searches from each start.")] = 1,
+    samples: Samples = 2,
+    steps: Steps = 25,
+    guidance: Guidance = 1.5,
+    seed: Seed = 0,
+    save: Save = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Search embeddings (of a language model, soft prompts) that bring items back; also items it never had."""
+    case = case_of(source, prompts, test, reference, images, new_images, prefix, suffix, device, dtype)
+    if case.pipeline and not case.pictured:
+        raise UsageError("an attack on a pipeline needs pictures to get back: give --images and --held-out")
+    conditions: dict[str, PartEdit | None] = {"intact": None}
+    for path in edit or ():
+        if path.stem in conditions:
+            raise UsageError(f"two edits are called '{path.stem}'; give them names of their own")
+        conditions[path.stem] = _read(path, case.subject)
+    other = _oracle(case) if oracle else None
+    chosen = tuple(part.strip() for part in starts.split(","))
+    found = _attacked(
+        case, conditions, items, updates, chosen, restarts, samples, steps, guidance, seed, oracle=other
+    )
+    _save(found, save)
+    told = _told(found)
+    if json:
+        emit({"recovery": told, "searches": found}, json)
+    else:
+        emit(told, json)
+    never = [name for name in ("unseen", "control") if name in set(found["group"])]
+    if never:
+        say(
+            "read it so",
+            f"what comes back of {' and '.join(never)} items was never there: the search made it up",
+        )
+    else:
+        say("no floor", "no unseen items, so it is not known what the search makes up by itself")
+
+
+def _oracle(case: Case) -> Any:
+    if case.recipe is None:
+        raise UsageError("--oracle is of pipelines that are trained on digits")
+    from interp.models.zoo.digits.subject import digits_pipeline
+
+    with progress("training the oracle") as report:
+        return digits_pipeline(case.recipe.model_copy(update={"oracle": True}), progress=report)
+
+
+def _attacked(
+    case: Case,
+    conditions: Mapping[str, PartEdit | None],
+    n: int,
+    updates: int,
+    starts: tuple[str, ...],
+    restarts: int,
+    samples: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    oracle: Any = None,
+) -> pd.DataFrame:
+    """The same attack under each condition; what each search found."""
+    from interp.intervene.attack.report import audit
+
+    chosen = case.some(n)
+    items = [item for own in chosen.values() for item in own]
+    if case.pipeline:
+        from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings
+
+        search = EmbeddingSearch(steps=updates, starts=starts, restarts=restarts)  # type: ignore[arg-type]
+        sampling = Sampling(tuple(range(_FIRST, _FIRST + samples)), steps, guidance)
+        others = [item.prompt for item in case.groups.get("ordinary", ())]
+        assert case.judge is not None
+        judge = case.judge
+
+        def run(subject: Any) -> Any:
+            return adversarial_embeddings(
+                subject, items, judge, search, sampling, others=others, seed=seed, progress=report
+            )
+    else:
+        from interp.intervene.attack.soft_prompt import SoftPrompts, soft_prompts
+
+        prompts = SoftPrompts(steps=updates, restarts=restarts)
+
+        def run(subject: Any) -> Any:
+            return soft_prompts(subject, items, prompts, seed=seed, progress=report)
+
+    named: dict[str, Any] = {name: (case.subject, edit) for name, edit in conditions.items()}
+    if oracle is not None:
+        named["oracle"] = (oracle, None)
+    say("attack on", f"{sizes(chosen)} items, {updates} updates at most, under {', '.join(named)}")
+    with progress("attack") as report:
+        return audit(named, run)
+
+
+def _told(found: pd.DataFrame) -> pd.DataFrame:
+    """Rates of each condition and group, side by side."""
+    from interp.intervene.attack.report import recovery
+
+    table = recovery(found)
+    wide = table.pivot(index=["condition", "group"], columns="metric", values="value")
+    order = list(dict.fromkeys(zip(table["condition"], table["group"], strict=True)))
+    wide = wide.loc[order, ["before", "attacked", "attacked_any", "gained", "steps", "work"]].reset_index()
+    counts = table[table["metric"] == "attacked_any"].set_index(["condition", "group"])["n_items"]
+    wide["items"] = [int(counts[key]) for key in order]
+    return wide.rename_axis(columns=None)
