@@ -35,8 +35,8 @@ def test_nearest_neighbours_are_those_of_a_loop() -> None:
         assert at[i].tolist() == [j for _, j in naive]
     own, _ = nearest(b, b, others=True)
     assert (own > 0).all() and nearest(b, b)[0].eq(0).all()
-    many = b[torch.arange(2500) % 9]  # more than one chunk: an image's own place is left out, not another's
-    assert nearest(many, many, others=True)[0].eq(0).all()
+    many = torch.randn(1100, 3, generator=generator)  # more than one chunk: each leaves out its own place
+    assert (nearest(many, many, others=True)[0] > 0).all()
     with pytest.raises(UsageError, match="9 nearest neighbours were asked for, among 8"):
         nearest(b, b, 9, others=True)
     assert distances(b, b).diagonal().eq(0).all()
@@ -63,6 +63,10 @@ def test_the_threshold_is_the_quantile_of_held_out_images_and_holds_on_others() 
     # What stands in the training set often moves no threshold: it is one image.
     often = Yardstick(torch.cat([train, train[:1].expand(70, -1, -1, -1)]), held)
     assert (often.threshold, often.ratio_threshold) == (yardstick.threshold, yardstick.ratio_threshold)
+    near = copies(train[:1], 0.03)
+    assert (
+        often.measure(near).ratio == pytest.approx(yardstick.measure(near).ratio) and len(often.train) == 1080
+    )
 
 
 def test_a_yardstick_needs_images_that_are_new() -> None:
@@ -124,6 +128,10 @@ def test_rates_are_of_samples_and_of_items_with_intervals_over_items() -> None:
     assert (low, high) == pytest.approx((0.025**0.1, 1.0))  # Clopper-Pearson of 10 items, not of 30 samples
     assert own.loc["extracted_image", "ci_lo"] < 0.42 < 0.58 < own.loc["extracted_image", "ci_hi"]
     assert (out.loc["control"]["value"] == 0).all()
+    # All thirty samples of ten items: ten items are what the interval knows.
+    every = extraction(train[:10, None].expand(-1, 3, -1, -1, -1), items[:10], yardstick)
+    every = rates(every).set_index("metric").loc["extracted_image"]
+    assert (every["value"], every["ci_lo"]) == (1.0, pytest.approx(0.025**0.1))
 
 
 def test_a_template_is_found_inside_its_mask_only() -> None:
