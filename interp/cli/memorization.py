@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import memory_cuts
+from interp.cli import memory_cuts, memory_demo
 from interp.cli.console import Json, emit, progress, say
 from interp.cli.memory_items import (
     Images,
@@ -28,6 +28,8 @@ app = typer.Typer(
     help="Memorized items: train a pipeline that has them, find them, delete them, attack the deletion.",
     no_args_is_help=True,
 )
+
+app.command()(memory_demo.demo)
 
 
 @app.command()
