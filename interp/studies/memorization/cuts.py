@@ -105,6 +105,10 @@ class Cuts:
             return self.balanced(share).edit(share=share)
         return getattr(self, name).edit(share=share)
 
+    def usable(self, name: str) -> bool:
+        """Whether a locator found anything at all: NeMo skips prompts that do not look memorized to it."""
+        return name != "nemo" or bool(self.nemo.prompts_["memorized"].any())
+
     # -- masks -------------------------------------------------------------------------------------------------------
 
     def mask(self, name: str, share: float) -> Masks:
@@ -177,7 +181,9 @@ class Cuts:
         """Value units of cross-attention."""
         from interp.locate.memorization.nemo import NeMo
 
-        return self._fitted("nemo", NeMo(level=0.1), self.targets, list(self.bench.reference))
+        return self._fitted(
+            "nemo", NeMo(steps=self.bench.spec.steps), self.targets, list(self.bench.reference)
+        )
 
     @cached_property
     def subspace(self) -> Any:

@@ -97,7 +97,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
 
     def each(self, name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         """A table made of parts."""
-        found = pd.concat(frames, ignore_index=True)
+        found = pd.concat([f for f in frames if len(f)], ignore_index=True)
         self.write(name, found)
         return found
 
@@ -167,6 +167,8 @@ class MemorizationStudy(Study[MemorizationSpec]):
         self.chosen = self.job.table("chosen", lambda: chosen(self.doses, self.spec.erased))
 
     def _dosed(self, bench: Bench, cuts: Cuts, name: str) -> pd.DataFrame:
+        if not self._usable(bench, name):
+            return pd.DataFrame()
         return self._doses(bench, list(cuts.all([name])), bench.choosing)
 
     def _doses(self, bench: Bench, cuts: Sequence[Cut | None], seeds: Sequence[int]) -> pd.DataFrame:
@@ -219,6 +221,8 @@ class MemorizationStudy(Study[MemorizationSpec]):
     def _edited(self, bench: Bench, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         from interp.studies.memorization.measures import measured
 
+        if not self._usable(bench, name):
+            return pd.DataFrame(), pd.DataFrame()
         edit = None if name == NONE else self.edit(bench, name)
         with self.stage(f"edit {bench.seed}: {name}"):
             rows, items = measured(bench, bench.pipeline, edit, bench.seeds)
@@ -235,6 +239,15 @@ class MemorizationStudy(Study[MemorizationSpec]):
             rows.assign(**_about(bench, cut, edit), **spent),
             items.assign(seed=bench.seed, edit=name),
         )
+
+    def _usable(self, bench: Bench, name: str) -> bool:
+        """Whether there is such an edit; what is left out is remarked."""
+        if self.cuts[bench.seed].usable(name):
+            return True
+        self.job.remark(
+            f"{name}: no prompt of A looks memorized to it in training {bench.seed}, so it has no edit"
+        )
+        return False
 
     def edit(self, bench: Bench, name: str) -> PartEdit:
         """An edit at its chosen dose, from its file where there is one."""
