@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interp.intervene.ablate import ablate
+    from interp.intervene.attack.embeddings import adversarial_embeddings
+    from interp.intervene.attack.soft_prompt import soft_prompts
     from interp.intervene.attention import set_attention
     from interp.intervene.edit import WeightEdit
     from interp.intervene.export import to_nnsight
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.intervene.trace import How, aggregate, trace_map, trace_maps
+    from interp.intervene.weights import MeanAblate, OutputVectors, PartEdit, ProjectOut, Prune, Stack
     from interp.locate.channels.locator import Channels
     from interp.locate.circuits.path_patching import path_patch
     from interp.locate.compare import compare as compare_heads
@@ -33,16 +36,26 @@ if TYPE_CHECKING:
     from interp.locate.facts.flow import knockout_map
     from interp.locate.facts.prior_layers import PriorLayers
     from interp.locate.interop import read_heads, write_heads
+    from interp.locate.memorization.nemo import NeMo
+    from interp.locate.memorization.subspace import ContrastSubspace
+    from interp.locate.memorization.wanda import WandaContrast
     from interp.locate.retrieval_heads import RetrievalHeads
     from interp.locate.screen import screen
     from interp.measure.known import known_to
+    from interp.measure.memorization.detection import signals
+    from interp.measure.memorization.extraction import Yardstick, extraction
+    from interp.measure.memorization.recite import recite
     from interp.measure.scenarios import scenarios
     from interp.measure.sequential import Stop
     from interp.models.engines.base import Record
     from interp.models.load import load
+    from interp.models.parts import parts
+    from interp.models.pipeline import Pipeline
     from interp.models.sites import MLP, Head, Neuron, Site
     from interp.tasks.base import Example, Span, Task
+    from interp.tasks.memorized import ImageItem, TextItem
     from interp.tasks.registry import task
+    from interp.trace.passes import Prompts, Sequences
 
 _PUBLIC = {
     "load": "interp.models.load:load",
@@ -85,6 +98,27 @@ _PUBLIC = {
     "FactEdit": "interp.intervene.facts.delta:FactEdit",
     "second_moments": "interp.intervene.facts.covariance:second_moments",
     "to_nnsight": "interp.intervene.export:to_nnsight",
+    "Pipeline": "interp.models.pipeline:Pipeline",
+    "parts": "interp.models.parts:parts",
+    "Prompts": "interp.trace.passes:Prompts",
+    "Sequences": "interp.trace.passes:Sequences",
+    "ImageItem": "interp.tasks.memorized:ImageItem",
+    "TextItem": "interp.tasks.memorized:TextItem",
+    "WandaContrast": "interp.locate.memorization.wanda:WandaContrast",
+    "NeMo": "interp.locate.memorization.nemo:NeMo",
+    "ContrastSubspace": "interp.locate.memorization.subspace:ContrastSubspace",
+    "PartEdit": "interp.intervene.weights:PartEdit",
+    "Prune": "interp.intervene.weights:Prune",
+    "ProjectOut": "interp.intervene.weights:ProjectOut",
+    "MeanAblate": "interp.intervene.weights:MeanAblate",
+    "OutputVectors": "interp.intervene.weights:OutputVectors",
+    "Stack": "interp.intervene.weights:Stack",
+    "signals": "interp.measure.memorization.detection:signals",
+    "extraction": "interp.measure.memorization.extraction:extraction",
+    "Yardstick": "interp.measure.memorization.extraction:Yardstick",
+    "adversarial_embeddings": "interp.intervene.attack.embeddings:adversarial_embeddings",
+    "soft_prompts": "interp.intervene.attack.soft_prompt:soft_prompts",
+    "recite": "interp.measure.memorization.recite:recite",
     "known_to": "interp.measure.known:known_to",
     "scenarios": "interp.measure.scenarios:scenarios",
     "measure": "interp.measure",
@@ -98,44 +132,65 @@ __all__ = [
     "MLP",
     "Channels",
     "ContextHeads",
+    "ContrastSubspace",
     "DuoGates",
     "Example",
     "FactEdit",
     "FactMLPs",
     "Head",
     "How",
+    "ImageItem",
+    "MeanAblate",
+    "NeMo",
     "Neuron",
+    "OutputVectors",
+    "PartEdit",
+    "Pipeline",
     "PriorLayers",
+    "ProjectOut",
+    "Prompts",
+    "Prune",
     "Record",
     "RetrievalHeads",
     "Rewrite",
+    "Sequences",
     "Site",
     "Span",
+    "Stack",
     "Stop",
     "Task",
+    "TextItem",
+    "WandaContrast",
     "WeightEdit",
+    "Yardstick",
     "ablate",
+    "adversarial_embeddings",
     "aggregate",
     "atlas",
     "circuits",
     "compare_heads",
     "errors",
+    "extraction",
     "knockout_map",
     "known_to",
     "load",
     "measure",
     "memit",
+    "parts",
     "patch",
     "path_patch",
     "plot",
     "project_out",
     "properties",
     "read_heads",
+    "recite",
     "rome",
     "scenarios",
     "screen",
     "second_moments",
     "set_attention",
+    "signals",
+    "soft_prompts",
     "task",
     "to_nnsight",
     "trace_map",
