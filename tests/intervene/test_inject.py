@@ -127,7 +127,7 @@ def test_batches_do_not_matter() -> None:
         assert abs(a.after[0] - b.after[0]) < 1e-2
 
 
-def test_one_set_of_neurons_for_all_has_the_mean_gradient_of_all() -> None:
+def test_one_set_of_neurons_holds_all_sequences_however_they_are_batched() -> None:
     model = subject("llama")
     one = inject(model, items(), share=0.1, together=True, fit=Fit(lr=0.3, steps=60))
     assert len(one) == 1
