@@ -319,6 +319,22 @@ def test_a_deletion_is_held_against_the_oracle() -> None:
     assert floor == [judge.NOT, judge.HOLDS]
 
 
+def test_what_the_attack_makes_up_is_not_memory() -> None:
+    items = edited(**{"wanda_reference": [0.0] * 8})
+
+    def verdict(held: float | None, new: float | None, condition: str = REFERENCE) -> str:
+        rows = pd.concat(
+            [searches({condition: s}).assign(group=g) for s, g in ((held, "targeted"), (new, "unseen"))]
+        )
+        easy = rows.assign(start="prompt", ease=1.0)  # starts at the prompt do not count
+        (found,) = judge._new(condition, items, pd.concat([rows, easy[easy["group"] == "targeted"]]))
+        return found.verdict
+
+    assert verdict(10.0, 10.0) == verdict(None, 10.0) == judge.HOLDS
+    assert verdict(10.0, None) == verdict(10.0, 40.0) == judge.NOT
+    assert verdict(10.0, 10.0, ORIGINAL) == judge.OPEN and verdict(10.0, 40.0, ORIGINAL) == judge.HOLDS
+
+
 def test_existence_is_judged_in_every_training() -> None:
     def verdicts(memorized: float, control: float) -> list[str]:
         rows = [

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
-from interp.studies.memorization.bench import Bench
+from interp.studies.memorization.bench import BATCH, Bench
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from interp.intervene.weights import PartEdit
     from interp.models.pipeline import Pipeline
 
-GROUPS = ("targeted", "held_out", "control", "unseen")
-"""Sets that are attacked."""
 ORIGINAL, TUNED, NEGATED, ORACLE = "original", "adversarial tuning", "negation", "oracle"
+SURROGATES = 12
+"""Pictures that each item is trained towards: of few, one would be memorized in its place."""
 LOOK = 5
 """Updates between two looks at what an embedding draws."""
 
@@ -37,13 +37,13 @@ def attacked(
 ) -> pd.DataFrame:
     """The attack on one set under one condition: rows of `attacks`, with `image`, what each search ended in.
 
-    Of the first set all items that the spec says are attacked, of the others half of them.
+    Of A and of unseen pictures as many items as the spec says are attacked, of the others half as many.
     """
     from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings
     from interp.models.cache import quiet
 
     spec = bench.spec
-    n = spec.attacked if group == GROUPS[0] else max(2, spec.attacked // 2)
+    n = spec.attacked if group in ("targeted", "unseen") else max(2, spec.attacked // 2)
     # An item's group says what it stands for here.
     items = [replace(item, group=group) for item in bench.sets[group][:n]]
     if not items:
@@ -66,22 +66,33 @@ def flat(image: torch.Tensor) -> list[float]:
     return [round(float(v), 4) for v in image.flatten()]
 
 
-def tuned(bench: Bench, edit: PartEdit) -> Hardened:
-    """Adversarial fine-tuning on A; surrogates are what its prompts give under `edit`."""
+def tuned(bench: Bench) -> Hardened:
+    """Adversarial fine-tuning on A; surrogates are what its prompts give without the words of their own."""
     from interp.intervene.attack.adversarial import AdversarialTuning, adversarial_tuning, surrogates
     from interp.models.cache import quiet
 
     spec, items = bench.spec, bench.sets["targeted"]
-    with edit.applied(bench.pipeline):
-        towards = surrogates(
-            bench.pipeline, items, seeds=bench.choosing, steps=spec.steps, guidance=spec.guidance
-        )
+    without = [replace(item, prompt=plain(item.prompt)) for item in items]
+    towards = surrogates(
+        bench.pipeline,
+        without,
+        seeds=range(SURROGATES),
+        steps=spec.steps,
+        guidance=spec.guidance,
+        batch=BATCH,
+    )
     with bench.stage(f"adversarial fine-tuning {bench.seed}") as report:
         return adversarial_tuning(
-            bench.pipeline, items, towards, bench.kept,
-            AdversarialTuning(rounds=spec.rounds, lr=5e-4),
+            bench.pipeline, items, towards, bench.base, AdversarialTuning(rounds=spec.rounds),
             others=bench.reference, seed=spec.seed, progress=report or quiet,
         )  # fmt: skip
+
+
+def plain(prompt: str) -> str:
+    """A caption without words that were invented for single pictures."""
+    from interp.models.zoo.digits.data import TRIGGERS
+
+    return " ".join(word for word in prompt.split() if word not in TRIGGERS)
 
 
 def negated(bench: Bench) -> tuple[PartEdit, pd.DataFrame]:

@@ -30,7 +30,7 @@ ORDINARY = 60
 OFTEN = 100
 """Exposures from which a graded item counts as memorized."""
 KEPT = 60
-"""Ordinary training pictures that locators and training are given to keep."""
+"""Ordinary training pictures that locators are given to keep."""
 BATCH = 64
 
 
@@ -134,14 +134,19 @@ class Bench:
 
         return tuple(text for text, _ in base_prompts()[ORDINARY:])
 
-    @cached_property
+    @property
     def kept(self) -> tuple[ImageItem, ...]:
+        """Some of the ordinary training pictures."""
+        return self.base[:KEPT]
+
+    @cached_property
+    def base(self) -> tuple[ImageItem, ...]:
         """Ordinary training pictures with their captions."""
         import torch
 
         from interp.tasks.memorized import ImageItem
 
-        base = [s for s in self.data.showings if not s.item][:KEPT]
+        base = [s for s in self.data.showings if not s.item]
         images = torch.from_numpy(self.data.images[[s.image for s in base]])[:, None]
         return tuple(
             ImageItem(f"base-{n:03d}", s.caption, image, "base", "", s.times)

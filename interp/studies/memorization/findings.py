@@ -122,6 +122,7 @@ def findings(
         *(c for edit in (*judged, *edits) for c in _shared(edit, items, contrasts, judged)),
         *_overlapping(overlap),
         *(c for edit in (*judged, *edits, NEGATED, TUNED) for c in _survives(edit, items, attacks)),
+        *(c for edit in (ORIGINAL, *judged, *edits, NEGATED, TUNED) for c in _new(edit, items, attacks)),
         *_floor(attacks),
     ]
     return pd.DataFrame([c.row() for c in claims])
@@ -272,6 +273,34 @@ def _survives(edit: str, items: pd.DataFrame, attacks: pd.DataFrame) -> list[Cla
             )
         )  # fmt: skip
     return out
+
+
+def _new(edit: str, items: pd.DataFrame, attacks: pd.DataFrame) -> list[Claim]:
+    """Under attack, A is as hard to get as pictures that were never trained on, from the same edited model.
+
+    An attack paints what it is after into a model that can draw much, held or not. Searches count that do not begin at
+    the item's own prompt, whose words A was trained with and the others were not.
+    """
+    own = attacks[(attacks["condition"] == edit) & (attacks["start"] != "prompt")]
+    held, new = (
+        own[own["group"] == g].groupby(["seed", "item"])["ease"].mean() for g in ("targeted", "unseen")
+    )
+    if held.empty or new.empty:
+        return []
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(x.to_numpy(), (2000, len(x))).mean(1) for x in (held, new)]
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    gone = edit == ORIGINAL or _mean(items, edit, "targeted") <= 0.5
+    known = edit == ORIGINAL
+    return [
+        Claim(
+            "the attack tells what the model holds from what it never saw" if known
+            else f"{edit}: what the attack gets back is no more than what it makes up of pictures never seen",
+            DORI, "ease of extraction of A, less that of unseen pictures, same model, starts off the prompt",
+            float(held.mean() - new.mean()), float(low), float(high), 0.0 if known else MARGIN, known,
+            min(len(held), len(new)), own["seed"].nunique(), "" if gone else NOTHING,
+        )
+    ]  # fmt: skip
 
 
 def _floor(attacks: pd.DataFrame) -> list[Claim]:

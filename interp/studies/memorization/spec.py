@@ -23,12 +23,13 @@ class MemorizationSpec(StudySpec):
         "memorized": 12,
         "samples": 2,
         "base": 40,
-        "doses": (0.01, 0.05, 0.1, 0.3),
+        "doses": (0.03, 0.1, 0.3),
         "ranks": (1, 4),
         "masses": (0.9, 0.6),
         "dear": (),
         "draws": 99,
         "attacked": 6,
+        "attack_sets": ("targeted", "unseen"),
         "restarts": 1,
         "starts": ("normal",),
         "rounds": 4,
@@ -46,7 +47,7 @@ class MemorizationSpec(StudySpec):
     first: int = Field(
         5000, ge=0, description="their first seed; what is chosen, is chosen on seeds before it"
     )
-    base: int = Field(60, ge=20, le=60, description="samples of ordinary prompts under each edit")
+    base: int = Field(60, ge=20, le=60, description="ordinary prompts, a sample each, under each edit")
     held_out: int = Field(96, ge=8, description="held-out pictures whose denoising error is measured")
 
     doses: tuple[float, ...] = Field(
@@ -65,9 +66,12 @@ class MemorizationSpec(StudySpec):
 
     draws: int = Field(200, ge=19, description="deals of a permutation null")
     attacked: int = Field(10, ge=2, description="pictures of each kind that are attacked")
+    attack_sets: tuple[str, ...] = Field(
+        ("targeted", "unseen", "held_out", "control"), description="sets that are attacked"
+    )
     starts: tuple[str, ...] = Field(("prompt", "normal", "other"), description="of the attack")
     restarts: int = Field(2, ge=1, description="of the attack, from each start, on the first training seed")
-    rounds: int = Field(8, ge=1, description="of adversarial fine-tuning")
+    rounds: int = Field(6, ge=1, description="of adversarial fine-tuning")
     trajectory: tuple[float, ...] = Field(
         (0.25, 0.5, 0.75, 1.0),
         description="parts of a training after which exposures are looked at; none: left out",

@@ -45,7 +45,7 @@ import pandas as pd
 
 from interp.errors import UsageError
 from interp.studies.base import Study
-from interp.studies.memorization.audit import GROUPS, NEGATED, ORACLE, ORIGINAL, TUNED
+from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
 from interp.studies.memorization.bench import ROLES, Bench
 from interp.studies.memorization.cuts import CHEAP, CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen
 from interp.studies.memorization.spec import MemorizationSpec
@@ -264,7 +264,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
         from interp.studies.memorization.audit import negated, tuned
 
         if name == TUNED:
-            found = tuned(bench, self.edit(bench, JUDGED[-1]))
+            found = tuned(bench)
             self.job.table(f"parts/tuning-{bench.seed}", lambda: found.history.assign(seed=bench.seed))
             return found.edit
         if name == NEGATED:
@@ -307,7 +307,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
         parts = []
         for seed, bench in self.benches.items():
             for condition in self.audited(seed):
-                for group in GROUPS:
+                for group in self.spec.attack_sets:
                     if not bench.sets[group]:
                         continue
                     name = f"parts/attack-{seed}-{_slug(condition)}-{group}"
