@@ -73,10 +73,10 @@ def test_the_batched_search_equals_the_sequential_one(seed: int, at: int, of: An
     assert one.units_.equals(nemo.units_)
 
 
-def found_in(strength: float) -> dict[str, int]:
+def found_in(strength: float, seeds: int) -> dict[str, int]:
     """Over drawn pipelines, of two prompts each: what was found."""
     out = dict.fromkeys(("prompts", "memorized", "hits", "reached", "alone", "decoys"), 0)
-    for seed in range(5):
+    for seed in range(seeds):
         it, nemo = fitted(seed, strength)
         for row in nemo.prompts_.itertuples():
             out["prompts"] += 1
@@ -92,7 +92,7 @@ def found_in(strength: float) -> dict[str, int]:
 
 
 def test_the_planted_unit_is_found_and_decoys_are_not() -> None:
-    found = found_in(5.0)
+    found = found_in(5.0, 5)
     assert found["prompts"] == 10 and found["memorized"] >= 9
     assert found["hits"] == found["memorized"]
     # Where blocking undoes the memory, the unit that holds it is what is left; else more stays, and NeMo says so.
@@ -100,8 +100,8 @@ def test_the_planted_unit_is_found_and_decoys_are_not() -> None:
 
 
 def test_where_nothing_is_planted_little_is_found() -> None:
-    found = found_in(0.0)
-    assert found["memorized"] <= 2 and found["hits"] <= 1 and found["reached"] == 0
+    found = found_in(0.0, 3)
+    assert found["memorized"] <= 1 and found["hits"] == 0 == found["reached"]
 
 
 def test_the_edit_takes_the_memory_and_gives_every_bit_back() -> None:
@@ -235,7 +235,7 @@ def sequential(of: Any, item: int, seeds: Any, start: Found, groups: Any, limit:
 def test_asking_ahead_never_changes_the_greedy_result(ahead: int) -> None:
     """Random landscapes with interactions; several searches side by side."""
     rng = np.random.default_rng(ahead)
-    for _ in range(40):
+    for _ in range(15):
         n, seeds = 14, (0, 1, 2)
         weight, pair = rng.normal(size=(4, 3, n)), rng.normal(size=(4, n, n)) * 0.3
 
