@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from interp.plot.memorization import dose_retention, exposure_curves, recovery_curves
     from interp.plot.memory_images import image_grid
     from interp.plot.memory_maps import memory_overlap, recovery_table
+    from interp.plot.memory_signals import detection_curves, signal_violins
     from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
     from interp.plot.reuse import cross_task_matrix, overlap_matrix
     from interp.plot.spectrum import component_spectrum, composition_map
+    from interp.plot.strips import value_strips
     from interp.plot.task_matrix import specificity
     from interp.plot.theme import dark, register
     from interp.plot.traversal import traversal_grid
@@ -59,6 +61,7 @@ _HOME = {
     "control_strip": "effects",
     "cross_task_matrix": "reuse",
     "dark": "theme",
+    "detection_curves": "memory_signals",
     "dissociation": "facts_dissociation",
     "dissociation_gaps": "facts_dissociation",
     "dose_curve": "effects",
@@ -89,9 +92,11 @@ _HOME = {
     "register": "theme",
     "score_agreement": "agreement",
     "score_ranking": "heads",
+    "signal_violins": "memory_signals",
     "specificity": "task_matrix",
     "traversal_grid": "traversal",
     "value_curves": "curves",
+    "value_strips": "strips",
     "write": "export",
     "write_all": "export",
 }
@@ -113,6 +118,7 @@ __all__ = [
     "control_strip",
     "cross_task_matrix",
     "dark",
+    "detection_curves",
     "dissociation",
     "dissociation_gaps",
     "dose_curve",
@@ -143,9 +149,11 @@ __all__ = [
     "register",
     "score_agreement",
     "score_ranking",
+    "signal_violins",
     "specificity",
     "traversal_grid",
     "value_curves",
+    "value_strips",
     "write",
     "write_all",
 ]

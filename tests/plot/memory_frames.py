@@ -124,3 +124,52 @@ def attacks_frame() -> pd.DataFrame:
                     {"model": name, "group": group, "steps": steps, "value": v, "ci_lo": v * 0.8, "ci_hi": v}
                 )
     return pd.DataFrame(rows)
+
+
+SIGNALS = {
+    "memorized": {"first": 3.0, "all": 2.5, "one_step": 1.2, "similarity": 0.9, "spread": 0.3},
+    "control": {"first": 1.0, "all": 1.0, "one_step": 1.0, "similarity": 0.3, "spread": 4.0},
+    "base": {"first": 0.6, "all": 0.5, "one_step": 0.95, "similarity": 0.25, "spread": 5.0},
+}
+"""Mean of each signal, by group of prompts."""
+LEGEND = {"memorized": "memorized", "control": "rare words", "base": "ordinary"}
+
+
+def signals_frame(prompts: int = 8, samples: int = 3, *, seeds: int = 1, seed: int = 0) -> pd.DataFrame:
+    """Memorized prompts differ in most signals, and hardly in one."""
+    rng = np.random.default_rng([seed, prompts])
+    rows = []
+    for training in range(seeds):
+        for group, means in SIGNALS.items():
+            for i in range(prompts):
+                for s in range(samples):
+                    told = {k: m + (0.3 if m > 0.5 else 0.05) * rng.normal() for k, m in means.items()}
+                    about = {
+                        "seed": training,
+                        "role": "model",
+                        "group": group,
+                        "item": f"{group}-{i}",
+                        "sample": s,
+                    }
+                    rows.append({**about, **told})
+    return pd.DataFrame(rows)
+
+
+STRIPS = ("before", "Wanda contrast", "NeMo", "random", "magnitude", "adversarial fine-tuning")
+KINDS = ("none", "located", "located", "control", "control", "trained")
+
+
+def strips_frame(
+    measures: Sequence[str] = ("A", "B", "right digit"), marks: Sequence[str] = ("",)
+) -> pd.DataFrame:
+    """Each edit has less of the first measure than the one before it, and a mark less than the one before it."""
+    rows = []
+    for i, (edit, kind) in enumerate(zip(STRIPS, KINDS, strict=True)):
+        for j, measure in enumerate(measures):
+            for k, mark in enumerate(marks):
+                v = 0.95 - 0.12 * i - 0.05 * j - 0.1 * k
+                rows.append({
+                    "edit": edit, "kind": kind, "measure": measure, "mark": mark, "value": v, "ci_lo": v - 0.1,
+                    "ci_hi": v + 0.04, "n": 10,
+                })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -31,6 +31,22 @@ def memories(width: Width) -> dict[str, go.Figure]:
         "recovery": plot.recovery_table(f.recovery_frame(), width=width),
         "recovery-deep": plot.recovery_table(f.recovery_frame(12), 0.05, width=width),
         "recovery-curves": plot.recovery_curves(f.recovery_frame(), ("all", "ff_out[1]"), width=width),
+        "signals": plot.signal_violins(f.signals_frame(), width=width),
+        "signals-one": plot.signal_violins(f.signals_frame()[["group", "first"]], width=width),
+        "detection": plot.detection_curves(f.signals_frame(seeds=2), width=width),
+        "strips": plot.value_strips(
+            f.strips_frame(("A", "B", "others kept", "control words", "right digit")), "edit", panel="measure",
+            group="kind", controls=("random", "magnitude"), levels={"A": {"before": 0.97, "oracle": 0.02}},
+            title="What each edit deletes, and what it keeps", note="chosen on A", x="share", percent=True, width=width,
+        ),
+        "strips-marks": plot.value_strips(
+            f.strips_frame(("A", "B"), ("by the prompt", "under attack")), "edit", panel="measure", mark="mark",
+            controls=("by the prompt",), title="Are deleted pictures got back?", x="extracted", percent=True,
+            width=width,
+        ),
+        "strips-plain": plot.value_strips(
+            f.strips_frame(("A",)), "edit", ends=None, title="One panel", x={"": "score"}, width=width
+        ),
         "attacks": plot.value_curves(
             f.attacks_frame(), "steps", panel="group", line="model", controls=("oracle",), title="Work to extraction",
             x_title="steps of the attack", y="extracted", percent=True, width=width,
