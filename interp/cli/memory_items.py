@@ -204,7 +204,7 @@ def _asked(
             continue
         found = read_prompts(path)
         own = images if name == "targeted" else None
-        pictured = own is not None or all(p.image is not None for p in found)
+        pictured = own is not None or all(p.path is not None for p in found)
         groups[name] = with_images(found, subject.image_shape, own, group=name) if pictured else found
     judge = None
     if new_images is not None:

@@ -28,11 +28,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with a name, and where its picture is, if it has one."""
+    """A prompt with a name, and where its picture is, if that is known."""
 
     name: str
     prompt: str
-    image: Path | None = None
+    path: Path | None = None
 
 
 def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
@@ -72,7 +72,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
         raise BrokenData(f"{path} has no prompts; write one a line, or a table with a column 'prompt'")
     out = tuple(found.values())
     if len({p.name for p in out}) < len(out):
-        return tuple(Prompt(str(i), p.prompt, p.image) for i, p in enumerate(out))
+        return tuple(Prompt(str(i), p.prompt, p.path) for i, p in enumerate(out))
     return out
 
 
@@ -120,7 +120,7 @@ def with_images(
     out = []
     for p in prompts:
         near = [] if folder is None else [Path(folder) / f"{p.name}{suffix}" for suffix in SUFFIXES]
-        path = p.image or next((f for f in near if f.is_file()), None)
+        path = p.path or next((f for f in near if f.is_file()), None)
         if path is None:
             where = (
                 f"no {p.name}.png in {folder}" if folder is not None else "no column 'image', and no folder"
