@@ -79,7 +79,7 @@ def test_all_tables_are_there_and_a_second_run_makes_none(spec: MemorizationSpec
     import interp.studies.memorization.study as study
 
     named = [line.split("|")[1].strip(" `") for line in study.__doc__.splitlines() if line.startswith("| `")]
-    assert len(named) == 20
+    assert len(named) == 23
     before = {name: table(folder, name) for name in named}
     job = run(spec, folder)
     assert not job.done and len(job.skipped) > 40
@@ -94,10 +94,7 @@ def test_a_killed_run_goes_on(spec: MemorizationSpec, folder: Path) -> None:
     job = run(spec, folder)
     assert set(job.done) == {"parts/edit-0-random", "parts/attack-0-oracle-unseen", "findings"}
     for name, found in whole.items():
-        costs = ["rows", "seconds"] if name == "edits" else []
-        pd.testing.assert_frame_equal(
-            table(folder, name).drop(columns=costs), found.drop(columns=costs), check_exact=False
-        )
+        pd.testing.assert_frame_equal(table(folder, name), found, check_exact=False)
 
 
 def test_pipelines_other_than_before_are_refused(spec: MemorizationSpec, folder: Path) -> None:
@@ -126,8 +123,11 @@ def test_a_row_of_edits_is_the_mean_of_its_items(folder: Path) -> None:
     for (edit, name), own in items.groupby(["edit", "set"]):
         row = edits[(edits["edit"] == edit) & (edits["measure"] == name)]
         assert row["value"].item() == pytest.approx(own["value"].mean()) and row["n"].item() == len(own)
-    located = edits[edits["edit"] == REFERENCE].iloc[0]
-    assert located["rows"] > 0 and located["norm"] > 0
+    costs = table(folder, "costs").set_index("edit")
+    assert (
+        costs.loc[REFERENCE, "rows"] > 0 and costs.loc[TUNED, "rows"] > 0 and costs.loc["random", "rows"] == 0
+    )
+    assert costs.loc[REFERENCE, "norm"] == edits[edits["edit"] == REFERENCE]["norm"].iloc[0] > 0
     assert edits[edits["edit"] == NONE]["dose"].unique().tolist() == [0.0]
 
 
@@ -227,7 +227,7 @@ def claim(**changes: Any) -> judge.Claim:
         "hi": -0.3,
         "boundary": 0.0,
     }
-    return judge.Claim(**{**told, "above": False, "n": 10, "n_seeds": 1, **changes})  # type: ignore[arg-type]
+    return judge.Claim(**{**told, "above": False, "n": 10, "n_seeds": 1, **changes})
 
 
 def test_verdicts() -> None:
@@ -390,7 +390,7 @@ def test_specs() -> None:
     assert quick.model == "quick" and quick.seed == 3 and quick.train_seeds == (0,)
     for wrong in ({"model": "huge"}, {"train_seeds": ()}, {"train_seeds": (1, 1)}, {"doses": (0.3, 0.1)}):
         with pytest.raises(ValidationError):
-            MemorizationSpec(**wrong)  # type: ignore[arg-type]
+            MemorizationSpec(**wrong)
     assert set(JUDGED) <= set(RULES)
     assert json.loads(quick.model_dump_json())["first"] == 5000
     assert MemorizationStudy.__doc__

@@ -48,7 +48,7 @@ def attacked(
     items = [replace(item, group=group) for item in bench.sets[group][:n]]
     if not items:
         raise UsageError(f"the recipe has no item to attack that is '{group}'; ask for some")
-    search = EmbeddingSearch(starts=spec.starts, restarts=restarts, every=LOOK)  # type: ignore[arg-type]
+    search = EmbeddingSearch(starts=spec.starts, restarts=restarts, every=LOOK)
     sampling = Sampling(seeds=bench.seeds[:2], steps=spec.steps, guidance=spec.guidance)
     with (
         nullcontext() if edit is None else edit.applied(subject),

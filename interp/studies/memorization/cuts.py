@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,12 +143,16 @@ class Cuts:
         """A locator fitted, and what that took."""
         from interp.models.cache import quiet
 
+        with self.timed(name), self.bench.stage(f"locate {name} {self.bench.seed}") as report:
+            return locator.fit(self.bench.pipeline, data, reference=reference, progress=report or quiet)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Keeps what finding an edit takes."""
         spent, start = self.bench.pipeline.spent, time.process_time()
         before = spent.rows
-        with self.bench.stage(f"locate {name} {self.bench.seed}") as report:
-            found = locator.fit(self.bench.pipeline, data, reference=reference, progress=report or quiet)
+        yield
         self.rows[name], self.seconds[name] = spent.rows - before, time.process_time() - start
-        return found
 
     def _wanda(self, name: str, data: Any, reference: Any = None) -> WandaContrast:
         from interp.locate.memorization.wanda import WandaContrast

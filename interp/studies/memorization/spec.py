@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from interp.studies.base import StudySpec
+
+Dear = Literal["integrated", "hard_concrete", "balanced_subnet", "contrastive"]
+Start = Literal["prompt", "normal", "other"]
+Attacked = Literal["targeted", "unseen", "held_out", "control"]
 
 
 class MemorizationSpec(StudySpec):
@@ -57,7 +61,7 @@ class MemorizationSpec(StudySpec):
     masses: tuple[float, ...] = Field(
         (0.99, 0.95, 0.9, 0.8, 0.6), description="shares of the curvature that are kept"
     )
-    dear: tuple[str, ...] = Field(
+    dear: tuple[Dear, ...] = Field(
         ("integrated", "hard_concrete", "balanced_subnet", "contrastive"),
         description="locators of a single dose",
     )
@@ -65,11 +69,11 @@ class MemorizationSpec(StudySpec):
     erased: float = Field(0.1, gt=0, lt=1, description="replication of A that counts as erased")
 
     draws: int = Field(200, ge=19, description="deals of a permutation null")
-    attacked: int = Field(10, ge=2, description="pictures of each kind that are attacked")
-    attack_sets: tuple[str, ...] = Field(
+    attacked: int = Field(8, ge=2, description="pictures of each kind that are attacked")
+    attack_sets: tuple[Attacked, ...] = Field(
         ("targeted", "unseen", "held_out", "control"), description="sets that are attacked"
     )
-    starts: tuple[str, ...] = Field(("prompt", "normal", "other"), description="of the attack")
+    starts: tuple[Start, ...] = Field(("prompt", "normal", "other"), description="of the attack")
     restarts: int = Field(2, ge=1, description="of the attack, from each start, on the first training seed")
     rounds: int = Field(6, ge=1, description="of adversarial fine-tuning")
     trajectory: tuple[float, ...] = Field(

@@ -14,19 +14,20 @@ were never trained on. `seed` is always the training's.
 | `copying` | a set of samples | seed, set (memorized, ordinary, mixed, held-out), extracted (share that copies a training picture), authentic, c_t, n |
 | `doses` | an edit, its dose and a measure | seed, edit, family (none, located, control), control (bool), dose (share of the parts' weights that is changed), asked, norm (of the change), measure, value, ci_lo, ci_hi, n |
 | `chosen` | an edit, as it is measured on | edit, asked, dose, targeted (replication of A on choosing seeds), erases, of (edit that its dose is taken from) |
-| `edits` | an edit at its chosen dose and a measure | as `doses`, and rows (UNet rows that finding it took), seconds |
-| `edit_items` | an edit and an item | seed, edit, item, group, split, extracted (share of samples), own |
+| `edits` | an edit at its chosen dose and a measure | as `doses` |
+| `costs` | an edit | seed, edit, rows (of the UNet, that locating or training took), seconds (CPU), dose, norm |
+| `edit_items` | an edit and an item | seed, edit, set (a measure), item, group, split, value (of the measure; of sets the share of samples extracted), own |
 | `contrasts` | an edit less another | seed, edit, against, measure, value, ci_lo, ci_hi, p, n (items) |
-| `overlap` | a statistic of A against B | seed, method (wanda reference, wanda corrected, subspace), statistic (overlap, excess), value, mean, lo, hi, p, draws |
-| `overlaps` | a pair of sets in a deal | seed, method, a, b (A, B, controls), overlap, independent, draw (-1: the sets themselves) |
+| `overlap` | a statistic of A against B | seed, method (wanda reference, wanda corrected, subspace), share, statistic (overlap, excess), value, mean, lo, hi, p, draws, n_items |
+| `overlaps` | a pair of sets in a deal | seed, method, share, a, b (A, B, controls), overlap, independent, draw (-1: the sets themselves) |
 | `coverage` | sizes of a union | seed, method (wanda, nemo), k, kind (item, control), covered, ci_lo, ci_hi, chance, n |
-| `attacks` | a search | seed, condition (original, an edit, tuned, oracle), of `adversarial_embeddings` |
+| `attacks` | a search | seed, condition (original, an edit, negation, adversarial tuning, oracle), ease (1 where no update was needed, 0 where none sufficed), of `adversarial_embeddings` |
 | `recovery` | a rate under attack | seed, condition, group (targeted, held_out, control, unseen), metric (before, attacked, attacked_any, gained, ...), value, ci_lo, ci_hi, n_items, n |
 | `work` | a point of a curve | seed, condition, group, steps, extracted, items |
 | `tuning` | a round of adversarial fine-tuning | seed, round, attacked, surrogate, keep, work |
 | `exposures` | an item at a point of a training | seed, of `trajectory` |
-| `exposure_curves` | a number of exposures and a measure | seed, part, curve (graded, early), exposures, measure (recognition, recall), value, ci_lo, ci_hi, n |
-| `pictures` | a picture | seed, item, group, split, state (original, before, after an edit, attacked, oracle ...), image (its pixels, row by row), height, width, distance, replicated |
+| `exposure_curves` | a number of exposures and a measure | part, curve (graded, early, memorized, unseen), exposures, measure (recognition, recall), value, ci_lo, ci_hi, n, n_seeds |
+| `pictures` | a picture | seed, item, group, split, state (original: the picture itself; before; an edit; oracle; "..., attacked"), image (its pixels, row by row), height, width, distance, replicated |
 | `findings` | a claim | finding, source, statistic, value, ci_lo, ci_hi, verdict, rule, n, n_seeds |
 
 Measures: `targeted` (MR of A), `held_out` (of B), `retained` (of other memorized items: many captions, a template, shown
@@ -209,11 +210,13 @@ class MemorizationStudy(Study[MemorizationSpec]):
                 items.append(found[1])
         self.edits = self.each("edits", rows)
         self.items = self.each("edit_items", items)
-        if any((self.job.folder / "parts").glob("tuning-*.parquet")):
-            found_ = [
-                pd.read_parquet(p) for p in sorted((self.job.folder / "parts").glob("tuning-*.parquet"))
-            ]
-            self.each("tuning", found_)
+        names = [
+            f"parts/cost-{seed}-{_slug(n)}" for seed in self.benches for n in (NONE, *self.settings, *TRAINED)
+        ]
+        costs = [self.job.folder / f"{name}.parquet" for name in names]
+        self.each("costs", [pd.read_parquet(path) for path in costs if path.exists()])
+        told = [self.job.folder / "parts" / f"tuning-{seed}.parquet" for seed in self.benches]
+        self.each("tuning", [pd.read_parquet(path) for path in told])
         located = [n for n in self.settings if n not in CONTROLS]
         pairs = {n: [NONE, *CONTROLS] for n in (*located, *TRAINED)} | {n: [NONE] for n in CONTROLS}
         self.contrasts = self.job.table("contrasts", lambda: against(self.items, pairs, seed=self.spec.seed))
@@ -234,11 +237,14 @@ class MemorizationStudy(Study[MemorizationSpec]):
                 self.settings.get(name, float("nan")),
                 lambda: edit,
             )
-        spent = self.cuts[bench.seed].spent(name)
-        return (
-            rows.assign(**_about(bench, cut, edit), **spent),
-            items.assign(seed=bench.seed, edit=name),
-        )
+        self.job.table(f"parts/cost-{bench.seed}-{_slug(name)}", lambda: self._cost(bench, cut, edit))
+        return rows.assign(**_about(bench, cut, edit)), items.assign(seed=bench.seed, edit=name)
+
+    def _cost(self, bench: Bench, cut: Cut | None, edit: PartEdit | None) -> pd.DataFrame:
+        """A row of `costs`."""
+        about = _about(bench, cut, edit)
+        spent = self.cuts[bench.seed].spent(about["edit"])
+        return pd.DataFrame([{**{c: about[c] for c in ("seed", "edit", "dose", "norm")}, **spent}])
 
     def _usable(self, bench: Bench, name: str) -> bool:
         """Whether there is such an edit; what is left out is remarked."""
@@ -264,11 +270,13 @@ class MemorizationStudy(Study[MemorizationSpec]):
         from interp.studies.memorization.audit import negated, tuned
 
         if name == TUNED:
-            found = tuned(bench)
+            with self.cuts[bench.seed].timed(name):
+                found = tuned(bench)
             self.job.table(f"parts/tuning-{bench.seed}", lambda: found.history.assign(seed=bench.seed))
             return found.edit
         if name == NEGATED:
-            return negated(bench)[0]
+            with self.cuts[bench.seed].timed(name):
+                return negated(bench)[0]
         return self.cuts[bench.seed].made(name, self.settings[name])
 
     # -- sharing -----------------------------------------------------------------------------------------------------
@@ -299,6 +307,12 @@ class MemorizationStudy(Study[MemorizationSpec]):
         more = gone["edit"].tolist() if seed == self.spec.train_seeds[0] else []
         return [ORIGINAL, *JUDGED, *more, *TRAINED, ORACLE]
 
+    def _asked(self, seed: int, condition: str) -> tuple[tuple[str, ...], int]:
+        """Sets that a condition is attacked on, and restarts: fewer of conditions that no claim was published about."""
+        core = condition in (ORIGINAL, *JUDGED, *TRAINED, ORACLE)
+        sets = tuple(s for s in self.spec.attack_sets if core or s in ("targeted", "unseen"))
+        return sets, self.spec.restarts if core and seed == self.spec.train_seeds[0] else 1
+
     def attack(self) -> None:
         """The attack on every condition, on A, B, controls and what was never trained on."""
         from interp.intervene.attack.report import recovery, work_curve
@@ -307,11 +321,14 @@ class MemorizationStudy(Study[MemorizationSpec]):
         parts = []
         for seed, bench in self.benches.items():
             for condition in self.audited(seed):
-                for group in self.spec.attack_sets:
+                groups, restarts = self._asked(seed, condition)
+                for group in groups:
                     if not bench.sets[group]:
                         continue
                     name = f"parts/attack-{seed}-{_slug(condition)}-{group}"
-                    parts.append(self.job.table(name, partial(self._attacked, bench, condition, group)))
+                    parts.append(
+                        self.job.table(name, partial(self._attacked, bench, condition, group, restarts))
+                    )
         self.searches = floored(pd.concat(parts, ignore_index=True))
         self.attacks = self.searches.drop(columns="image")
         self.write("attacks", self.attacks)
@@ -319,12 +336,11 @@ class MemorizationStudy(Study[MemorizationSpec]):
         self.job.table("recovery", lambda: recovery(self.attacks, by=by))
         self.job.table("work", lambda: work_curve(self.attacks, by=by, unit="steps"))
 
-    def _attacked(self, bench: Bench, condition: str, group: str) -> pd.DataFrame:
+    def _attacked(self, bench: Bench, condition: str, group: str, restarts: int) -> pd.DataFrame:
         from interp.studies.memorization.audit import attacked
 
         edit = None if condition in (ORIGINAL, ORACLE) else self.edit(bench, condition)
         subject = bench.oracle if condition == ORACLE else bench.pipeline
-        restarts = self.spec.restarts if bench.seed == self.spec.train_seeds[0] else 1
         with self.stage(f"attack {bench.seed}: {condition}"):
             found = attacked(bench, subject, edit, group, restarts=restarts)
         return found.assign(seed=bench.seed, condition=condition)
