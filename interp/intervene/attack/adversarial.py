@@ -1,34 +1,44 @@
 """Adversarial fine-tuning: a pipeline is trained not to give images back, under embeddings that are searched for it.
 
-Rounds of two parts, as in Dori (arXiv 2507.16880). The attack searches embeddings that give each image back, from fresh
-starts, on the weights as they are now; what it passes through is a pool. Then the UNet is trained for some updates:
-under an embedding of the pool it is to draw a surrogate, an image that the prompt gives where the own one is gone (in a
-pruned pipeline, in an oracle), and other images with their prompts are trained on as before, so that they are kept. Of
-an item there are several surrogates, since a single one would be memorized in its place.
+The repair of Dori (arXiv 2507.16880): the UNet is trained to draw a surrogate of each image under embeddings that an
+attack finds for it, while other images are trained on with their prompts as before, so that they are kept. Two things
+are done otherwise. Weights and searches move together: many searches run side by side, each at a point of its own
+between start and end, and each update of the weights follows a step of all of them, so that the weights meet embeddings
+that were found for the weights as they are. And the weights are trained on the error of what the UNet predicts, as they
+were before, and not on that of the noise: where that is a velocity, the error of the noise hardly counts the first
+denoising steps, which decide what image it will be.
 
-What is left is an edit like any other: a `ModelDelta`, applied and undone to the bit.
+Of an item there should be many surrogates, since few would be memorized in its place; and many images to keep, for the
+same reason. What is memorized and neither targeted nor kept is lost as well. What is left is an edit like any other: a
+`ModelDelta`, applied and undone to the bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from interp.errors import UsageError
-from interp.intervene.attack.embeddings import EmbeddingSearch, Errors, Target, error, rows_of, starts_of
-from interp.intervene.attack.search import descend, generator
+from interp.intervene.attack.embeddings import EmbeddingSearch, Row, Target, starts_of
+from interp.intervene.attack.search import generator
 from interp.intervene.weights.places import parameters
 from interp.intervene.weights.tuning import tuned
 from interp.intervene.weights.whole import ModelDelta
 from interp.measure.memorization.objective import Image
 from interp.models.cache import Progress, quiet
+from interp.models.diffusion import noise_scales
 from interp.models.parts import Part
 from interp.models.pipeline import Pipeline
+
+_CLIP = 1.0
+_LEAST = 1e-3
+"""Of a velocity: the share of data in the noised latents that its error is divided by at least."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,13 @@ class AdversarialTuning:
     """How a pipeline is trained against its attackers.
 
     Attributes:
-        rounds: of attack and training.
-        attack: of a round, from starts drawn anew; it adds an embedding to the pool before each `every` updates, and
-            its last. Nothing is sampled.
-        items: attacked in a round, drawn anew; 0: all.
-        updates: of the weights in a round, by AdamW without weight decay.
-        lr: its learning rate; over the rounds it falls to zero along a cosine.
-        rows: of the pool, and as many of what is kept, in an update.
+        rounds: the training is told of in so many parts.
+        updates: of the weights in a round, by AdamW without weight decay, gradients clipped at norm 1.
+        attack: rate, draws and starts of a search; it ends after 1 to `steps` steps, drawn anew, and another begins in
+            its place, after the next image. Nothing is sampled.
+        searches: at once; each is a row of every update.
+        lr: learning rate; it rises over the first part `warmup` and falls to zero along a cosine.
+        rows: of what is kept, in an update.
         weight: of what is kept, in the loss.
         empty: share of the kept rows that are trained without their prompt, as guidance needs it.
 
@@ -50,20 +60,22 @@ class AdversarialTuning:
         UsageError: numbers below the least.
     """
 
-    rounds: int = 10
-    attack: EmbeddingSearch = field(default_factory=lambda: EmbeddingSearch(steps=20, draws=4, every=5))
-    items: int = 0
-    updates: int = 20
-    lr: float = 2e-4
+    rounds: int = 6
+    updates: int = 50
+    attack: EmbeddingSearch = field(default_factory=lambda: EmbeddingSearch(steps=60, draws=2))
+    searches: int = 20
+    lr: float = 2e-3
+    warmup: float = 0.05
     rows: int = 32
     weight: float = 1.0
     empty: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.updates, self.rows) < 1 or min(self.lr, self.weight) <= 0 or self.items < 0:
-            raise UsageError("tuning needs rounds, updates and rows >= 1, lr and weight > 0, items >= 0")
-        if not 0 <= self.empty < 1:
-            raise UsageError(f"empty={self.empty}: the share of empty prompts is 0 or more, and below 1")
+        if min(self.rounds, self.updates, self.searches, self.rows) < 1 or min(self.lr, self.weight) <= 0:
+            raise UsageError("tuning needs rounds, updates, searches and rows >= 1, lr and weight > 0")
+        for name, share in (("empty", self.empty), ("warmup", self.warmup)):
+            if not 0 <= share < 1:
+                raise UsageError(f"{name}={share}: a share that is 0 or more, and below 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +84,9 @@ class Hardened:
 
     Attributes:
         edit: the change of the weights.
-        history: one row a round: `attacked` (mean denoising error of the images where the round's attack ended, higher
-            is better), `surrogate` and `keep` (mean errors that its updates met), `work` (UNet rows run forward and
-            backward so far).
+        history: one row a round: `attacked` (mean error of the noise of the images where searches were, old and young;
+            higher is better), `surrogate` and `keep` (mean errors of what is predicted that its updates met), `work`
+            (UNet rows run forward and backward so far).
         surrogates: the images that were trained towards.
     """
 
@@ -84,15 +96,29 @@ class Hardened:
 
 
 def surrogates(
-    subject: Pipeline, items: Sequence[Image], *, seeds: Sequence[int] = (0, 1, 2, 3), **options: Any
+    subject: Pipeline,
+    items: Sequence[Image],
+    *,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] = tuple(range(12)),
+    **options: Any,
 ) -> Float[torch.Tensor, "items s c h w"]:
-    """What the items' prompts give in a pipeline that has lost the images: one that is pruned, or an oracle.
+    """Images to be drawn in the place of the items': of the same kind, and not the same.
 
     Args:
+        subject: the pipeline itself, if it is asked by other prompts; with the items' own, one that has lost the
+            images: pruned, or an oracle.
+        prompts: one an item, say its own without the words that call the image; default its own.
         options: of `Pipeline.denoise` (steps, guidance, batch, progress).
+
+    Raises:
+        UsageError: prompts for another number of items.
     """
-    prompts = [item.prompt for item in items for _ in seeds]
-    return subject.sample(prompts, list(seeds) * len(items), **options).unflatten(0, (len(items), len(seeds)))
+    asked = [item.prompt for item in items] if prompts is None else list(prompts)
+    if len(asked) != len(items):
+        raise UsageError(f"{len(asked)} prompts for {len(items)} items: give one each")
+    every = [prompt for prompt in asked for _ in seeds]
+    return subject.sample(every, list(seeds) * len(items), **options).unflatten(0, (len(items), len(seeds)))
 
 
 def adversarial_tuning(
@@ -105,7 +131,6 @@ def adversarial_tuning(
     others: Sequence[str] = (),
     what: Sequence[str | Part] | None = None,
     seed: int = 0,
-    batch: int = 256,
     progress: Progress = quiet,
 ) -> Hardened:
     """Train a pipeline until attacks on its embedding find surrogates and not the images. It is left as it was.
@@ -113,12 +138,13 @@ def adversarial_tuning(
     Args:
         subject: the pipeline as it is now; inside `edit.applied(subject)` the change is that of the edited one.
         items: the images that are to be lost.
-        targets: surrogates of each, see `surrogates`.
-        keep: images with prompts that are to be kept, ordinary ones and memorized ones that are not targeted.
+        targets: surrogates of each, see `surrogates`; a dozen rather than two.
+        keep: images with prompts that are to be kept, ordinary ones and memorized ones that are not targeted. As many
+            as there are: with the defaults 9 600 are shown.
         others: prompts that attacks start from; default those of `keep`.
         what: parameters or parts of the UNet that are trained; default all of it.
-        batch: UNet rows of a pass of the attack.
-        progress: told about rounds.
+        seed: of all draws.
+        progress: told about updates.
 
     Raises:
         UsageError: no items, none to keep, or surrogates for another number of items.
@@ -134,112 +160,161 @@ def adversarial_tuning(
         raise UsageError(
             "the attack goes past the text encoder, so only the UNet is trained; leave others out of `what`"
         )
-    trainer = _Trainer(subject, items, targets, keep, how, others or [k.prompt for k in keep], seed, batch)
-    rows = []
+    random = generator("tuning", seed)
+    searches = _Searches(subject, items, how, others or [k.prompt for k in keep], seed, random)
+    batches = _Batches(subject, targets, keep, how, random)
+    total = how.rounds * how.updates
+    rows: list[dict[str, float]] = []
+    each = how.searches * (how.attack.draws + 1) + how.rows
     with tuned(subject, what) as tuning, torch.enable_grad():
-        adam = torch.optim.AdamW(list(tuning.free.values()), lr=how.lr, weight_decay=0.0)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, how.rounds * how.updates)
-        for number in range(how.rounds):
-            pool, of, attacked = trainer.attack(number)
-            lost, kept = 0.0, 0.0
-            for update in range(how.updates):
-                away, stay = trainer.losses(pool, of, (number, update))
-                adam.zero_grad()
-                (away + how.weight * stay).backward()
-                adam.step()
-                falling.step()
-                lost, kept = lost + float(away.detach()), kept + float(stay.detach())
-            rows.append(
-                {
-                    "round": number,
-                    "attacked": attacked,
-                    "surrogate": lost / how.updates,
-                    "keep": kept / how.updates,
-                    "work": trainer.work,
-                }
-            )
-            progress(number + 1, how.rounds, f"adversarial rounds, error {attacked:.3g}")
+        free = list(tuning.free.values())
+        adam = torch.optim.AdamW(free, lr=how.lr, weight_decay=0.0)
+        met: list[tuple[float, float, float]] = []
+        for update in range(total):
+            adam.param_groups[0]["lr"] = how.lr * _share(update / total, how.warmup, 1 / total)
+            attacked = searches.step()
+            away, stay = batches.losses(*searches.now())
+            adam.zero_grad()
+            (away + how.weight * stay).backward()
+            torch.nn.utils.clip_grad_norm_(free, _CLIP)
+            adam.step()
+            met.append((attacked, float(away.detach()), float(stay.detach())))
+            if (update + 1) % how.updates == 0:
+                means = torch.tensor(met, dtype=torch.float64).mean(0).tolist()
+                told = dict(zip(("attacked", "surrogate", "keep"), means, strict=True))
+                rows.append({"round": len(rows), **told, "work": (update + 1) * each})
+                met = []
+            progress(update + 1, total, f"adversarial fine-tuning, error under attack {attacked:.3g}")
         edit = tuning.delta()
     return Hardened(edit, pd.DataFrame(rows), targets)
 
 
-class _Trainer:
-    """Attacks of a round, and the losses of an update."""
+class _Searches:
+    """Searches of embeddings side by side, each for one image, of different ages."""
 
     def __init__(
         self,
         subject: Pipeline,
-        items: Sequence[Any],
-        targets: torch.Tensor,
-        keep: Sequence[Any],
+        items: Sequence[Target],
         how: AdversarialTuning,
         others: Sequence[str],
         seed: int,
-        batch: int,
+        random: torch.Generator,
     ):
-        self.subject, self.items, self.how = subject, items, how
-        self.keep, self.others, self.seed, self.batch = keep, others, seed, batch
-        self.work = 0
-        with torch.no_grad():
-            self.own = self._latents([item.image for item in items])
-            self.targets = self._latents(list(targets.flatten(0, 1))).unflatten(0, tuple(targets.shape[:2]))
-            self.kept = self._latents([item.image for item in keep])
-            self.told = subject.embed([item.prompt for item in keep])
-            self.nothing = subject.embed([""])
+        self.subject, self.items, self.attack = subject, items, how.attack
+        self.others, self.seed, self.random = others, seed, random
+        self.own = _latents(subject, [item.image for item in items])
+        self.at = [torch.empty(0, device=subject.device) for _ in range(how.searches)]
+        self.of = torch.zeros(how.searches, dtype=torch.long)
+        self.left = [0] * how.searches
+        self.begun = 0
+        self.queue: list[int] = []
+        for i in range(how.searches):
+            self.at[i] = self._start(i).requires_grad_()
+        self.adam = torch.optim.Adam(self.at, lr=how.attack.rate)
 
-    def _latents(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.subject.encode(torch.stack(list(images)).to(self.subject.device, self.subject.dtype))
+    def _start(self, i: int) -> torch.Tensor:
+        """Where the next search begins, in the place of the i-th; images take turns in an order drawn anew."""
+        if not self.queue:
+            self.queue = torch.randperm(len(self.items), generator=self.random).tolist()
+        number, starts = self.queue.pop(), self.attack.starts
+        start = starts[int(torch.randint(len(starts), (1,), generator=self.random))]
+        # Its number among all that began makes its draws its own.
+        row = Row(number, self.items[number], start, self.begun)
+        self.begun += 1
+        self.of[i] = number
+        self.left[i] = 1 + int(torch.randint(self.attack.steps, (1,), generator=self.random))
+        return starts_of(self.subject, [row], self.others, self.seed)[0].detach().clone()
 
-    def attack(self, number: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Embeddings that the attack of a round passes through, whose image each is after, and its mean error there."""
-        how, random = self.how, generator("tuning", self.seed, number)
-        count = how.items or len(self.items)
-        chosen = sorted(torch.randperm(len(self.items), generator=random)[:count].tolist())
-        # The name of a round makes its starts and draws its own.
-        named = [replace(self.items[i], name=f"{self.items[i].name} round {number}") for i in chosen]
-        rows = rows_of(named, how.attack)
-        goal = _Pool(self.subject, rows, self.own[chosen], how.attack, self.seed, self.batch)
-        starts = starts_of(self.subject, rows, self.others, self.seed)
-        end = descend(starts, goal, rate=how.attack.rate, steps=how.attack.steps)
-        self.work += int(end.steps.sum()) * how.attack.draws
-        of = torch.tensor([chosen[rows[i].number] for i in goal.of])
-        return torch.stack(goal.pool), of, float(end.last.mean())
+    def now(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings, and the number of the image that each is after."""
+        return torch.stack([at.detach() for at in self.at]), self.of
+
+    def step(self) -> float:
+        """One step of all; the mean error of the noise before it."""
+        for i, at in enumerate(self.at):
+            if not self.left[i]:
+                with torch.no_grad():
+                    at.copy_(self._start(i))
+                self.adam.state.pop(at, None)
+            self.left[i] -= 1
+        draws = self.attack.draws
+        latents = self.own[self.of].repeat_interleave(draws, 0)
+        told = torch.stack(self.at).repeat_interleave(draws, 0)
+        off, _ = _off(self.subject, latents, told, self.random)
+        errors = off.square().flatten(1).mean(1)
+        # Each search has a loss of its own, so that it goes as if it were alone.
+        grads = torch.autograd.grad(errors.sum() / draws, self.at)
+        for at, grad in zip(self.at, grads, strict=True):
+            at.grad = grad
+        self.adam.step()
+        return float(errors.detach().mean())
+
+
+class _Batches:
+    """What an update trains on."""
+
+    def __init__(
+        self,
+        subject: Pipeline,
+        targets: torch.Tensor,
+        keep: Sequence[Image],
+        how: AdversarialTuning,
+        random: torch.Generator,
+    ):
+        self.subject, self.how, self.random = subject, how, random
+        self.targets = _latents(subject, list(targets.flatten(0, 1))).unflatten(0, tuple(targets.shape[:2]))
+        self.kept = _latents(subject, [item.image for item in keep])
+        self.told = subject.embed([item.prompt for item in keep])
+        self.nothing = subject.embed([""])
 
     def losses(
-        self, pool: torch.Tensor, of: torch.Tensor, at: tuple[int, int]
+        self, at: Float[torch.Tensor, "a n d"], of: Int[torch.Tensor, " a"]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean error of surrogates under embeddings of the pool, and of what is kept under its prompts."""
-        how, random = self.how, generator("update", self.seed, *at)
-        adversarial = torch.randint(len(pool), (how.rows,), generator=random)
-        which = torch.randint(self.targets.shape[1], (how.rows,), generator=random)
-        stay = torch.randint(len(self.keep), (how.rows,), generator=random)
+        """Mean errors of surrogates under the embeddings, and of what is kept under its prompts."""
+        how, random = self.how, self.random
+        which = torch.randint(self.targets.shape[1], (len(at),), generator=random)
+        stay = torch.randint(len(self.kept), (how.rows,), generator=random)
         without = torch.rand(how.rows, generator=random) < how.empty
         told = torch.where(without[:, None, None].to(self.told.device), self.nothing, self.told[stay])
-        names = [f"update {at} {i}" for i in range(2 * how.rows)]
-        errors = error(
-            self.subject,
-            torch.cat([self.targets[of[adversarial], which], self.kept[stay]]),
-            torch.cat([pool[adversarial].to(told), told]),
-            names,
-            1,
-            self.seed,
-        )
-        self.work += len(names)
-        return errors[: how.rows].mean(), errors[how.rows :].mean()
+        away = _error(self.subject, self.targets[of, which], at.to(told), random)
+        return away, _error(self.subject, self.kept[stay], told, random)
 
 
-class _Pool(Errors):
-    """Embeddings that searches pass through are kept."""
+def _share(done: float, warmup: float, one: float) -> float:
+    """Share of the learning rate: a straight rise, then half a cosine down to zero."""
+    if done < warmup:
+        return (done + one) / (warmup + one)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
-    def __init__(self, *given: Any):
-        super().__init__(*given)
-        self.pool: list[torch.Tensor] = []
-        self.of: list[int] = []
 
-    def look(
-        self, starts: Sequence[int], at: Float[torch.Tensor, "a n d"], step: int
-    ) -> Bool[torch.Tensor, " a"]:
-        if step == self.search.steps or step % self.search.every == 0:
-            self.pool += list(at)
-            self.of += starts
-        return super().look(starts, at, step)
+@torch.no_grad()
+def _latents(subject: Pipeline, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    return subject.encode(torch.stack(list(images)).to(subject.device, subject.dtype))
+
+
+def _off(
+    subject: Pipeline, latents: torch.Tensor, embeddings: torch.Tensor, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far the predicted noise is off, and the timesteps; of each row's equal part of the schedule, one."""
+    n, top = len(latents), subject.n_timesteps
+    part = (torch.randperm(n, generator=random) + torch.rand(n, generator=random)) / n
+    t = (part * top).long().clamp(max=top - 1).to(subject.device)
+    eps = torch.randn(latents.shape, generator=random).to(latents)
+    noised = subject.add_noise(latents, eps, t)
+    return (subject.noise(noised, t, embeddings.to(latents)) - eps).float(), t
+
+
+def _error(
+    subject: Pipeline, latents: torch.Tensor, embeddings: torch.Tensor, random: torch.Generator
+) -> torch.Tensor:
+    """Mean squared error of what the UNet was trained to predict."""
+    off, t = _off(subject, latents, embeddings, random)
+    data, noise = noise_scales(subject.pipe.scheduler, t, off)
+    target = subject.pipe.scheduler.config.prediction_type
+    if target == "v_prediction":
+        # Noise is estimated as data * v + noise * x.
+        off = off / data.clamp(min=_LEAST)
+    elif target == "sample":
+        off = off * noise / data.clamp(min=_LEAST)
+    return off.square().mean()

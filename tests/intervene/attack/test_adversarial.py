@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from interp.errors import UsageError
-from interp.intervene.attack.adversarial import AdversarialTuning, adversarial_tuning, surrogates
+from interp.intervene.attack.adversarial import (
+    AdversarialTuning,
+    _error,
+    _Searches,
+    adversarial_tuning,
+    surrogates,
+)
 from interp.intervene.attack.embeddings import EmbeddingSearch, error
 from interp.models.parts import parts
 from interp.models.pipeline import Pipeline
@@ -36,8 +42,9 @@ KEEP = [ImageItem(f"k{i}", "a poster of two", image) for i, image in enumerate(p
 TARGETS = pictures(6, seed=2).view(3, 2, 1, 8, 8)
 SMALL = AdversarialTuning(
     rounds=2,
-    attack=EmbeddingSearch(steps=4, draws=2, starts=("prompt", "normal"), every=2),
+    attack=EmbeddingSearch(steps=4, draws=2, starts=("prompt", "normal")),
     updates=3,
+    searches=5,
     lr=1e-3,
     rows=4,
 )
@@ -61,13 +68,13 @@ def test_it_is_an_edit_and_the_pipeline_stays_as_it_was(rng_untouched: None) -> 
         now = state(pipe)
     moved = {k for k, v in now.items() if not torch.equal(v, before[k])}
     assert moved == set(done.edit.changes) and len(moved) > 0.9 * len(list(pipe.pipe.unet.parameters()))
-    # Of each round: 6 searches of 4 updates with 2 draws, and 3 updates with 4 rows to lose and 4 to keep.
-    assert done.history["work"].tolist() == [72, 144]
-    assert pipe.spent.rows == 144 + 2 * 6 * 2
+    # Of each round: 3 updates, each with 5 searches that take a step of 2 draws and a row, and 4 rows to keep.
+    assert done.history["work"].tolist() == [57, 114]
+    assert pipe.spent.rows == 114
 
 
 def test_a_seed_decides_all() -> None:
-    short = replace(SMALL, rounds=1, updates=1, attack=replace(SMALL.attack, steps=1))
+    short = replace(SMALL, rounds=1, updates=1)
     edits = [adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, short, seed=seed).edit for seed in (0, 0, 1)]
     assert edits[0] == edits[1] != edits[2]
     heavy = adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, replace(short, weight=3.0)).edit
@@ -78,7 +85,7 @@ def test_surrogates_are_drawn_and_not_the_images_and_the_rest_is_kept() -> None:
     pipe = drawn()
     bright = [replace(item, image=0.8 + 0.2 * item.image) for item in ITEMS]
     dark = 0.2 * TARGETS
-    how = replace(SMALL, rounds=3, updates=12, rows=8, lr=8e-3)
+    how = replace(SMALL, rounds=2, updates=18, searches=8, rows=8, lr=8e-3)
     done = adversarial_tuning(pipe, bright, dark, KEEP, how)
     prompt = pipe.embed(["zorax poster of seven"])
     kept = pipe.embed([item.prompt for item in KEEP])
@@ -112,9 +119,48 @@ def test_only_what_is_named_is_trained() -> None:
         adversarial_tuning(pipe, ITEMS, TARGETS, KEEP, SMALL, what=parts(pipe, "text_ff_out"))
 
 
-def test_a_round_can_attack_some_of_the_items() -> None:
-    done = adversarial_tuning(drawn(), ITEMS, TARGETS, KEEP, replace(SMALL, rounds=1, items=1))
-    assert done.history["work"].tolist() == [2 * 4 * 2 + 3 * 8]
+def test_a_search_goes_as_it_would_alone_and_another_begins_where_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without noise in its draws a step is Adam's first of size `rate`, whatever the other searches do."""
+    pipe = drawn()
+    how = replace(SMALL, searches=7, attack=replace(SMALL.attack, steps=3, starts=("prompt",)))
+    random = torch.Generator().manual_seed(0)
+    searches = _Searches(pipe, ITEMS, how, ["a"], 0, random)
+    assert sorted(searches.of[:3].tolist()) == sorted(searches.of[3:6].tolist()) == [0, 1, 2]
+    start = pipe.embed([ITEMS[0].prompt])[0]
+    left = list(searches.left)
+    assert set(left) <= {1, 2, 3} and len(set(left)) > 1
+    for step in range(3):
+        searches.step()
+        at, _ = searches.now()
+        for i in range(7):
+            moved = float((at[i] - start).abs().max())
+            if step < left[i]:
+                # Adam moves each coordinate by its rate at first, and by no more than about that later.
+                assert (0.09 if step == 0 else 0.02) < moved < 0.1 * (step + 1) + 0.01
+            elif step == left[i]:
+                assert moved == pytest.approx(0.1, abs=0.001), "a search that begins has no momentum"
+    assert searches.begun > 7
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_weights_are_trained_on_the_error_of_what_they_predict(prediction: str) -> None:
+    pipe = Pipeline(build(WORDS, channels=(8, 16), width=16), name="untrained")
+    pipe.pipe.scheduler.register_to_config(prediction_type=prediction)
+    x, told = pictures(6), pipe.embed(["a poster"] * 6)
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        found = float(_error(pipe, x, told, random))
+        random.manual_seed(3)
+        t = ((torch.randperm(6, generator=random) + torch.rand(6, generator=random)) / 6 * 1000).long()
+        assert sorted((t * 6 // 1000).tolist()) == list(range(6)), "one from each part of the schedule"
+        eps = torch.randn(x.shape, generator=random)
+        noised = pipe.pipe.scheduler.add_noise(x, eps, t)
+        out = pipe.pipe.unet(noised, t, told).sample
+        velocity = pipe.pipe.scheduler.get_velocity(x, eps, t)
+    true = {"epsilon": eps, "v_prediction": velocity, "sample": x}[prediction]
+    assert found == pytest.approx(float((out - true).square().mean()), rel=1e-3)
 
 
 def test_surrogates_are_samples_of_each_prompt() -> None:
@@ -123,6 +169,10 @@ def test_surrogates_are_samples_of_each_prompt() -> None:
     assert found.shape == (2, 3, 1, 8, 8)
     one = pipe.sample([KEEP[1].prompt], [4], steps=2, guidance=1.0)
     torch.testing.assert_close(found[1, 1], one[0], atol=1e-4, rtol=1e-4)
+    other = surrogates(pipe, KEEP[:1], prompts=["a zorax"], seeds=(4,), steps=2, guidance=1.0)
+    torch.testing.assert_close(other[0], pipe.sample(["a zorax"], [4], steps=2, guidance=1.0))
+    with pytest.raises(UsageError, match="1 prompts for 2 items"):
+        surrogates(pipe, KEEP[:2], prompts=["a zorax"])
 
 
 def test_bad_input_is_told() -> None:
@@ -134,3 +184,5 @@ def test_bad_input_is_told() -> None:
         AdversarialTuning(rounds=0)
     with pytest.raises(UsageError, match=r"empty=1\.0"):
         AdversarialTuning(empty=1.0)
+    with pytest.raises(UsageError, match="searches"):
+        AdversarialTuning(searches=0)
