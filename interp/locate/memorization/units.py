@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Values = Mapping[Part, Float[torch.Tensor, "items units"]]
 """A number of each item for each unit of each part."""
+Others = Mapping[Part, Float[torch.Tensor, "others units"]]
+"""The same of other items, which may be more or fewer."""
 
 
 class UnitLocator(Locator):
@@ -89,7 +91,7 @@ class UnitLocator(Locator):
         return int(share * n)
 
 
-def unit_table(method: str, target: Values, reference: Values | None = None) -> pd.DataFrame:
+def unit_table(method: str, target: Values, reference: Others | None = None) -> pd.DataFrame:
     """One row a unit: component, part, unit, method, score, se, target, null, n (target items)."""
     frames = []
     for part, values in target.items():
