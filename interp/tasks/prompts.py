@@ -9,6 +9,7 @@ the table's folder on; without one, pictures of a folder belong to prompts by na
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
 def _table(text: str) -> Iterable[Mapping[str, Any]]:
     header = text.partition("\n")[0]
     mark = max(";,\t", key=header.count)
-    return csv.DictReader(text.splitlines(), delimiter=mark)
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=mark)
 
 
 def _objects(path: Path, text: str) -> Iterable[Mapping[str, Any]]:

@@ -20,9 +20,13 @@ def _file(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_published_list_is_read_as_it_is(tmp_path: Path) -> None:
-    rows = ["\ufeffCaption;URL;type;Index", '"A cat; sitting";https://x;VM;12', "Two, dogs;https://y;TM;40"]
+    rows = [
+        "\ufeff;Caption;URL;type;Index",
+        '0;"A ""cat""; sitting";https://x;VM;12',
+        '1;"Two,\n dogs";https://y;TM;40',
+    ]
     found = read_prompts(_file(tmp_path, "list.csv", "\n".join(rows) + "\n"))
-    assert found == (Prompt("12", "A cat; sitting"), Prompt("40", "Two, dogs"))
+    assert found == (Prompt("12", 'A "cat"; sitting'), Prompt("40", "Two,\n dogs"))
 
 
 def test_other_formats_and_their_names(tmp_path: Path) -> None:
