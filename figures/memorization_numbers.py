@@ -112,20 +112,22 @@ def _noticed(data: Path) -> str:
 
 
 def _edited(data: Path) -> str:
-    edits, items, chosen = (read(data, "memorization", n) for n in ("edits", "edit_items", "chosen"))
+    edits, items, chosen, costs = (
+        read(data, "memorization", n) for n in ("edits", "edit_items", "chosen", "costs")
+    )
     if edits is None:
         return ""
     rows = in_order(edited(edits, items))
     names = [m for m in MEASURES if (rows["measure"] == m).any()]
-    means = edits.groupby("edit", sort=False)[[c for c in ("dose", "rows", "seconds") if c in edits]].mean()
+    doses = edits.groupby("edit")["dose"].mean()
+    spent = {} if costs is None else costs.groupby("edit")[["rows", "seconds"]].mean().to_dict("index")
     lines = []
     for edit in dict.fromkeys(rows["edit"]):
         own = rows[rows["edit"] == edit]
-        about = means.loc[edit]
-        spent = [f"{about[c]:,.0f}" if about.get(c) else "" for c in ("rows", "seconds")]
+        cost = [f"{v:,.0f}" if v else "" for v in spent.get(edit, {"rows": 0, "seconds": 0}).values()]
         lines.append([
-            named(edit), percent(about["dose"]) if edit != "none" else "",
-            *(cell(own[own["measure"] == m], 3 if m == "loss" else 2) for m in names), *spent,
+            named(edit), percent(doses[edit]) if edit != "none" else "",
+            *(cell(own[own["measure"] == m], 3 if m == "loss" else 2) for m in names), *cost,
         ])  # fmt: skip
     head = {"targeted": "A", "held_out": "B", "retained": "others kept", "control": "control words",
             "alignment": "right digit", "frechet": "Fr\u00e9chet", "loss": "held-out loss"}  # fmt: skip

@@ -205,6 +205,7 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path, tmp_path
         "in the training where it does worst" in two
         and "| noise difference, first step | 0.98 [0.94, 0.99]" in two
     )
+    assert "| 2,050 | 12 |" in two and "| NeMo | 10.0% | 0.75 [" in two
 
 
 def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> None:

@@ -25,7 +25,8 @@ def memorization(seeds: int = 1) -> dict[str, pd.DataFrame]:
     return {
         "subjects": subjects(trainings), "samples": samples(trainings), "signals": f.signals_frame(seeds=seeds),
         "detection": detection(trainings), "copying": copying(trainings), "doses": doses(), "chosen": chosen(),
-        "edits": edits(trainings), "edit_items": edit_items(trainings), "contrasts": contrasts(),
+        "edits": edits(trainings), "costs": costs(trainings), "edit_items": edit_items(trainings),
+        "contrasts": contrasts(),
         "overlap": overlap(trainings), "overlaps": overlaps(trainings), "coverage": coverage(trainings),
         "attacks": attacks(trainings), "tuning": tuning(), "exposure_curves": exposures(), "pictures": pictures(),
         "findings": findings(),
@@ -125,9 +126,16 @@ def edits(trainings: range) -> pd.DataFrame:
                     ends |= {"ci_lo": np.nan, "ci_hi": np.nan}
                 rows.append({
                     "seed": s, "edit": edit, "dose": 0.0 if edit == "none" else 0.1, "measure": measure, "n": 10,
-                    "rows": 2040 if edit == "nemo" else 0, "seconds": 12.4 if edit == "nemo" else 0.0, **ends,
+                    **ends,
                 })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def costs(trainings: range) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"seed": s, "edit": edit, "rows": (2040 + 20 * s) * (edit == "nemo"), "seconds": 12.4 * (edit == "nemo")}
+        for s in trainings for edit in (*EDITS, *TRAINED)
+    ])  # fmt: skip
 
 
 def edit_items(trainings: range) -> pd.DataFrame:
