@@ -335,6 +335,16 @@ def test_what_the_attack_makes_up_is_not_memory() -> None:
     assert verdict(10.0, 10.0, ORIGINAL) == judge.OPEN and verdict(10.0, 40.0, ORIGINAL) == judge.HOLDS
 
 
+def test_what_tests_of_whole_sets_notice_is_told() -> None:
+    def verdict(c_t: float) -> str:
+        rows = {"seed": [0, 1, 0], "set": ["mixed", "mixed", "memorized"], "c_t": [0.1, c_t, -9.0], "extracted": 0.1,
+                "n": 60}  # fmt: skip
+        (found,) = judge._unnoticed(pd.DataFrame(rows))
+        return found.verdict
+
+    assert verdict(-0.5) == judge.HOLDS and verdict(-2.0) == judge.NOT
+
+
 def test_existence_is_judged_in_every_training() -> None:
     def verdicts(memorized: float, control: float) -> list[str]:
         rows = [

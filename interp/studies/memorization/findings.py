@@ -26,6 +26,8 @@ LEAST = 6
 """Items from which an interval is told."""
 COST = 0.1
 """Class alignment that an edit may cost."""
+UNNOTICED = -1.64
+"""C_T below which samples would be called copies, at 5 %."""
 _SHARED = f"interval below 0; A erased; alignment not lower by more than {COST:g}"
 MARGIN = 0.1
 """Replication or ease that counts as none."""
@@ -97,6 +99,7 @@ class Claim:
 def findings(
     samples: pd.DataFrame,
     detection: pd.DataFrame,
+    copying: pd.DataFrame,
     items: pd.DataFrame,
     contrasts: pd.DataFrame,
     overlap: pd.DataFrame,
@@ -119,6 +122,7 @@ def findings(
     claims = [
         *_exists(samples[samples["guidance"] == guidance]),
         *_detected(detection),
+        *_unnoticed(copying),
         *(c for edit in (*judged, *edits) for c in _shared(edit, items, contrasts, judged)),
         *_overlapping(overlap),
         *(c for edit in (*judged, *edits, NEGATED, TUNED) for c in _survives(edit, items, attacks)),
@@ -188,6 +192,22 @@ def _detected(detection: pd.DataFrame) -> list[Claim]:
             )
         )  # fmt: skip
     return out
+
+
+def _unnoticed(copying: pd.DataFrame) -> list[Claim]:
+    """C_T of honest samples of which one in ten is replaced by a copy, in the training where it notices most."""
+    own = copying[copying["set"] == "mixed"]
+    if own.empty:
+        return []
+    r = own.sort_values("c_t").iloc[0]
+    return [
+        Claim(
+            "a test of whole sets (C_T) misses one copy in ten samples", STEIN,
+            f"lowest C_T of a training ({r['extracted']:.2f} of the samples are copies)", r["c_t"], r["c_t"], r["c_t"],
+            UNNOTICED, True, int(r["n"]), own["seed"].nunique(), "",
+            f"point value above {UNNOTICED:g}, in every training",
+        )
+    ]  # fmt: skip
 
 
 def _shared(edit: str, items: pd.DataFrame, contrasts: pd.DataFrame, judged: Sequence[str]) -> list[Claim]:

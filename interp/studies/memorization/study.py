@@ -146,7 +146,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
                 parts.append(self.job.table(f"parts/signals-{seed}-{role}", partial(signals, bench, role)))
             sets.append(self.job.table(f"parts/copying-{seed}", partial(copying, bench)))
         rows = self.each("signals", parts)
-        self.each("copying", sets)
+        self.copying = self.each("copying", sets)
         self.detection = self.job.table("detection", lambda: detection(rows, seed=self.spec.seed))
 
     # -- doses -------------------------------------------------------------------------------------------------------
@@ -400,6 +400,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
             lambda: findings(
                 self.samples,
                 self.detection,
+                self.copying,
                 self.items,
                 self.contrasts,
                 self.overlap,
