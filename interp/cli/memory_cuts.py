@@ -256,8 +256,9 @@ def _told_by_heart(case: Case) -> Iterator[dict[str, Any]]:
     for group, items in case.groups.items():
         if not items:
             continue
-        table = recite(case.subject, items)
-        for metric in ("exact", "accuracy", "similarity", "nll"):
+        known = group in ("targeted", "held_out")
+        table = recite(case.subject, items, generate=known)
+        for metric in ("exact", "accuracy", "similarity", "nll") if known else ("exact", "nll"):
             yield _mean(group, metric, table[metric].to_numpy())
     passages = Prose(prompt=32, answer=32, n=16).examples(case.subject)
     read = forced(case.subject, [(*e.ids, *e.answer_ids) for e in passages])
