@@ -119,20 +119,21 @@ def _edited(data: Path) -> str:
         return ""
     rows = in_order(edited(edits, items))
     names = [m for m in MEASURES if (rows["measure"] == m).any()]
-    doses = edits.groupby("edit")["dose"].mean()
+    sizes = edits.groupby("edit")[["dose", "norm"]].mean()
     spent = {} if costs is None else costs.groupby("edit")[["rows", "seconds"]].mean().to_dict("index")
     lines = []
     for edit in dict.fromkeys(rows["edit"]):
         own = rows[rows["edit"] == edit]
         cost = [f"{v:,.0f}" if v else "" for v in spent.get(edit, {"rows": 0, "seconds": 0}).values()]
+        size = [percent(sizes.loc[edit, "dose"]), number(sizes.loc[edit, "norm"], 1)]
         lines.append([
-            named(edit), percent(doses[edit]) if edit != "none" else "",
+            named(edit), *(size if edit != "none" else ("", "")),
             *(cell(own[own["measure"] == m], 3 if m == "loss" else 2) for m in names), *cost,
         ])  # fmt: skip
     head = {"targeted": "A", "held_out": "B", "retained": "others kept", "control": "control words",
             "alignment": "right digit", "frechet": "Fr\u00e9chet", "loss": "held-out loss"}  # fmt: skip
     out = table(
-        ["edit at its chosen dose: MR", "weights changed", *(head[m] for m in names), "UNet rows to find",
+        ["edit at its chosen dose: MR", "weights changed", "norm of it", *(head[m] for m in names), "UNet rows to find",
          "CPU seconds"],
         lines,
     )  # fmt: skip
@@ -156,7 +157,7 @@ def _beyond(data: Path) -> str:
             part = rows[(rows["edit"] == edit) & (rows["measure"] == measure)]
             cells = [cell(part[part["against"] == c]) for c in controls]
             lines.append([named(edit), "A" if measure == "targeted" else "B", *cells])
-    return table(["MR, less that under a mask of equal budget", "of", *(named(c) for c in controls)], lines)
+    return table(["MR, less that under a control mask", "of", *(named(c) for c in controls)], lines)
 
 
 def _shared(data: Path) -> str:

@@ -171,16 +171,16 @@ def dose_figures(data: Path) -> dict[str, go.Figure]:
         return {}
     own = doses[doses["measure"].isin(SHOWN) & doses["edit"].notna()]
     own = own.sort_values("measure", key=lambda m: m.map(SHOWN.index), kind="stable")
-    own = own.drop_duplicates(["edit", "measure", "dose"])
     others = [e for e in dict.fromkeys(own["edit"]) if e not in (*MASKS, *CONTROLS, "none")]
     out = {}
-    for name, edits in (("", MASKS), ("-others", tuple(others))):
+    for name, edits, by in (("", MASKS, "dose"), ("-others", tuple(others), "norm")):
         if not own["edit"].isin(list(edits)).any():
             continue
-        rows = own[own["edit"].isin([*edits, *CONTROLS, "none"])]
+        rows = own[own["edit"].isin([*edits, *CONTROLS, "none"])].drop_duplicates(["edit", "measure", by])
+        first = [e for e in edits if (rows["edit"] == e).any()][:1]
         out[f"doses{name}"] = plot.dose_retention(
-            rows.assign(edit=[e if e == "none" else named(e) for e in rows["edit"]]), captions=CAPTIONS,
-            against=("held_out", "alignment"),
+            rows.assign(edit=[e if e == "none" else named(e) for e in rows["edit"]]), captions=CAPTIONS, by=by,
+            against=("held_out", "alignment"), bands=[named(e) for e in (*first, "ordinary")],
         )  # fmt: skip
     return out
 
@@ -205,7 +205,9 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
             after.assign(edit=after["edit"].map(named)), "edit", panel="measure", group="kind",
             controls=[named(c) for c in CONTROLS], levels=levels, percent=True, captions=CAPTIONS, x="share",
             title="What each edit deletes, and what it keeps",
-            note=joined([trainings(rows), "doses chosen on other samples of A; grey: controls of equal budget"]),
+            note=joined([
+                trainings(rows), "doses chosen on other samples of A; grey: controls, of as many weights as the masks",
+            ]),
         )  # fmt: skip
     if contrasts is not None:
         own = contrasts[
@@ -216,10 +218,12 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
             out["contrasts"] = plot.value_strips(
                 own.assign(edit=own["edit"].map(named), against=own["against"].map(named)), "edit", panel="measure",
                 mark="against", levels={m: {"no difference": 0.0} for m in own["measure"]}, captions=CAPTIONS,
-                title="What each edit deletes beyond a mask of equal budget", percent=True,
-                note=joined([trainings(own), "left of zero: the edit deletes more"]),
+                title="What each edit deletes beyond control masks", percent=True,
+                note=joined([
+                    trainings(own), "controls have the budget of the masks; left of zero: the edit deletes more",
+                ]),
                 x="replication, less that under the control",
-                ranges=dict.fromkeys(own["measure"], (-1.06, 1.06)),
+                ranges=dict.fromkeys(own["measure"], (-1.1, 1.1)),
             )  # fmt: skip
     return out
 

@@ -103,7 +103,8 @@ def deletion_figures(data: Path) -> dict[str, go.Figure]:
             rows = rows.drop_duplicates(["edit", "measure", "dose"])
             out[f"doses-{slugged(subject, memory)}"] = plot.value_curves(
                 rows.assign(edit=rows["edit"].map(named)), "dose", panel="measure", line="edit",
-                controls=[named(c) for c in CONTROLS], captions=CAPTIONS, x_percent=True, x_title="weights changed",
+                controls=[named(c) for c in CONTROLS], bands=["activation", "random"],
+                captions=CAPTIONS, x_percent=True, x_title="weights changed",
                 levels={m: {"before": float(v)} for m, v in before.items() if m in DOSED},
                 y={m: "share" if m in SHARES else "over that before" for m in DOSED},
                 title=f"What silenced neurons delete and keep: {subject}, {memory}",

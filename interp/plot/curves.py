@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from interp.plot import theme
 from interp.plot.by_layer import Ink, ends_of, inks
 from interp.plot.check import need
 from interp.plot.sheet import Sheet
-from interp.plot.text import joined, number, safe
+from interp.plot.text import joined, listed, number, safe
 from interp.plot.theme import Width
 
 _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
@@ -84,6 +84,7 @@ def value_curves(
     panel: str | None = None,
     line: str | None = None,
     controls: Sequence[str] = (),
+    bands: Collection[str] | None = None,
     colors: Mapping[str, str] | None = None,
     levels: Mapping[str, Mapping[str, float]] | None = None,
     title: str,
@@ -105,6 +106,7 @@ def value_curves(
         panel: column with a value a panel; None is one panel.
         line: column with a value a line; None is one line.
         controls: lines that are drawn in grey.
+        bands: lines whose intervals are drawn, where all of them would hide each other; default all.
         colors: of lines, by name.
         levels: lines across, in the panel of that name: what they are called, and where they are.
         title: of the figure. note: below it.
@@ -146,7 +148,7 @@ def value_curves(
     factor, unit, digits = (100, "%", 1) if percent else (1, "", 3)
     has_bands = bool(ends) and bool(rows["lo"].notna().any())
     sheet = Sheet.of(
-        title, joined([note, "bands: 95% intervals" if has_bands and "interval" not in note else ""]),
+        title, joined([note, _banded(names, bands) if has_bands and "interval" not in note else ""]),
         [*heads, *(["One against the other"] if against else [])], width,
         alt=f"{title}. {_ends_told(rows, styles, x_title or x, x_percent)}", least=26 if len(panels) > 1 else 20,
     )  # fmt: skip
@@ -165,7 +167,7 @@ def value_curves(
         for each in styles:
             part = own[own["line"] == each].sort_values("x")
             banded = part.dropna(subset=["lo", "hi"])
-            if len(banded) > 1:
+            if len(banded) > 1 and (bands is None or each in bands):
                 color = theme.CONTROL_BAND if each in controls else theme.faint(styles[each].color, 0.13)
                 places = [scale.at(v) for v in banded["x"]]
                 sheet.band(i, places, banded["lo"].tolist(), banded["hi"].tolist(), color)
@@ -201,6 +203,14 @@ def value_curves(
         titles = [told.get(p, _caption(p)) for p in against]
         _against(sheet, len(panels), rows, against, titles, styles, percent, y_range)
     return sheet.done()
+
+
+def _banded(names: Sequence[str], bands: Collection[str] | None) -> str:
+    """What bands are, and of which lines where not all have one."""
+    if bands is None:
+        return "bands: 95% intervals"
+    shown = [n for n in names if n in bands]
+    return f"bands: 95% intervals of {listed(shown)}" if shown else ""
 
 
 def _caption(name: str) -> str:

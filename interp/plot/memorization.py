@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -33,7 +34,9 @@ CAPTIONS = {
 def dose_retention(
     doses: pd.DataFrame,
     *,
+    by: Literal["dose", "norm"] = "dose",
     against: tuple[str, str] | None = None,
+    bands: Collection[str] | None = None,
     captions: Mapping[str, str] | None = None,
     width: Width = "double",
 ) -> go.Figure:
@@ -42,14 +45,17 @@ def dose_retention(
     Args:
         doses: `edit dose measure value ci_lo ci_hi`; `control` (bool) marks edits that are drawn in grey. Values are
             shares, `dose` is the share of weights. Rows of edit `none` are the model before: a line across.
+        by: `norm` draws over the norm of the change (a column), by which edits of few weights and of all compare.
         against: two measures; a last panel shows the second over the first.
+        bands: edits whose intervals are drawn; default all.
         captions: of panels, by measure.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
         UsageError: missing columns, no edit, or two rows for one point.
     """
-    need(doses, DOSES, "dose_retention", numeric=("dose", "value", "ci_lo", "ci_hi"))
+    need(doses, (*DOSES, by), "dose_retention", numeric=(by, "value", "ci_lo", "ci_hi"))
+    told = "the share of weights changed" if by == "dose" else "the norm of the change"
     before, rows = doses[doses["edit"] == NONE], doses[doses["edit"] != NONE]
     if rows.empty:
         raise UsageError("dose_retention: the table has no edit, only the model before")
@@ -61,10 +67,10 @@ def dose_retention(
         str(r["measure"]): {"before": float(r["value"])} for r in before.to_dict("records")
     }
     return value_curves(
-        rows, "dose", panel="measure", line="edit", controls=_controls(rows), levels=levels,
-        title="What an edit deletes and what it keeps",
-        note=joined([_items(rows), "over the share of weights changed"]),
-        x_title="weights changed", y="share", percent=True, x_percent=True, y_range=(-0.04, 1.04),
+        rows, by, panel="measure", line="edit", controls=_controls(rows), bands=bands, levels=levels,
+        title="What an edit deletes and what it keeps", note=joined([_items(rows), f"over {told}"]),
+        x_title="weights changed" if by == "dose" else "norm of the change", y="share", percent=True,
+        x_percent=by == "dose", y_range=(-0.04, 1.04),
         captions={**CAPTIONS, **(captions or {})}, against=against, width=width,
     )  # fmt: skip
 

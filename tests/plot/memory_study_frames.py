@@ -103,7 +103,7 @@ def doses() -> pd.DataFrame:
                 told = ended(measured(edit, measure, dose))
                 rows.append({
                     "seed": 0, "edit": edit, "family": "none" if edit == "none" else "located",
-                    "control": edit in ("random", "ordinary"), "dose": dose, "asked": dose, "norm": 1.0,
+                    "control": edit in ("random", "ordinary"), "dose": dose, "asked": dose, "norm": 10 * dose,
                     "measure": measure, "n": 10, **told,
                 })  # fmt: skip
     return pd.DataFrame(rows)
@@ -125,8 +125,8 @@ def edits(trainings: range) -> pd.DataFrame:
                 if measure == "frechet":
                     ends |= {"ci_lo": np.nan, "ci_hi": np.nan}
                 rows.append({
-                    "seed": s, "edit": edit, "dose": 0.0 if edit == "none" else 0.1, "measure": measure, "n": 10,
-                    **ends,
+                    "seed": s, "edit": edit, "dose": 0.0 if edit == "none" else 0.1, "norm": 2.5, "measure": measure,
+                    "n": 10, **ends,
                 })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -114,6 +114,19 @@ def test_one_measure_against_the_other_goes_through_the_doses_in_order() -> None
         plot.dose_retention(DOSES, against=("held_out", "quality"))
 
 
+def test_intervals_of_some_edits_alone_and_the_norm_for_edits_of_all_weights() -> None:
+    rows = DOSES.assign(norm=40 * DOSES["dose"])
+    fig = plot.dose_retention(rows, by="norm", bands=("NeMo",))
+    own = rows[(rows["measure"] == "targeted") & (rows["edit"] == "NeMo")].sort_values("dose")
+    assert list(line(fig, "NeMo").x) == pytest.approx(list(np.log10(own["norm"])))
+    assert list(fig.layout.xaxis.ticktext) == ["0.04", "0.12", "0.4", "1.2", "4"]
+    bands = [t for t in named(fig, "band") if (t.xaxis or "x") == "x"]
+    assert len(bands) == 1 and list(bands[0].y) == pytest.approx([*own["ci_lo"], *own["ci_hi"][::-1]])
+    assert "over the norm of the change" in note(fig) and "95% intervals of NeMo" in note(fig)
+    with pytest.raises(UsageError, match="missing columns norm"):
+        plot.dose_retention(DOSES, by="norm")
+
+
 def test_doses_that_cannot_be_drawn_are_told() -> None:
     with pytest.raises(UsageError, match="no edit, only the model before"):
         plot.dose_retention(DOSES[DOSES["edit"] == "none"])
