@@ -76,7 +76,7 @@ def conditions(tables: Tables) -> pd.DataFrame:
         if group in _BACK:
             rows.setdefault(str(condition), {})[_BACK[group]] = float(own["value"].iloc[0])
     table = pd.DataFrame([{"condition": name, **row} for name, row in rows.items()])
-    return table[["condition", "dose", *_MEASURES.values(), *_BACK.values()]]
+    return table.reindex(columns=["condition", "dose", *_MEASURES.values(), *_BACK.values()])
 
 
 def findings(tables: Tables) -> pd.DataFrame:
