@@ -97,7 +97,9 @@ def figures(tables: Tables) -> dict[str, go.Figure]:
     ]
     grid = shown.assign(image=image)
     doses = tables["doses"]
+    # Two settings of an edit may come to the same dose.
+    doses = doses[doses["measure"].isin(_MEASURES)].drop_duplicates(["edit", "measure", "dose"])
     return {
         "pictures": image_grid(grid),
-        "doses": dose_retention(doses[doses["measure"].isin(_MEASURES)], against=("held_out", "alignment")),
+        "doses": dose_retention(doses, against=("held_out", "alignment")),
     }
