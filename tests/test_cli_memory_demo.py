@@ -17,7 +17,7 @@ MEASURES = ("targeted", "held_out", "control", "alignment")
 
 
 def _tables() -> dict[str, pd.DataFrame]:
-    values = {"none": (1.0, 0.9, 0.0, 0.95), "wanda": (0.1, 0.2, 0.0, 0.8), "random": (0.7, 0.6, 0.0, 0.9)}
+    values = {"none": (1.0, 0.9, 0.0, 0.95), "nemo": (0.1, 0.2, 0.0, 0.8), "random": (0.7, 0.6, 0.0, 0.9)}
     own = [
         {
             "edit": e,
@@ -44,7 +44,7 @@ def _tables() -> dict[str, pd.DataFrame]:
         for g in (1.0, 1.5)
         for s, group in split.items()
     ]
-    back = {("original", "targeted"): 1.0, ("wanda", "targeted"): 0.75, ("oracle", "unseen"): 0.25}
+    back = {("original", "targeted"): 1.0, ("nemo", "targeted"): 0.75, ("oracle", "unseen"): 0.25}
     recovery = [
         {"condition": c, "group": g, "metric": m, "value": v / (1 if m == "attacked_any" else 2)}
         for (c, g), v in back.items()
@@ -80,8 +80,8 @@ def test_the_table_says_what_went_what_stayed_and_what_came_back(
     told = json.loads(done.stdout)
     assert (asked[0].train_seeds, asked[0].model) == ((3,), "quick")
     rows = {row["condition"]: row for row in told["conditions"]}
-    assert list(rows) == ["original", "wanda", "random", "oracle"]
-    assert [rows["wanda"][k] for k in ("dose", "A", "B", "A got back")] == [0.3, 0.1, 0.2, 0.75]
+    assert list(rows) == ["original", "nemo", "random", "oracle"]
+    assert [rows["nemo"][k] for k in ("dose", "A", "B", "A got back")] == [0.3, 0.1, 0.2, 0.75]
     assert rows["original"]["A"] == 1 and rows["original"]["digit asked for"] == 0.95
     assert rows["random"]["A got back"] is None
     assert (rows["oracle"]["A"], rows["oracle"]["never trained, made up"]) == (0, 0.25)

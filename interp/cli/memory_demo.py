@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Tables = Mapping[str, "pd.DataFrame"]
 _MEASURES = {"targeted": "A", "held_out": "B", "control": "controls", "alignment": "digit asked for"}
+_DRAWN = ("none", "wanda reference", "wanda corrected", "activation", "nemo", "subspace", "flat")
 _BACK = {"targeted": "A got back", "held_out": "B got back", "unseen": "never trained, made up"}
 
 
@@ -98,7 +99,9 @@ def figures(tables: Tables) -> dict[str, go.Figure]:
     grid = shown.assign(image=image)
     doses = tables["doses"]
     # Two settings of an edit may come to the same dose.
-    doses = doses[doses["measure"].isin(_MEASURES)].drop_duplicates(["edit", "measure", "dose"])
+    doses = doses[
+        doses["measure"].isin(_MEASURES) & (doses["control"] | doses["edit"].isin(_DRAWN))
+    ].drop_duplicates(["edit", "measure", "dose"])
     return {
         "pictures": image_grid(grid),
         "doses": dose_retention(doses, against=("held_out", "alignment")),
