@@ -18,7 +18,7 @@ import pandas as pd
 from interp.errors import UsageError
 from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
 from interp.studies.memorization.cuts import CONTROLS, NONE
-from interp.studies.memorization.measures import between
+from interp.studies.memorization.measures import between, unseen_share
 
 HOLDS, NOT, OPEN = "holds", "does not", "undecided"
 FEW, NOTHING, DAMAGE = "too few items", "nothing deleted", "general damage"
@@ -29,8 +29,8 @@ COST = 0.1
 UNNOTICED = -1.64
 """C_T below which samples would be called copies, at 5 %."""
 _SHARED = f"interval below 0; A erased; alignment not lower by more than {COST:g}"
-MARGIN = 0.1
-"""Replication or ease that counts as none."""
+MARGIN = 0.15
+"""Replication or ease that counts as none: what thirty items can tell from it."""
 
 PROTOCOL = "memorized items replicate (0.8 or more) and controls do not (0.05 or less)"
 WEN = "Wen et al. 2024 (arXiv 2407.21720)"
@@ -187,7 +187,7 @@ def _detected(detection: pd.DataFrame) -> list[Claim]:
         out.append(
             Claim(
                 f"conditional minus unconditional noise at {name} tells memorized prompts from other rare words",
-                WEN, "AUC in the training where it is lowest", r["auc"], r["auc_lo"], r["auc_hi"], 0.9, True,
+                WEN, "AUC in the training where it is lowest", r["auc"], r["auc_lo"], r["auc_hi"], 0.8, True,
                 int(r["prompts_positive"] + r["prompts_negative"]), own["seed"].nunique(),
             )
         )  # fmt: skip
@@ -310,6 +310,11 @@ def _new(edit: str, items: pd.DataFrame, attacks: pd.DataFrame) -> list[Claim]:
     rng = np.random.default_rng(0)
     draws = [rng.choice(x.to_numpy(), (2000, len(x))).mean(1) for x in (held, new)]
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    # A side on which all are equal adds what items that were not drawn may do to its mean, which is in [0, 1].
+    for values, (down, up) in ((held, (1, 0)), (new, (0, 1))):
+        c, others = float(values.iloc[0]), unseen_share(len(values)) * (np.ptp(values) == 0)
+        low -= others * (c * down + (1 - c) * up)
+        high += others * ((1 - c) * down + c * up)
     gone = edit == ORIGINAL or _mean(items, edit, "targeted") <= 0.5
     known = edit == ORIGINAL
     return [

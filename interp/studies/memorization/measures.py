@@ -101,19 +101,24 @@ def _row(name: Any, own: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 
 def between(values: np.ndarray, clusters: Sequence[str], *, seed: int) -> tuple[float, float]:
-    """95 % interval of a mean difference of two shares (or of other numbers, where they differ between items).
+    """95 % interval of a mean of differences in [-1, 1] (or of other numbers, where they differ between items).
 
-    A bootstrap of items is a point where all differences are equal; there the items are the trials of a proportion,
-    with -1 as its 0 and 1 as its 1.
+    A bootstrap of items is a point where all are equal. There it reaches as far as items that were not drawn may: by
+    `unseen_share` some of them are others, which may lie anywhere in [-1, 1].
     """
-    from interp.measure.stats import bootstrap_ci, proportion_ci
+    from interp.measure.stats import bootstrap_ci
 
     if np.ptp(values) > 0:
         return bootstrap_ci(values, clusters, seed=seed)
-    if abs(values[0]) > 1:
+    c, others = float(values[0]), unseen_share(len(set(clusters)))
+    if abs(c) > 1:
         return float("nan"), float("nan")
-    low, high = proportion_ci((values + 1) / 2, clusters)
-    return 2 * low - 1, 2 * high - 1
+    return c - others * (c + 1), c + others * (1 - c)
+
+
+def unseen_share(n: int) -> float:
+    """The most that a share may be which did not show in n items (upper end of Clopper and Pearson's 95 % interval)."""
+    return float(1 - 0.025 ** (1 / n))
 
 
 def against(items: pd.DataFrame, pairs: Mapping[str, Sequence[str]], *, seed: int = 0) -> pd.DataFrame:

@@ -69,7 +69,7 @@ class MemorizationSpec(StudySpec):
     erased: float = Field(0.1, gt=0, lt=1, description="replication of A that counts as erased")
 
     draws: int = Field(200, ge=19, description="deals of a permutation null")
-    attacked: int = Field(8, ge=2, description="pictures of each kind that are attacked")
+    attacked: int = Field(10, ge=2, description="pictures of each kind that are attacked")
     attack_sets: tuple[Attacked, ...] = Field(
         ("targeted", "unseen", "held_out", "control"), description="sets that are attacked"
     )

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 JUDGED = (REFERENCE, "wanda corrected")
 """Edits that claims are made about; they are attacked in every training."""
+PUBLISHED = 0.01
+"""Share of a row that the published rule takes at each step."""
 TRAINED = (NEGATED, TUNED)
 """Edits that are trained and not located."""
 
@@ -286,7 +288,8 @@ class MemorizationStudy(Study[MemorizationSpec]):
         from interp.studies.memorization.shared import covered, overlaps
 
         told, pairs, sizes = [], [], []
-        shares = sorted({0.01, self.settings[REFERENCE]})
+        # The share that was published, and the chosen one; smaller ones make no weight of a row.
+        shares = sorted({PUBLISHED, max(PUBLISHED, self.settings[REFERENCE])})
         for seed, bench in self.benches.items():
             found = self.together(
                 (f"parts/overlap-{seed}", f"parts/overlaps-{seed}"), partial(overlaps, bench, shares)
