@@ -3,11 +3,15 @@
 Overlap is never compared with 0: masks of any two sets of prompts overlap, since columns that are strong are strong for
 all. The null is that of labels: memorized and control items are pooled and dealt out anew, and all that made the masks
 is done again, from the sums that are there. Sets are disjoint, and the overlap of a set with itself is part of no mean.
+
+Labels may be dealt out freely only if nothing but the label sets the items apart. Sets that are balanced by what their
+items show, each with every digit once, overlap more than free deals of the same items, which have some digits twice and
+others never: a model that holds none of them then seems to share memory. Such items are dealt within strata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +87,7 @@ def split_test(
     found: WandaContrast,
     sets: Mapping[str, Sequence[int]],
     *,
+    strata: Sequence[Hashable] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     progress: Progress = quiet,
@@ -97,6 +102,9 @@ def split_test(
     Args:
         found: fitted on the items of all sets together, with one null for all.
         sets: numbers of items by name, disjoint: two halves of the memorized items, then controls.
+        strata: of each item that was fitted, a label of what it shows beside its set (its digit, its noun). Items are
+            exchanged with items of their own stratum alone, so that each set of a deal shows what the set itself does.
+            Needed wherever the sets were balanced by such labels; None: all items may be exchanged.
         draws: deals.
         options: of `WandaContrast.mask` (share, tau, rule, null).
 
@@ -106,8 +114,10 @@ def split_test(
         (-1 for the sets themselves).
 
     Raises:
-        UsageError: fewer than two sets, an empty one, or sets that share an item.
+        UsageError: fewer than two sets, an empty one, sets that share an item, not one label an item, or a stratum
+            whose items are of one set alone, so that they cannot be dealt.
     """
+    _labels(strata, int(found.scores_["n"].iloc[0]), "items")
 
     def measure(dealt: Mapping[str, list[int]]) -> dict[tuple[str, str], dict[str, float]]:
         masks = {name: found.mask(items=own, **options) for name, own in dealt.items()}
@@ -119,7 +129,7 @@ def split_test(
             for a, b in combinations(masks, 2)
         }
 
-    return _dealt(measure, sets, draws, seed, progress)
+    return _dealt(measure, sets, draws, seed, progress, strata)
 
 
 def angle_test(
@@ -127,6 +137,7 @@ def angle_test(
     sets: Mapping[str, Sequence[int]],
     *,
     rank: int = 1,
+    strata: Sequence[Hashable] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     progress: Progress = quiet,
@@ -137,7 +148,12 @@ def angle_test(
         found: fitted on the items of all sets together, with `groups` the number of items.
         sets: numbers of groups by name, disjoint.
         rank: directions of each part.
+        strata: of each group, a label of what it shows; as of `split_test`.
+
+    Raises:
+        UsageError: as `split_test`.
     """
+    _labels(strata, int(found.scores_["n"].iloc[0]), "groups")
 
     def measure(dealt: Mapping[str, list[int]]) -> dict[tuple[str, str], dict[str, float]]:
         spans = {n: [found.directions(p, own, rank) for p in found.parts_] for n, own in dealt.items()}
@@ -151,7 +167,12 @@ def angle_test(
             for a, b in combinations(spans, 2)
         }
 
-    return _dealt(measure, sets, draws, seed, progress)
+    return _dealt(measure, sets, draws, seed, progress, strata)
+
+
+def _labels(strata: Sequence[Hashable] | None, n: int, what: str) -> None:
+    if strata is not None and len(strata) != n:
+        raise UsageError(f"{len(strata)} strata for {n} {what}: give one label for each that was fitted")
 
 
 def _dealt(
@@ -160,19 +181,23 @@ def _dealt(
     draws: int,
     seed: int,
     progress: Progress,
+    strata: Sequence[Hashable] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure the sets, and sets of their sizes dealt out from all their items."""
+    """Measure the sets, and sets of their sizes dealt out from all their items, within strata where there are some."""
     names = list(sets)
     pool = [i for own in sets.values() for i in own]
     if len(names) < 2 or len(set(pool)) != len(pool) or not all(len(own) for own in sets.values()):
         raise UsageError(
             "a test of overlap needs two or more sets of items that share none, none of them empty"
         )
+    places = _places(sets, strata)
     rng = np.random.default_rng(stable_seed("overlap", seed, sorted(pool)))
     ends = np.cumsum([len(own) for own in sets.values()])[:-1]
     rows, statistics = [], []
     for draw in range(-1, draws):
-        order = np.asarray(pool) if draw < 0 else rng.permutation(pool)
+        order = np.asarray(pool)
+        for at in places if draw >= 0 else ():
+            order[at] = rng.permutation(order[at])
         pairs = measure({n: own.tolist() for n, own in zip(names, np.split(order, ends), strict=True)})
         rows += [{"a": a, "b": b, **found, "draw": draw} for (a, b), found in pairs.items()]
         first = pairs[names[0], names[1]]["overlap"]
@@ -199,6 +224,24 @@ def _dealt(
             }
         )
     return pd.DataFrame(out), pd.DataFrame(rows)
+
+
+def _places(sets: Mapping[str, Sequence[int]], strata: Sequence[Hashable] | None) -> list[list[int]]:
+    """Places of the pooled items that exchange their items: of each stratum, or all."""
+    owners = [(name, i) for name, own in sets.items() for i in own]
+    if strata is None:
+        return [list(range(len(owners)))]
+    places: dict[Hashable, list[int]] = {}
+    for place, (_, item) in enumerate(owners):
+        places.setdefault(strata[item], []).append(place)
+    alone = [label for label, at in places.items() if len({owners[k][0] for k in at}) < 2]
+    if alone:
+        named = ", ".join(map(repr, alone))
+        raise UsageError(
+            f"strata {named}: their items are of one set alone, so that there is nothing to deal; give each stratum "
+            "items of two sets or more, leave those items out, or write coarser strata"
+        )
+    return list(places.values())
 
 
 def coverage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -100,6 +101,51 @@ def test_deals_keep_sizes_and_give_an_exact_p() -> None:
     assert again.equals(statistics)
 
 
+class OfDigits(WandaContrast):
+    """Masks of what items show and of nothing else: item i shows digit i % 5, which has two columns of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores_ = pd.DataFrame({"n": [15]})
+
+    def mask(self, share: float | None = None, **options: Any) -> dict[Part, torch.Tensor]:
+        return {ONE: _mask(*(c for i in options["items"] for c in (2 * (i % 5), 2 * (i % 5) + 1)), n=12)}
+
+
+def test_what_items_show_is_no_memory_when_deals_are_within_strata() -> None:
+    """Each set shows every digit once, and nothing is shared beyond the digits."""
+    sets = {"a": range(5), "b": range(5, 10), "controls": range(10, 15)}
+    free, _ = split_test(OfDigits(), sets, draws=99)
+    digits = [i % 5 for i in range(15)]
+    within, rows = split_test(OfDigits(), sets, draws=99, strata=digits)
+    p, q = (told.set_index("statistic").loc["overlap", "p"] for told in (free, within))
+    assert p <= 0.05, "free deals have some digits twice and others never"
+    assert q == 1 and (within["value"] == within["mean"]).all() and (rows["overlap"] == 1).all()
+
+
+def test_deals_within_strata_reach_all_that_strata_allow() -> None:
+    seen = set()
+
+    def measure(dealt: Any) -> Any:
+        seen.add(tuple(tuple(sorted(own)) for own in dealt.values()))
+        return {("a", "b"): {"overlap": 0.0}}
+
+    # Item numbers are not places: labels are looked up by the number of the item.
+    labels = ["unused", "x", "y", "y", "x", "x"]
+    _dealt(measure, {"a": (5, 2), "b": (1, 3, 4)}, 200, 0, lambda *_: None, labels)
+    assert seen == {((y, x), tuple(sorted({1, 2, 3, 4, 5} - {x, y}))) for x in (4, 5) for y in (2, 3)} | {
+        ((1, y), tuple(sorted({2, 3, 4, 5} - {y}))) for y in (2, 3)
+    }
+
+
+def test_strata_that_cannot_be_dealt_are_told() -> None:
+    sets = {"a": range(5), "b": range(5, 10), "controls": range(10, 15)}
+    with pytest.raises(UsageError, match="strata 'lone', 'two': their items are of one set alone"):
+        split_test(OfDigits(), sets, strata=["lone", *"xxxx", *"xxx", "two", "two", *"xxxxx"])
+    with pytest.raises(UsageError, match="14 strata for 15 items"):
+        split_test(OfDigits(), sets, strata=["x"] * 14)
+
+
 @pytest.fixture(scope="module")
 def plant() -> tuple[Part, WandaContrast]:
     it = planted()
@@ -153,6 +199,14 @@ def test_shared_directions_overlap_beyond_deals() -> None:
     it = planted()
     found = ContrastSubspace("paired", groups=9, steps=4, tau=2, draws=1, limit=24).fit(it.pipe, list(POOL))
     statistics, rows = angle_test(found, SETS, rank=2, draws=39)
+    kinds = ["x", "y", "z"] * 3
+    within, apart = angle_test(found, SETS, rank=2, draws=9, strata=kinds)
+    assert (within["value"] == statistics["value"]).all() and not within["mean"].equals(statistics["mean"])
+    assert len(apart) == 10 * 3
+    with pytest.raises(UsageError, match="8 strata for 9 groups"):
+        angle_test(found, SETS, strata=kinds[:8])
+    with pytest.raises(UsageError, match="strata 'a', 'b', 'c'"):
+        angle_test(found, SETS, strata=[*"aaabbbccc"])
     own = rows[rows["draw"] == -1].set_index(["a", "b"])["overlap"]
     spans = [found.directions(it.part, own_groups, 2) for own_groups in SETS.values()]
     assert shared_energy(spans[0], spans[1]) > 0.95 > shared_energy(spans[0], spans[2])
