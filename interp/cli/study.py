@@ -97,6 +97,11 @@ _STUDIES = {
         "Train pipelines that memorize pictures, locate and delete these, and attack the deletion.",
         model="full",
     ),
+    "injection": _of(
+        "injection",
+        "InjectionSpec",
+        "Put sequences into known neurons, find them, delete them and what else is memorized, and try to get it back.",
+    ),
 }
 """Every study, by its command."""
 

@@ -28,6 +28,9 @@ class Effort(BaseModel):
     """How much is done with one model.
 
     Attributes:
+        shares: neurons that hold a sequence, of each layer's. together: those that hold many at once; 0: left out.
+        rate, updates: of training what is held, see `Fit`.
+        doses: shares of all neurons, or of a row's weights, that are cut; of single injections too with `every`.
         sequences: that are injected, each for itself. seeds: of their neurons.
         held: sequences of a memory, half of them to locate it by. never: sequences that the model never saw.
         passages: of prose, that perplexity is of; as many others are what locators compare with.
@@ -39,26 +42,45 @@ class Effort(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sequences: int = Field(2, ge=2)
+    shares: tuple[float, ...] = (0.001, 0.01)
+    together: float = Field(default=0, ge=0, le=1)
+    rate: float = Field(default=0.1, gt=0)
+    updates: int = Field(default=200, ge=1)
+    doses: tuple[float, ...] = (0.001, 0.003, 0.01)
+    every: bool = False
+    sequences: int = Field(default=2, ge=2)
     seeds: tuple[int, ...] = (0, 1)
-    held: int = Field(12, ge=4)
-    never: int = Field(6, ge=2)
-    passages: int = Field(6, ge=2)
+    held: int = Field(default=12, ge=4)
+    never: int = Field(default=6, ge=2)
+    passages: int = Field(default=4, ge=2)
     path: str = "joint"
-    nodes: int = Field(8, ge=1)
-    screen: int = Field(128, ge=0)
-    gates: int = Field(30, ge=1)
-    subnet: int = Field(8, ge=1)
-    rewrite: int = Field(10, ge=1)
-    factors: int = Field(32, ge=0)
+    nodes: int = Field(default=8, ge=1)
+    screen: int = Field(default=64, ge=0)
+    gates: int = Field(default=15, ge=1)
+    subnet: int = Field(default=4, ge=1)
+    rewrite: int = Field(default=10, ge=1)
+    factors: int = Field(default=32, ge=0)
     subspace: bool = False
-    attacked: int = Field(4, ge=2)
-    prompt: int = Field(30, ge=1)
+    attacked: int = Field(default=6, ge=2)
+    prompt: int = Field(default=20, ge=1)
+
+    @field_validator("shares", "doses")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or list(values) != sorted(set(values)) or not 0 < values[0] <= values[-1] < 1:
+            raise ValueError("takes rising shares between 0 and 1")
+        return values
 
 
 LARGE = Effort()
-SMALL = Effort(
-    sequences=8,
+LITTLE = Effort(
+    shares=(0.01, 0.03),
+    together=0.1,
+    rate=0.3,
+    updates=600,
+    doses=(0.003, 0.01, 0.03, 0.1),
+    every=True,
+    sequences=6,
     held=16,
     never=8,
     passages=16,
@@ -82,17 +104,16 @@ class InjectionSpec(StudySpec):
     """
 
     SMALL: ClassVar[Mapping[str, Any]] = {
-        "small": "tiny",
-        "shares": (0.01,),
         "large": Effort(
-            seeds=(0,), held=4, never=2, passages=2, screen=16, gates=6, subnet=2, rewrite=2, factors=4,
-            attacked=2, prompt=4,
+            shares=(0.01,), doses=(0.001, 0.01), seeds=(0,), held=4, never=2, passages=2, screen=16, gates=6,
+            subnet=2, rewrite=2, factors=4, attacked=2, prompt=4,
         ),
-        "little": Effort(
-            sequences=3, seeds=(0,), held=8, never=4, passages=4, path="layer", nodes=4, screen=0, gates=30,
-            subnet=8, rewrite=10, factors=16, subspace=True, attacked=4, prompt=20,
+        "little": LITTLE.model_copy(
+            update={
+                "shares": (0.03,), "doses": (0.01, 0.1), "sequences": 3, "seeds": (0,), "held": 8, "never": 4,
+                "passages": 4, "gates": 30, "subnet": 8, "rewrite": 10, "factors": 16, "attacked": 4, "prompt": 20,
+            }
         ),
-        "doses": (0.01, 0.1),
         "passages": 12,
         "exposed": (0, 1, 4, 16),
         "each": 3,
@@ -102,20 +123,14 @@ class InjectionSpec(StudySpec):
 
     small: str = Field("quick", description="preset of the small model; none: left out")
     large: Effort = Field(LARGE, description="how much is done with the model")
-    little: Effort = Field(SMALL, description="how much is done with the small one")
+    little: Effort = Field(LITTLE, description="how much is done with the small one")
     methods: tuple[str, ...] = Field(METHODS, description="rankings of neurons")
-    shares: tuple[float, ...] = Field(
-        (0.001, 0.01), description="neurons that hold a sequence, of each layer's"
-    )
     length: int = Field(32, ge=12, description="tokens of a sequence")
     prefix: int = Field(8, ge=4, description="tokens of it that are given")
     top: tuple[float, ...] = Field(
         (0.001, 0.01, 0.02, 0.05, 0.1), description="shares of a ranking that are taken"
     )
 
-    doses: tuple[float, ...] = Field(
-        (0.001, 0.01, 0.05), description="shares of all neurons, or weights, that are cut"
-    )
     masses: tuple[float, ...] = Field((0.9, 0.6), description="shares of the curvature that K-FAC keeps")
     ranks: tuple[int, ...] = Field((1, 4), description="directions that are taken out of each layer")
     erased: float = Field(
@@ -156,10 +171,8 @@ class InjectionSpec(StudySpec):
             raise ValueError(
                 f"length={self.length} leaves fewer than 4 tokens after a prefix of {self.prefix}"
             )
-        for name in ("doses", "shares", "top"):
-            values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)) or not 0 < values[0] <= values[-1] < 1:
-                raise ValueError(f"{name} are rising shares between 0 and 1")
+        if not self.top or not 0 < min(self.top) <= max(self.top) <= 1:
+            raise ValueError("top are rising shares between 0 and 1")
         if self.exposed and (0 not in self.exposed or len(set(self.exposed)) < len(self.exposed)):
             raise ValueError("exposed are numbers of exposures, each once, 0 among them")
         return self

@@ -1,0 +1,155 @@
+"""Edits of a memory at every dose: neurons, weights, directions and curvature, with controls of equal number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp.intervene.weights import PartEdit, pruned
+from interp.models.parts import parts, weight_of
+from interp.studies.injection import ranking
+from interp.studies.injection.ranking import Asked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.studies.injection.memories import Material, Memory
+    from interp.studies.injection.spec import Effort, InjectionSpec
+
+WEIGHTS = ("wanda", "balanced_subnet", "contrastive")
+"""Locators that also say which single weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dosed:
+    """An edit at a dose.
+
+    Attributes:
+        edit: how it is called: its locator's name, with `weights` where it is not of neurons.
+        family: units, weights, directions, curvature, rewritten, known or control.
+        asked: what was asked for: a share, a rank, a mass.
+        change: the edit itself.
+    """
+
+    edit: str
+    family: str
+    asked: float
+    change: PartEdit
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Columns of the tables."""
+        return {
+            "edit": self.edit,
+            "family": self.family,
+            "control": self.family == "control",
+            "asked": self.asked,
+        }
+
+
+def of_units(name: str, ranked: pd.DataFrame, asked: Asked, doses: tuple[float, ...]) -> Iterator[Dosed]:
+    """The neurons of highest rank silenced, at every dose."""
+    family = "control" if name in ranking.CONTROLS else "units"
+    for dose in doses:
+        units = ranking.first(ranked, dose, asked.subject, asked.seed)
+        yield Dosed(name, family, dose, ranking.zeroed(asked.subject, units))
+
+
+def known(memory: Memory, asked: Asked) -> Dosed:
+    """The neurons that are known to hold the memory, silenced: what a perfect locator would cut."""
+    n = sum(weight_of(asked.subject, p).shape[1] for p in parts(asked.subject))
+    share = sum(map(len, memory.units.values())) / n
+    return Dosed("known", "known", share, ranking.zeroed(asked.subject, memory.units))
+
+
+def of_weights(name: str, located: Any, spec: InjectionSpec, asked: Asked) -> Iterator[Dosed]:
+    """Single weights set to zero, at the doses that make one of a row at least; with Wanda's, random ones of a row."""
+    from interp.locate.memorization.masks import random_like
+
+    make = {
+        "wanda": lambda d: located.edit(share=d),
+        "balanced_subnet": lambda d: located.edit(share=d),
+        "contrastive": lambda d: located.cut(share=d),
+    }[name]
+    columns = min(weight_of(asked.subject, p).shape[1] for p in parts(asked.subject))
+    for dose in asked.effort.doses:
+        if int(dose * columns) < 1:
+            continue
+        yield Dosed(f"{name} weights", "weights", dose, make(dose))
+        if name == "wanda":
+            random = random_like(located.mask(dose), seed=spec.seed)
+            yield Dosed("random weights", "control", dose, pruned(asked.subject, random))
+
+
+def of_directions(spec: InjectionSpec, asked: Asked) -> Iterator[Dosed]:
+    """Directions that the sequences move and others do not, taken out of what each down projection reads."""
+    from interp.locate.memorization.subspace import ContrastSubspace
+
+    groups = min(4, len(asked.items), len(asked.others))
+    found = ContrastSubspace(null="prompts", groups=groups, draws=19, most=max(spec.ranks), seed=spec.seed)
+    found.fit(asked.subject, asked.items, reference=asked.others, progress=asked.progress)
+    for rank in spec.ranks:
+        yield Dosed("subspace", "directions", rank, found.edit(rank))
+
+
+def of_curvature(spec: InjectionSpec, asked: Asked, material: Material) -> Iterator[Dosed]:
+    """Components of flat curvature dropped; which sequences are meant is not told."""
+    from interp.locate.memorization.kfac import FlatDirections
+
+    found = FlatDirections(spec.masses[0])
+    found.fit(asked.subject, reference=material.ordinary, progress=asked.progress)
+    for mass in spec.masses:
+        yield Dosed("flat curvature", "curvature", mass, found.edit(mass=mass))
+
+
+def of_outputs(units: Any, name: str, asked: Asked) -> Dosed:
+    """What the neurons of an edit write is learned anew, so that the sequences are forgotten and others kept."""
+    from interp.intervene.weights import Aim, rewrite_outputs
+    from interp.measure.memorization.objective import loss
+
+    def objective(subject: Any, items: Any, *, seed: int) -> Any:
+        return loss(subject, items, seed=seed)
+
+    aim = Aim(steps=asked.effort.rewrite, seed=asked.seed)
+    done = rewrite_outputs(
+        asked.subject, units, asked.items, asked.others, objective, aim, progress=asked.progress
+    )
+    share = sum(len(u) for u in units.values())
+    total = sum(weight_of(asked.subject, p).shape[1] for p in parts(asked.subject))
+    return Dosed(f"rewritten ({name})", "rewritten", share / total, done.edit)
+
+
+def doses(
+    name: str, spec: InjectionSpec, asked: Asked, memory: Memory, material: Material
+) -> Iterator[Dosed]:
+    """Every dose of an edit of `names`; some come with others of their own."""
+    if name == "known":
+        yield known(memory, asked)
+    elif name in ranking.CONTROLS:
+        yield from of_units(name, ranking.control(name, asked.subject, spec.seed), asked, asked.effort.doses)
+    elif name == "subspace":
+        yield from of_directions(spec, asked)
+    elif name == "flat curvature":
+        yield from of_curvature(spec, asked, material)
+    else:
+        located = ranking.locate(name, asked)
+        yield from of_units(name, ranking.ranking(name, located, asked.subject), asked, asked.effort.doses)
+        if name in WEIGHTS:
+            yield from of_weights(name, located, spec, asked)
+
+
+def names(spec: InjectionSpec, effort: Effort, told: bool) -> list[str]:
+    """What a memory is edited by.
+
+    Args:
+        told: whether its neurons are known.
+    """
+    out = [*ranking.CONTROLS, *(["known"] if told else []), *spec.methods]
+    if effort.screen:  # each sequence has to be run with each neuron left out
+        out = [name for name in out if name != "leave_one_out"]
+    if effort.subspace:
+        out.append("subspace")
+    if effort.factors:
+        out.append("flat curvature")
+    return out

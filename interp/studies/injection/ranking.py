@@ -1,0 +1,120 @@
+"""Neurons of a model in the order of what a method makes of them, and edits at a stated share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.intervene.weights import Prune, Stack
+from interp.models.cache import Progress, quiet
+from interp.models.parts import Part, parts, weight_of
+from interp.tasks.base import stable_seed
+
+if TYPE_CHECKING:
+    from interp.models.subject import CausalLM
+    from interp.studies.injection.spec import Effort
+    from interp.tasks.memorized import TextItem
+
+CONTROLS = ("random", "magnitude")
+"""Rankings that know nothing of the sequences."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a locator is given: the sequences, what they are compared with, and how much it may do."""
+
+    subject: CausalLM
+    items: Sequence[TextItem]
+    others: Sequence[TextItem]
+    effort: Effort
+    seed: int = 0
+    progress: Progress = quiet
+
+
+def locate(name: str, asked: Asked) -> Any:
+    """A fitted locator whose `scores_` have the method of that name.
+
+    Those that are published without a comparison are used so.
+    """
+    from interp.locate.memorization.activation import Activation
+    from interp.locate.memorization.contrastive import ContrastiveGradients
+    from interp.locate.memorization.gates import LearnedGates
+    from interp.locate.memorization.gradients import GradientActivation, IntegratedGradients
+    from interp.locate.memorization.leave_out import LeaveOneOut
+    from interp.locate.memorization.supermask import BalancedSubnet
+    from interp.locate.memorization.wanda import WandaContrast
+
+    e, seed = asked.effort, asked.seed
+    makes: dict[str, Any] = {
+        "activation": lambda: Activation(),
+        "gradient": lambda: GradientActivation(),
+        "gradient_size": lambda: GradientActivation(),
+        "integrated": lambda: IntegratedGradients(e.path, e.nodes),  # type: ignore[arg-type]
+        "leave_one_out": lambda: LeaveOneOut(e.screen or None),
+        "wanda": lambda: WandaContrast(null="prompts"),
+        "slimming": lambda: LearnedGates("slimming", steps=e.gates, seed=seed),
+        "hard_concrete": lambda: LearnedGates("hard_concrete", steps=e.gates, seed=seed),
+        "balanced_subnet": lambda: BalancedSubnet(steps=e.subnet, seed=seed),
+        "contrastive": lambda: ContrastiveGradients(),
+    }
+    compared = name in ("wanda", "balanced_subnet", "contrastive")
+    reference = asked.others if compared else None
+    return makes[name]().fit(asked.subject, asked.items, reference=reference, progress=asked.progress)
+
+
+METHOD_OF = {"wanda": "corrected", "contrastive": "guarded"}
+"""What a ranking is called in the locator's table, where it is not its own name."""
+
+
+def ranking(name: str, located: Any, subject: CausalLM) -> pd.DataFrame:
+    """part, unit, score of every neuron; those that were not measured have none, and rank last."""
+    table = located.scores_
+    own = table[table["method"] == METHOD_OF.get(name, name)][["part", "unit", "score"]]
+    return every_unit(subject).merge(own, on=["part", "unit"], how="left").assign(method=name)
+
+
+def every_unit(subject: CausalLM) -> pd.DataFrame:
+    """part, unit of every neuron of the MLPs."""
+    return pd.concat(
+        [
+            pd.DataFrame({"part": repr(p), "unit": np.arange(weight_of(subject, p).shape[1])})
+            for p in parts(subject)
+        ],
+        ignore_index=True,
+    )
+
+
+def control(name: str, subject: CausalLM, seed: int) -> pd.DataFrame:
+    """A ranking at random, or by the length of what a neuron writes."""
+    out = every_unit(subject)
+    if name == "random":
+        rng = np.random.default_rng(stable_seed("random neurons", seed))
+        return out.assign(score=rng.random(len(out)), method=name)
+    sizes = [weight_of(subject, p).float().norm(dim=0).cpu().numpy() for p in parts(subject)]
+    return out.assign(score=np.concatenate(sizes), method=name)
+
+
+def first(ranked: pd.DataFrame, share: float, subject: CausalLM, seed: int = 0) -> dict[Part, list[int]]:
+    """The highest share of the neurons, at least one; of equal ones at random."""
+    mixed = ranked.sample(frac=1, random_state=np.random.default_rng(stable_seed("ties", seed)))
+    rows = mixed.sort_values("score", ascending=False, kind="stable", na_position="last")
+    taken = rows[: max(1, round(share * len(rows)))]
+    by_name = {repr(p): p for p in parts(subject)}
+    return {
+        by_name[str(name)]: sorted(own["unit"].tolist()) for name, own in taken.groupby("part", sort=False)
+    }
+
+
+def zeroed(subject: CausalLM, units: dict[Part, list[int]]) -> Stack:
+    """Neurons that write nothing."""
+    edits = []
+    for part, own in sorted(units.items()):
+        mask = torch.zeros(weight_of(subject, part).shape, dtype=torch.bool)
+        mask[:, own] = True
+        edits.append(Prune(part, mask))
+    return Stack(tuple(edits))
