@@ -23,7 +23,17 @@ SIGNALS = {
     "first": "noise difference, first step", "all": "noise difference, all steps", "one_step": "one step",
     "similarity": "alike over seeds", "spread": "spread over seeds",
 }  # fmt: skip
-MEASURES = ("targeted", "held_out", "retained", "control", "alignment", "frechet", "loss")
+MEASURES = (
+    "targeted",
+    "held_out",
+    "targeted_own",
+    "held_out_own",
+    "retained",
+    "control",
+    "alignment",
+    "frechet",
+    "loss",
+)
 GROUPS = ("targeted", "held_out", "control", "unseen")
 
 
@@ -130,7 +140,8 @@ def _edited(data: Path) -> str:
             named(edit), *(size if edit != "none" else ("", "")),
             *(cell(own[own["measure"] == m], 3 if m == "loss" else 2) for m in names), *cost,
         ])  # fmt: skip
-    head = {"targeted": "A", "held_out": "B", "retained": "others kept", "control": "control words",
+    head = {"targeted": "A", "held_out": "B", "targeted_own": "A, distance to own picture",
+            "held_out_own": "B, distance", "retained": "others kept", "control": "control words",
             "alignment": "right digit", "frechet": "Fr\u00e9chet", "loss": "held-out loss"}  # fmt: skip
     out = table(
         ["edit at its chosen dose: MR", "weights changed", "norm of it", *(head[m] for m in names), "UNet rows to find",

@@ -27,6 +27,8 @@ CONTROLS = ("random", "magnitude", "ordinary", "words", "random weights")
 TRAINED = ("negation", "adversarial tuning")
 SHARES = ("targeted", "held_out", "retained", "control", "alignment")
 """Measures that are shares of items."""
+AWAY = {"targeted": "targeted_own", "held_out": "held_out_own"}
+"""Mean distance of samples of A and B to their own pictures, which says how far a deletion goes."""
 
 
 def named(edit: str) -> str:
@@ -59,11 +61,18 @@ def edited(edits: pd.DataFrame, items: pd.DataFrame | None) -> pd.DataFrame:
     """Each edit and measure over all trainings: edit, measure, value, ci_lo, ci_hi, n, n_seeds.
 
     Of one training the rows are those of `edits`; of several, items of different trainings are different items, and a
-    measure that is of no items (Frechet distance) is the mean.
+    measure that is of no items (Frechet distance) is the mean. With items come the measures of `AWAY`.
     """
     keep = ["edit", "measure", "value", "ci_lo", "ci_hi", "n"]
-    if items is None or edits["seed"].nunique() < 2:
-        return edits[keep].assign(n_seeds=edits["seed"].nunique())
+    n_seeds = edits["seed"].nunique()
+    if items is None:
+        return edits[keep].assign(n_seeds=n_seeds)
+    away = pd.DataFrame([
+        {"edit": edit, "measure": AWAY[name], **_told(own, "own", False), "n": len(own), "n_seeds": n_seeds}
+        for (edit, name), own in items.groupby(["edit", "set"], sort=False) if name in AWAY
+    ])  # fmt: skip
+    if n_seeds < 2:
+        return pd.concat([edits[keep].assign(n_seeds=n_seeds), away], ignore_index=True)
     means = edits[~edits["measure"].isin(items["set"])].groupby(["edit", "measure"], sort=False)
     rows = [
         {"edit": e, "measure": m, "value": own["value"].mean(), "ci_lo": np.nan, "ci_hi": np.nan,
@@ -76,7 +85,8 @@ def edited(edits: pd.DataFrame, items: pd.DataFrame | None) -> pd.DataFrame:
             {"edit": edit, "measure": measure, **value, "n": len(own), "n_seeds": own["seed"].nunique()}
         )
     order = {name: i for i, name in enumerate(dict.fromkeys(edits["edit"]))}
-    return pd.DataFrame(rows).sort_values("edit", key=lambda e: e.map(order), kind="stable")
+    every = pd.concat([pd.DataFrame(rows), away], ignore_index=True)
+    return every.sort_values("edit", key=lambda e: e.map(order), kind="stable")
 
 
 def _told(own: pd.DataFrame, column: str, share: bool) -> dict[str, float]:

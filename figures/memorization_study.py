@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 from memorization_numbers import numbers
 from memorization_rows import (
     CONTROLS,
+    SHARES,
     averaged,
     dealt,
     edited,
@@ -45,10 +46,10 @@ DATA = Path(__file__).parent / "data" / "memorization_study"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "memorization": {
         "subjects": (), "existence": (),
-        "samples": ("seed", "role", "guidance", "item", "group", "split", "sample", "extracted", "extracted_encoder"),
+        "samples": ("seed", "role", "guidance", "item", "group", "split", "sample", "own", "extracted"),
         "signals": ("seed", "role", "group", "item", "sample", "first", "all", "one_step", "similarity", "spread"),
         "detection": (), "copying": (), "doses": (), "chosen": (), "edits": (), "contrasts": (), "overlap": (),
-        "edit_items": ("seed", "edit", "set", "item", "group", "split", "value"),
+        "edit_items": ("seed", "edit", "set", "item", "group", "split", "value", "own"),
         "overlaps": ("seed", "method", "share", "a", "b", "overlap", "independent", "draw"), "coverage": (),
         "attacks": ("seed", "condition", "group", "item", "before", "extracted", "steps", "work"),
         "tuning": (), "exposure_curves": (), "pictures": (), "costs": (), "findings": (),
@@ -65,8 +66,8 @@ GROUPS = {
     "targeted": "A, located", "held_out": "B, held out", "control": "Control words", "unseen": "Never trained on",
 }  # fmt: skip
 CAPTIONS = {
-    "targeted": "A, replicated", "held_out": "B, replicated", "retained": "Others kept", "control": "Control words",
-    "alignment": "Right digit",
+    "targeted": "A replicated", "held_out": "B replicated", "targeted_own": "A distance", "retained": "Others kept",
+    "control": "Controls", "alignment": "Right digit",
 }  # fmt: skip
 """Measures as panels call them; A is what was located, B is held out."""
 
@@ -199,11 +200,15 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
         levels = {m: {"before": float(v)} for m, v in before.items()}
         for measure, value in oracle(samples).items():
             levels.setdefault(measure, {})["oracle"] = value
+        subjects = read(data, "memorization", "subjects")
+        if subjects is not None and "targeted_own" in levels:
+            levels["targeted_own"]["nearer: a copy"] = float(subjects["threshold"].mean())
         after = in_order(rows[rows["edit"] != "none"])
         after = after.sort_values("measure", key=lambda m: m.map(list(CAPTIONS).index), kind="stable")
         out["edits"] = plot.value_strips(
             after.assign(edit=after["edit"].map(named)), "edit", panel="measure", group="kind",
-            controls=[named(c) for c in CONTROLS], levels=levels, percent=True, captions=CAPTIONS, x="share",
+            controls=[named(c) for c in CONTROLS], levels=levels, percent=SHARES, captions=CAPTIONS,
+            x={m: "share" if m in SHARES else "to the own picture" for m in CAPTIONS},
             title="What each edit deletes, and what it keeps",
             note=joined([
                 trainings(rows), "doses chosen on other samples of A; grey: controls, of as many weights as the masks",
@@ -229,12 +234,15 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
 
 
 def oracle(samples: pd.DataFrame | None) -> dict[str, float]:
-    """MR of A and B by the oracle, at the first guidance."""
+    """MR of A and B by the oracle, and its distance to A, at the first guidance."""
     if samples is None:
         return {}
     own = samples[(samples["role"] == "oracle") & (samples["guidance"] == samples["guidance"].iloc[0])]
     names = {"locate": "targeted", "test": "held_out"}
-    return {names[s]: float(g["extracted"].mean()) for s, g in own.groupby("split") if s in names}
+    out = {names[s]: float(g["extracted"].mean()) for s, g in own.groupby("split") if s in names}
+    if "targeted" in out:
+        out["targeted_own"] = float(own[own["split"] == "locate"]["own"].mean())
+    return out
 
 
 def share_figures(data: Path) -> dict[str, go.Figure]:

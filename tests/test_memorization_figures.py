@@ -70,7 +70,7 @@ def test_pictures_are_the_same_from_the_run_and_from_what_is_committed(
     assert {p.name for p in written_} == {*(f"{n}.parquet" for n in f.memorization()), "spec.yaml"}
     kept = pd.read_parquet(tmp_path / "memorization" / "pictures.parquet")
     assert kept["image"].iloc[1].dtype == np.uint8 and set(kept["image"].iloc[1]) == {1}
-    assert "own" not in pd.read_parquet(tmp_path / "memorization" / "samples.parquet")
+    assert "extracted_encoder" not in pd.read_parquet(tmp_path / "memorization" / "samples.parquet")
     again = study.figures(tmp_path)
     assert set(again) == {n for n in drawn if "-lm-" not in n}
     for name, fig in again.items():
@@ -88,8 +88,12 @@ def test_edits_are_told_from_controls_with_the_levels_before_and_of_the_oracle(
 ) -> None:
     fig = drawn["memorization-study-edits"]
     levels = {(s.name, s.xaxis or "x"): s.x[0] for s in fig.data if s.mode == "lines"}
-    assert levels["before", "x"] == 0.98 and levels["oracle", "x"] == 0.0 and levels["before", "x5"] == 0.85
-    assert ("oracle", "x5") not in levels
+    assert levels["before", "x"] == 0.98 and levels["oracle", "x"] == 0.0 and levels["before", "x6"] == 0.85
+    assert ("oracle", "x6") not in levels
+    # Of how far samples are from their own pictures: four items at .5 to .8, the oracle's samples, and the threshold.
+    assert [levels[n, "x3"] for n in ("before", "oracle", "nearer: a copy")] == pytest.approx(
+        [0.65, 0.5, 1.2]
+    )
     assert "before" not in fig.layout.yaxis.ticktext and "NeMo" in fig.layout.yaxis.ticktext
     contrasts = drawn["memorization-study-contrasts"]
     assert {s.name for s in contrasts.data if s.mode == "markers"} == {"random", "ordinary prompts"}
@@ -107,6 +111,7 @@ def test_several_trainings_are_taken_together_item_by_item(rows: ModuleType) -> 
     assert told.loc[("nemo", "frechet"), "value"] == pytest.approx(1.1) and np.isnan(
         told.loc[("nemo", "frechet"), "ci_lo"]
     )
+    assert told.loc[("nemo", "targeted_own"), "value"] == pytest.approx(0.5 * (0.65 + 1.65))
     one = rows.edited(edits[edits["seed"] == 0], items[items["seed"] == 0]).set_index(["edit", "measure"])
     assert one.loc[("nemo", "targeted"), "value"] == pytest.approx(f.measured("nemo", "targeted"))
     assert rows.replicated(f.samples(range(2))).query("role == 'model' and group == 'memorized'")[
@@ -181,7 +186,7 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path, tmp_path
         "| memorized pictures | 0.75 [",
         "| noise difference, first step | 0.99 [0.95, 1.00] | 0.90 [0.30, 0.95] |",
         f"| memorized | 90% | 2% | {MINUS}4.20 |",
-        "| NeMo | 10.0% | 2.5 | 0.58 [0.48, 0.68] | 0.69 [0.59, 0.79] |", "| 2,040 | 12 |",
+        "| NeMo | 10.0% | 2.5 | 0.58 [0.48, 0.68] | 0.69 [0.59, 0.79] | 0.65 [", "| 2,040 | 12 |",
         "Erase A on the samples that doses are chosen on: Wanda (published), Wanda (corrected) and activation.",
         f"| Wanda (published) | A | {MINUS}0.90 [{MINUS}1.10, {MINUS}0.70] |",
         "| Wanda (published), 1 % of a row | A and B | 0.550 | [0.108, 0.393] | 0.020 | 0.050 |",

@@ -145,7 +145,8 @@ def _note(rows: pd.DataFrame, lines: Sequence[str], note: str, written: bool) ->
             own = rows[(rows["state"] == state) & rows["replicated"].notna()]
             if len(own):
                 shares.append(f"{state} {int(own['replicated'].astype(bool).sum())} of {len(own)}")
-        parts.append("framed: replicated" + (f" ({listed(shares)})" if shares else ""))
+        # Of many lines the frames themselves say it shorter.
+        parts.append("framed: replicated" + (f" ({listed(shares)})" if 0 < len(shares) <= 5 else ""))
     if written:
         parts.append("number: distance to the original")
     return joined(parts)

@@ -167,7 +167,7 @@ def _areas(sheet: Sheet, panel: int, said: Sequence[tuple[str, str]]) -> None:
     for k, (text, color) in enumerate(lines):
         sheet.fig.add_annotation(
             text=safe(text), x=0.98, y=0.05 + 0.072 * (len(lines) - 1 - k), xref=f"x{sheet.axis(panel)} domain",
-            yref=f"y{sheet.axis(panel)} domain", xanchor="right", yanchor="bottom", borderpad=0,
+            yref=f"y{sheet.axis(panel)} domain", xanchor="right", yanchor="bottom", borderpad=0, bgcolor=theme.PAPER,
             font={"color": color, "size": 0.94 * sheet.font},
         )  # fmt: skip
 

@@ -102,11 +102,13 @@ def value_strips(
         joined([note, "95% intervals" if ends and "interval" not in note else ""]), width,
     )  # fmt: skip
     shown: set[str] = set()
+    named = dict.fromkeys(n for by in (levels or {}).values() for n in by)
+    dashes = {n: ("dot", "dash", "dashdot")[k % 3] for k, n in enumerate(named)}
     for i, name in enumerate(panels):
         own = rows[rows["panel"] == name]
         across = (levels or {}).get(name, {})
         low_high = (ranges or {}).get(name) or _ends(own, list(across.values()), shares[name])
-        _levels(made, i, across, shares[name], shown)
+        _levels(made, i, across, dashes, shares[name], shown)
         for k, each in enumerate(marks):
             _points(
                 made, i, own[own["mark"] == each], k, len(marks), shares[name], controls, colors or {}, shown
@@ -173,14 +175,21 @@ def _frame(
     return made
 
 
-def _levels(made: _Frame, panel: int, across: Mapping[str, float], share: bool, shown: set[str]) -> None:
+def _levels(
+    made: _Frame,
+    panel: int,
+    across: Mapping[str, float],
+    dashes: Mapping[str, str],
+    share: bool,
+    shown: set[str],
+) -> None:
     factor, unit, digits = (100, "%", 1) if share else (1, "", 3)
     axis, last = made.axis(panel), max(made.places.values())
-    for k, (name, at) in enumerate(across.items()):
+    for name, at in across.items():
         made.fig.add_scatter(
             x=[at, at], y=[-0.6, last + 0.6], mode="lines", name=safe(name), legendgroup=name,
             showlegend=name not in shown, xaxis=f"x{axis}", yaxis=f"y{axis}",
-            line={"color": theme.MUTED, "dash": ("dot", "dash", "dashdot")[k % 3], "width": 1.2},
+            line={"color": theme.MUTED, "dash": dashes[name], "width": 1.2},
             hovertemplate=f"<b>{safe(name)}</b>: {number(factor * at, digits)}{unit}<extra></extra>",
         )  # fmt: skip
         shown.add(name)

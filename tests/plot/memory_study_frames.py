@@ -147,7 +147,7 @@ def edit_items(trainings: range) -> pd.DataFrame:
                 if measure != "frechet":
                     rows += [
                         {"seed": s, "edit": edit, "set": measure, "item": f"{measure}-{i}", "group": "memorized",
-                         "split": "", "value": 1.0 if s else float(i < 2)}
+                         "split": "", "value": 1.0 if s else float(i < 2), "own": 0.5 + 0.1 * i + s}
                         for i in range(4)
                     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -83,6 +83,10 @@ def test_levels_stand_where_they_are_in_their_panel_alone() -> None:
     drawn = [((t.xaxis or "x"), t.name, t.x[0]) for t in fig.data if t.mode == "lines"]
     assert drawn == [("x", "before", 0.97), ("x2", "before", 0.5), ("x2", "oracle", 0.1)]
     assert [t.showlegend for t in fig.data if t.mode == "lines"] == [True, False, True]
+    turned = plot.value_strips(
+        ROWS, "edit", panel="measure", levels={"A": {"a": 0.1}, "B": {"b": 0.2}}, title="t"
+    )
+    assert len({t.line.dash for t in turned.data if t.mode == "lines"}) == 2, "a dash a name, not a place"
     assert list(fig.layout.xaxis.range) == [-0.08, 1.08] and fig.layout.xaxis.tickformat == ".0%"
     own = plot.value_strips(
         ROWS, "edit", panel="measure", title="t", percent=("B",), ranges={"A": (0.0, 2.0)}

@@ -53,6 +53,8 @@ def test_what_was_replicated_is_framed_and_counted() -> None:
     assert len(frames) == want == 7 and {s.line.color for s in frames} == {theme.VERMILLION}
     assert "before 4 of 4, after 0 of 4 and attacked 3 of 4" in note(fig)
     assert fig.layout.annotations and any(a.text == "item 0" for a in fig.layout.annotations)
+    many = pd.concat([PICTURES, PICTURES.assign(state="2 " + PICTURES["state"])])
+    assert "framed: replicated \u00b7" in note(plot.image_grid(many)), "six counts do not fit"
     plain = plot.image_grid(PICTURES[["item", "state", "image"]])
     assert not plain.layout.shapes and "framed" not in plain.to_json()
 
