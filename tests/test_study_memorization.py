@@ -26,8 +26,10 @@ from interp.studies.memorization.bench import Bench
 from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, RULES, Cuts, chosen
 from interp.studies.memorization.detect import detection, exposure_curves
 from interp.studies.memorization.measures import against, between, measured
+from interp.studies.memorization.shared import strata_of
 from interp.studies.memorization.spec import MemorizationSpec
 from interp.studies.memorization.study import JUDGED, MemorizationStudy, run
+from interp.tasks.memorized import ImageItem
 
 MINI: dict[str, Any] = {
     "memorized": 4, "exposures": 8, "controls": 2, "control_exposures": 4, "varied": 1, "template": 1,
@@ -265,7 +267,7 @@ def test_differences_are_paired_by_item_and_training() -> None:
 def test_equal_differences_have_an_interval() -> None:
     names = [str(i) for i in range(10)]
     low, high = between(np.full(10, -1.0), names, seed=0)
-    assert low == -1.0 and high == pytest.approx(2 * 0.30849710781876083 - 1)
+    assert low == -1.0 and high == pytest.approx(0.30849710781876083 - 1)
     low, high = between(np.zeros(10), names, seed=0)
     assert low == pytest.approx(-high) and high == pytest.approx(0.30849710781876083)
     assert all(np.isnan(between(np.full(3, 7.0), names[:3], seed=0)))
@@ -387,6 +389,20 @@ def test_curves_over_exposures() -> None:
     assert found.loc[(3, "recall"), "value"] == pytest.approx(2 / 3)
     assert found.loc[(3, "recall"), "n"] == 3 and found.loc[(3, "recall"), "n_seeds"] == 2
     assert found.loc[(30, "recognition"), "value"] == 1.0
+
+
+def test_items_are_dealt_with_their_like() -> None:
+    def items(*digits: str) -> list[ImageItem]:
+        return [
+            ImageItem(f"{d}-{i}", f"a zorax poster of the digit {d}", torch.zeros(1, 8, 8))
+            for i, d in enumerate(digits)
+        ]
+
+    balanced = strata_of({"A": items("one", "two"), "B": items("two", "one"), "controls": items("one")})
+    assert balanced == ["one", "two", "two", "one", "one"]
+    mixed = strata_of({"A": items("one", "five"), "B": items("six", "one")})
+    assert mixed == ["one", "others", "others", "one"]
+    assert strata_of({"A": items("one", "five"), "B": items("one", "one")}) is None
 
 
 def test_blocks_of_parameters() -> None:

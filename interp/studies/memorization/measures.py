@@ -103,8 +103,8 @@ def _row(name: Any, own: pd.DataFrame, seed: int) -> dict[str, Any]:
 def between(values: np.ndarray, clusters: Sequence[str], *, seed: int) -> tuple[float, float]:
     """95 % interval of a mean of differences in [-1, 1] (or of other numbers, where they differ between items).
 
-    A bootstrap of items is a point where all are equal. There it reaches as far as items that were not drawn may: by
-    `unseen_share` some of them are others, which may lie anywhere in [-1, 1].
+    A bootstrap of items is a point where all are equal. There it reaches as far as items that were not drawn may take
+    the mean: `unseen_share` of them differ, by 1 (one of the two conditions is another).
     """
     from interp.measure.stats import bootstrap_ci
 
@@ -113,7 +113,7 @@ def between(values: np.ndarray, clusters: Sequence[str], *, seed: int) -> tuple[
     c, others = float(values[0]), unseen_share(len(set(clusters)))
     if abs(c) > 1:
         return float("nan"), float("nan")
-    return c - others * (c + 1), c + others * (1 - c)
+    return max(-1.0, c - others), min(1.0, c + others)
 
 
 def unseen_share(n: int) -> float:

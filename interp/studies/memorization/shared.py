@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from interp.studies.memorization.bench import Bench
 from interp.studies.memorization.cuts import REFERENCE, RULES, Cuts
 
+if TYPE_CHECKING:
+    from interp.tasks.memorized import ImageItem
+
 OVERLAPPED = (REFERENCE, "wanda corrected")
 KS = (1, 2, 4, 8, 16, 32, 64)
 """Units of NeMo that are blocked."""
+
+
+def strata_of(sets: Mapping[str, Sequence[ImageItem]]) -> list[str] | None:
+    """What the items of all sets show, so that they are exchanged with their like alone; None where sets are not alike.
+
+    Sets that have each digit once overlap more than free deals of their items. Digits that one set alone has make one
+    stratum together, unless that too is of one set.
+    """
+    from interp.models.zoo.digits.data import DIGITS
+
+    owners = [
+        (name, next(w for w in item.prompt.split() if w in DIGITS))
+        for name, own in sets.items()
+        for item in own
+    ]
+    alone = {digit for _, digit in owners if len({name for name, other in owners if other == digit}) < 2}
+    if alone and len({name for name, digit in owners if digit in alone}) < 2:
+        return None
+    return ["others" if digit in alone else digit for _, digit in owners]
 
 
 def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -30,6 +53,8 @@ def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.Da
     found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(
         bench.pipeline, items
     )
+    strata = strata_of(own)
+    dealt = "free" if strata is None else "by digit"
     frames, pairs = [], []
     for share in shares:
         for name in OVERLAPPED:
@@ -39,7 +64,7 @@ def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.Da
 
                 told, rows = split_test(
                     found, sets, draws=spec.draws, seed=spec.seed, progress=report or quiet,
-                    share=share, rule=rule, null=null,
+                    strata=strata, share=share, rule=rule, null=null,
                 )  # fmt: skip
             frames.append(told.assign(method=name, share=share, n_items=len(items)))
             pairs.append(rows.assign(method=name, share=share))
@@ -51,12 +76,12 @@ def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.Da
 
         subspace = locator.fit(bench.pipeline, items)
         told, rows = angle_test(
-            subspace, sets, rank=2, draws=spec.draws, seed=spec.seed, progress=report or quiet
+            subspace, sets, rank=2, strata=strata, draws=spec.draws, seed=spec.seed, progress=report or quiet
         )
     frames.append(told.assign(method="subspace", share=float("nan"), n_items=len(items)))
     pairs.append(rows.assign(method="subspace", share=float("nan")))
     return (
-        pd.concat(frames, ignore_index=True).assign(seed=bench.seed),
+        pd.concat(frames, ignore_index=True).assign(seed=bench.seed, dealt=dealt),
         pd.concat(pairs, ignore_index=True).assign(seed=bench.seed),
     )
 

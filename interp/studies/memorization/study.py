@@ -18,7 +18,7 @@ were never trained on. `seed` is always the training's.
 | `costs` | an edit | seed, edit, rows (of the UNet, that locating or training took), seconds (CPU), dose, norm |
 | `edit_items` | an edit and an item | seed, edit, set (a measure), item, group, split, value (of the measure; of sets the share of samples extracted), own |
 | `contrasts` | an edit less another | seed, edit, against, measure, value, ci_lo, ci_hi, p, n (items) |
-| `overlap` | a statistic of A against B | seed, method (wanda reference, wanda corrected, subspace), share, statistic (overlap, excess), value, mean, lo, hi, p, draws, n_items |
+| `overlap` | a statistic of A against B | seed, method (wanda reference, wanda corrected, subspace), share, statistic (overlap, excess), value, mean, lo, hi, p, draws, n_items, dealt (by digit: items are exchanged with those that show the same, or free) |
 | `overlaps` | a pair of sets in a deal | seed, method, share, a, b (A, B, controls), overlap, independent, draw (-1: the sets themselves) |
 | `coverage` | sizes of a union | seed, method (wanda, nemo), k, kind (item, control), covered, ci_lo, ci_hi, chance, n |
 | `attacks` | a search | seed, condition (original, an edit, negation, adversarial tuning, oracle), ease (1 where no update was needed, 0 where none sufficed), of `adversarial_embeddings` |
