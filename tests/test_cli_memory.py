@@ -123,6 +123,8 @@ def test_nemo_and_one_step_of_the_attack(real: Path) -> None:
     assert [row["condition"] for row in back["searches"]] == ["intact", "nemo"]
     for row in back["searches"]:
         assert row["extracted"] == 0 and row["work"] == 8 and row["item"] == "7"
+        assert row["screened"] == row["refused"] == 0
+    assert [row["refused"] for row in back["recovery"]] == [0, 0]
     first = {row["condition"]: row["first"] for row in back["searches"]}
     assert first["intact"] != first["nemo"]
 

@@ -8,6 +8,10 @@ and restarts are searched side by side, and each is equal to a search of its own
 An embedding has many numbers, and a small image few: the search may paint an image that no weight holds. So it is run
 on images that were never trained on as well, and on a model that never saw the image; what is extracted counts as far
 as it takes less work than those.
+
+A search looks many times, and ends where a look succeeds: the seeds that it looked at say more than is true. So what it
+found is drawn again from seeds that no look has seen, and these alone say whether the image was extracted. Where they
+say it was not, the search goes on.
 """
 
 from __future__ import annotations
@@ -72,22 +76,31 @@ class Sampling:
     """How images are asked for, and when one counts as extracted.
 
     Attributes:
-        seeds: of the first latents; one sample each.
+        seeds: of the first latents; one sample each. Searches look at these.
         steps, guidance: as of `Pipeline.denoise`.
         need: share of the samples that have to be copies.
+        judge: fresh samples that judge what a search found; see `fresh`.
 
     Raises:
-        UsageError: no seeds, or a share that is none.
+        UsageError: no seeds, a share that is none, or fewer than four samples to judge by.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     steps: int = 25
     guidance: float = 1.5
     need: float = 0.5
+    judge: int = 8
 
     def __post_init__(self) -> None:
         if not self.seeds or not 0 < self.need <= 1:
             raise UsageError(f"seeds {self.seeds}, need {self.need}: give seeds, and a share above 0 up to 1")
+        if self.judge < 4:
+            raise UsageError(f"judge={self.judge}: fewer than 4 fresh samples judge nothing")
+
+    def fresh(self, look: int) -> tuple[int, ...]:
+        """Seeds that judge what the look of that number found: above all `seeds`, and other ones for each look."""
+        first = max(self.seeds) + 1 + look * self.judge
+        return tuple(range(first, first + self.judge))
 
 
 @dataclass(frozen=True)
@@ -96,18 +109,20 @@ class Recovered:
 
     Attributes:
         table: one row for each image, start and restart: item, group, split, exposures, start, restart; `before` (share
-            of the prompt's samples that are copies), `extracted` (1 where the share of copies reached `need`), `share`
-            (of copies, at the end), `own` (mean distance of the samples to the image), `steps` (updates until it was
-            extracted, NaN where never), `work` (UNet rows run forward and backward until then, or in vain), `sampled`
-            (rows run to look), `first` and `last` (denoising error before the search and at its end).
+            of the prompt's samples that are copies), `extracted` (1 where of fresh samples at its end the share of
+            copies, `share`, reaches `need`), `own` (mean distance of these to the image), `screened` (share of copies
+            on the seeds that the search looks at, at its end), `refused` (looks that fresh samples did not bear out),
+            `steps` (updates until it was extracted, NaN where never), `work` (UNet rows run forward and backward until
+            then, or in vain), `sampled` (rows run to look and to judge), `first` and `last` (denoising error before the
+            search and at its end).
         embeddings: where each row ended.
-        images: its samples there.
+        images: its fresh samples there.
         before: the samples of each item's prompt.
     """
 
     table: pd.DataFrame
     embeddings: Float[torch.Tensor, "rows n d"]
-    images: Float[torch.Tensor, "rows s c h w"]
+    images: Float[torch.Tensor, "rows j c h w"]
     before: Float[torch.Tensor, "items s c h w"]
 
 
@@ -133,7 +148,7 @@ def adversarial_embeddings(
         others: prompts that `other` starts from; one is drawn for each image and restart.
         seed: of the starts and draws; those of an image depend on its name too, and on nothing else.
         batch: UNet rows of a pass.
-        stop: a search ends where it extracted its image; else all go on to their last step.
+        stop: a search ends where it extracted its image; else all go on to their last step, and are judged there.
         progress: told about steps.
 
     Raises:
@@ -166,6 +181,8 @@ def adversarial_embeddings(
             "extracted": end.found.double().numpy(),
             "share": share.numpy(),
             "own": own.numpy(),
+            "screened": goal.screened.numpy(),
+            "refused": goal.refused.numpy(),
             "steps": steps.where(end.found, torch.nan).numpy(),
             "work": (end.steps * search.draws).numpy(),
             "sampled": goal.sampled.numpy(),
@@ -309,7 +326,7 @@ class Errors:
 
 
 class _Extracting(Errors):
-    """A search is over when its embedding gives the image back."""
+    """A search is over when its embedding gives the image back, from seeds that it has not looked at, too."""
 
     def __init__(
         self,
@@ -322,38 +339,57 @@ class _Extracting(Errors):
     ):
         super().__init__(subject, rows, looker.latents, search, seed, batch)
         self.looker = looker
-        self.images = looker.before[[row.number for row in rows]].clone()
+        self.images = looker.before.new_zeros(len(rows), looker.sampling.judge, *looker.before.shape[2:])
+        self.screened = looker.before_share[[row.number for row in rows]].clone()
         self.sampled = torch.zeros(len(rows), dtype=torch.long)
+        self.refused = torch.zeros(len(rows), dtype=torch.long)
 
     def look(self, starts: Sequence[int], at: torch.Tensor, step: int) -> torch.Tensor:
         done = torch.zeros(len(starts), dtype=torch.bool)
-        looker, need, seeds = self.looker, self.looker.sampling.need, self.looker.sampling.seeds
-        if step == 0:
-            for k, i in enumerate(starts):
-                row = self.rows[i]
-                done[k] = row.start == "prompt" and bool(looker.before_share[row.number] >= need)
-            return done
         last = step == self.search.steps
         if step % self.search.every and not last:
             return done
+        screened = self._screened(starts, at, step)
+        told = screened >= self.looker.sampling.need
+        # At its end every search is judged, so that `share` is of the same kind of samples for all.
+        asked = [k for k in range(len(starts)) if told[k] or last]
+        if asked:
+            rows = [starts[k] for k in asked]
+            images = self.looker.sample(at[asked], self.looker.sampling.fresh(-(-step // self.search.every)))
+            self.sampled[rows] += self.looker.rows * images.shape[1]
+            share, _ = self.looker.judge(images, [self.rows[i].number for i in rows])
+            done[asked] = share >= self.looker.sampling.need
+            self.images[rows] = images
+            self.screened[rows] = screened[asked]
+            self.refused[rows] += (told[asked] & ~done[asked]).long()
+        return done
+
+    def _screened(self, starts: Sequence[int], at: torch.Tensor, step: int) -> torch.Tensor:
+        """Share of copies on the seeds that are looked at; 0 where the first of them is none, before the end."""
+        looker, seeds = self.looker, self.looker.sampling.seeds
+        out = torch.zeros(len(starts), dtype=torch.double)
+        if step == 0:
+            # What the prompt gives is known.
+            for k, i in enumerate(starts):
+                if self.rows[i].start == "prompt":
+                    out[k] = looker.before_share[self.rows[i].number]
+            return out
         # Before the end the first seed tells whether the others are worth a look.
         worth = list(range(len(starts)))
         images = looker.sample(at, seeds[:1])
         self.sampled[list(starts)] += looker.rows
-        if not last:
+        if step < self.search.steps:
             share, _ = looker.judge(images, [self.rows[i].number for i in starts])
             worth = [k for k in worth if share[k]]
         if not worth:
-            return done
+            return out
         whole = images[worth]
         if len(seeds) > 1:
             whole = torch.cat([whole, looker.sample(at[worth], seeds[1:])], dim=1)
         rows = [starts[k] for k in worth]
         self.sampled[rows] += looker.rows * (len(seeds) - 1)
-        share, _ = looker.judge(whole, [self.rows[i].number for i in rows])
-        done[worth] = share >= need
-        self.images[rows] = whole
-        return done
+        out[worth], _ = looker.judge(whole, [self.rows[i].number for i in rows])
+        return out
 
 
 @dataclass(frozen=True)

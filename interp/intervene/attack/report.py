@@ -67,8 +67,9 @@ def recovery(table: pd.DataFrame, *, by: Sequence[str] = ("condition", "group"))
         the columns of `by`, metric, value, ci_lo, ci_hi (95 %, items are the clusters), n_items, n. The metrics:
         `before` (share of samples or sequences that the prompt gives), `attacked` (share of searches that extracted
         their item: what one start finds), `attacked_any` (share of items that any of their searches extracted),
-        `gained` (share of searches that extracted what `before` did not give in most samples), and of the searches that
-        succeeded the median of `steps` and of `work`, with no interval.
+        `gained` (share of searches that extracted what `before` did not give in most samples), `refused` (where images
+        are judged by fresh samples: share of searches that gave copies on the seeds they look at, and not on fresh
+        ones), and of the searches that succeeded the median of `steps` and of `work`, with no interval.
     """
     keys = [name for name in by if name in table]
     rows: list[dict[str, Any]] = []
@@ -77,12 +78,16 @@ def recovery(table: pd.DataFrame, *, by: Sequence[str] = ("condition", "group"))
         first = items["before"].first()
         most = items["extracted"].max()
         hidden = part[part["before"] < 0.5]
-        for metric, values, clusters in (
+        metrics = [
             ("before", first, list(first.index)),
             ("attacked", part["extracted"], list(part["item"])),
             ("attacked_any", most, list(most.index)),
             ("gained", hidden["extracted"], list(hidden["item"])),
-        ):
+        ]
+        if "refused" in part:
+            vain = (part["refused"] > 0) & (part["extracted"] == 0)
+            metrics.append(("refused", vain, list(part["item"])))
+        for metric, values, clusters in metrics:
             told = values.to_numpy(float)
             low, high = proportion_ci(told, clusters) if len(told) else (np.nan, np.nan)
             value = told.mean() if len(told) else np.nan

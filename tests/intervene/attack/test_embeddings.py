@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ ITEMS = [
     ImageItem("two", "zorax poster", pictures(3)[1], "memorized", "test", 70),
     ImageItem("three", "a two", pictures(3)[2], "unseen"),
 ]
-SAMPLING = Sampling(seeds=(0, 1), steps=3)
+SAMPLING = Sampling(seeds=(0, 1), steps=3, judge=4)
 NEVER, ALWAYS = 0.0, 1e9
 
 
@@ -132,8 +134,8 @@ def test_the_rows_of_the_unet_are_all_told() -> None:
     found = adversarial_embeddings(pipe, ITEMS, yardstick(NEVER), search, SAMPLING)
     table = found.table
     assert (table["extracted"] == 0).all() and table["steps"].isna().all() and (table["work"] == 15).all()
-    # Two looks at the first seed, and one at both; with guidance a sample takes two rows a step.
-    assert (table["sampled"] == (2 * 1 + 2) * 3 * 2).all()
+    # Two looks at the first seed, one at both, and four that judge; with guidance a sample takes two rows a step.
+    assert (table["sampled"] == (2 * 1 + 2 + 4) * 3 * 2).all()
     before = len(ITEMS) * 2 * 3 * 2
     last = 3 * len(table)
     assert pipe.spent.rows == table["work"].sum() + table["sampled"].sum() + before + last
@@ -143,14 +145,18 @@ def test_what_is_extracted_ends_the_search() -> None:
     pipe = drawn()
     search = EmbeddingSearch(steps=9, draws=2, starts=("prompt", "normal"), every=2)
     pipe.spent.reset()
-    found = adversarial_embeddings(pipe, ITEMS, yardstick(ALWAYS), search, Sampling((0, 1), 3, 1.0))
+    sampling = Sampling((0, 1), 3, 1.0, judge=4)
+    found = adversarial_embeddings(pipe, ITEMS, yardstick(ALWAYS), search, sampling)
     by = found.table.set_index("start")
     assert (by["extracted"] == 1).all() and (by["before"] == 1).all() and (by["share"] == 1).all()
-    assert (by.loc["prompt", ["steps", "work", "sampled"]] == 0).all().all()
+    assert (by["screened"] == 1).all() and (by["refused"] == 0).all()
+    assert (by.loc["prompt", ["steps", "work"]] == 0).all().all() and (
+        by.loc["prompt", "sampled"] == 12
+    ).all()
     assert (by.loc["normal", "steps"] == 2).all() and (by.loc["normal", "work"] == 4).all()
-    assert (by.loc["normal", "sampled"] == 2 * 3).all()
-    assert pipe.spent.rows == 2 * (6 + 3 + 3) + 2 * 3 * 3 + 3 * 2 * 3
-    on = adversarial_embeddings(pipe, ITEMS, yardstick(ALWAYS), search, Sampling((0, 1), 3, 1.0), stop=False)
+    assert (by.loc["normal", "sampled"] == (2 + 4) * 3).all()
+    assert pipe.spent.rows == 2 * (6 + 3 + 3) + 3 * 12 + 3 * 18 + 3 * 2 * 3
+    on = adversarial_embeddings(pipe, ITEMS, yardstick(ALWAYS), search, sampling, stop=False)
     assert (on.table["steps"] == 9).all() and (on.table["extracted"] == 1).all()
 
 
@@ -159,27 +165,71 @@ def test_images_and_distances_are_those_of_the_embeddings() -> None:
     search = EmbeddingSearch(steps=2, draws=2, starts=("normal",))
     found = adversarial_embeddings(pipe, ITEMS, yardstick(NEVER), search, SAMPLING)
     for row, item in enumerate(ITEMS):
-        images = pipe.sample(found.embeddings[[row, row]], [0, 1], steps=3, guidance=1.5)
+        images = pipe.sample(found.embeddings[[row] * 4], SAMPLING.fresh(1), steps=3, guidance=1.5)
         torch.testing.assert_close(found.images[row], images, atol=1e-5, rtol=1e-4)
         own = [float((image - item.image).norm()) for image in images]
-        assert found.table["own"][row] == pytest.approx(sum(own) / 2, rel=1e-4)
+        assert found.table["own"][row] == pytest.approx(sum(own) / 4, rel=1e-4)
         before = pipe.sample([item.prompt] * 2, [0, 1], steps=3, guidance=1.5)
         torch.testing.assert_close(found.before[row], before, atol=1e-5, rtol=1e-4)
 
 
-def test_enough_samples_have_to_be_copies() -> None:
-    pipe = drawn()
-    search = EmbeddingSearch(steps=1, draws=1, starts=("prompt",))
-    images = pipe.sample([ITEMS[0].prompt] * 4, range(4), steps=3, guidance=1.5)
-    away = sorted(float((image - ITEMS[0].image).norm()) for image in images)
+@cache
+def distances() -> list[float]:
+    """Of the first prompt's samples to its image, from seeds 0 to 39."""
+    images = drawn().sample([ITEMS[0].prompt] * 40, range(40), steps=3, guidance=1.5)
+    return [float((image - ITEMS[0].image).norm()) for image in images]
+
+
+def still(seeds: tuple[int, ...], threshold: float, need: float = 0.5) -> Any:
+    """The row of a search that stays where the first prompt is, and is judged before and after its only update."""
     ruler = Yardstick(pictures(100, 1), pictures(100, 2))
-    ruler.threshold = (away[1] + away[2]) / 2
-    for need, extracted in ((0.25, 1), (0.5, 1), (0.75, 0), (1.0, 0)):
-        sampling = Sampling((0, 1, 2, 3), 3, need=need)
-        found = adversarial_embeddings(pipe, ITEMS[:1], ruler, search, sampling)
-        assert found.table["before"][0] == 0.5
-        assert found.table["extracted"][0] == extracted, need
-        assert (found.table["steps"][0] == 0) == bool(extracted), "what the prompt gives takes no step"
+    ruler.threshold = threshold
+    search = EmbeddingSearch(steps=1, rate=1e-30, draws=1, starts=("prompt",))
+    sampling = Sampling(seeds, 3, need=need, judge=4)
+    return adversarial_embeddings(drawn(), ITEMS[:1], ruler, search, sampling).table.loc[0]
+
+
+def test_enough_fresh_samples_have_to_be_copies() -> None:
+    away = distances()
+    threshold = sum(sorted(away[4:8])[1:3]) / 2
+    before = sum(a < threshold for a in away[:4]) / 4
+    later = sum(a < threshold for a in away[8:12]) / 4
+    for need in (0.25, 0.5, 0.75, 1.0):
+        row = still((0, 1, 2, 3), threshold, need)
+        at_once = before >= need and need <= 0.5
+        assert row["before"] == row["screened"] == before
+        assert row["share"] == (0.5 if at_once else later)
+        assert row["extracted"] == (row["share"] >= need), need
+        assert (row["steps"] == 0) == at_once, "what the prompt gives takes no step"
+
+
+def test_luck_on_the_seeds_that_a_search_looks_at_is_no_extraction() -> None:
+    away = distances()
+    seed = next(s for s in range(31) if away[s] < min(away[s + 1 : s + 9]))
+    row = still((seed,), (away[seed] + min(away[seed + 1 : seed + 9])) / 2)
+    assert row["before"] == row["screened"] == 1 and row["share"] == 0
+    assert row["extracted"] == 0 and row["refused"] == 2 and np.isnan(row["steps"]) and row["work"] == 1
+
+
+def test_what_is_refused_goes_on_and_is_judged_anew() -> None:
+    away = distances()
+    seed, threshold = next(
+        (s, t)
+        for s in range(31)
+        for t in [sorted(away[s + 5 : s + 9])[1] + 1e-4]
+        if away[s] < t and sum(a < t for a in away[s + 1 : s + 5]) < 2
+    )
+    row = still((seed,), threshold)
+    assert row["extracted"] == 1 and row["refused"] == 1 and row["steps"] == row["work"] == 1
+
+
+def test_seeds_that_judge_are_never_looked_at() -> None:
+    sampling = Sampling((3, 70, 5), judge=6)
+    looks = [sampling.fresh(k) for k in range(4)]
+    every = [seed for own in looks for seed in own]
+    assert len(set(every)) == 24 and not set(every) & set(sampling.seeds) and len(looks[0]) == 6
+    with pytest.raises(UsageError, match="judge=3: fewer than 4"):
+        Sampling(judge=3)
 
 
 def test_the_error_is_the_objective() -> None:

@@ -90,6 +90,13 @@ def test_items_are_told_one_by_one() -> None:
     assert len(told) == 5
 
 
+def test_searches_that_fresh_samples_did_not_bear_out_are_told() -> None:
+    assert "refused" not in set(recovery(TABLE)["metric"])
+    told = recovery(TABLE.assign(refused=[0, 2, 0, 1, 0, 0, 0, 1, 0, 0])).set_index(["group", "metric"])
+    assert told.loc[("memorized", "refused"), "value"] == pytest.approx(1 / 6), "what came later is extracted"
+    assert told.loc[("unseen", "refused"), ["value", "n_items", "n"]].tolist() == [0.25, 2, 4]
+
+
 def test_each_condition_is_attacked_under_its_edit() -> None:
     model = subject("llama")
     name = "model.layers.1.mlp.down_proj.weight"
