@@ -36,9 +36,10 @@ MINI: dict[str, Any] = {
     "levels": (2, 100), "early_levels": (2,), "per_level": 1, "base_images": 40, "base": 2,
 }  # fmt: skip
 SMALL: dict[str, Any] = {
-    "model": "mini", "train_seeds": (0,), "guidance": 1.5, "also": (), "steps": 4, "samples": 1, "base": 20,
-    "held_out": 8, "doses": (0.001, 0.03, 0.5), "ranks": (1,), "masses": (0.6,), "dear": ("contrastive",), "tau": 2,
-    "draws": 19, "attacked": 2, "starts": ("normal",), "restarts": 1, "rounds": 1, "trajectory": (0.5, 1.0),
+    "model": "mini", "train_seeds": (0,), "guidance": 1.5, "also": (), "steps": 3, "samples": 1, "base": 20,
+    "held_out": 8, "doses": (0.03, 0.5), "ranks": (1,), "masses": (0.6,), "dear": ("contrastive",), "tau": 2,
+    "draws": 19, "attacked": 2, "starts": ("normal",), "restarts": 1, "attack_steps": 2, "updates": 2, "rounds": 1,
+    "trajectory": (0.5, 1.0), "cheap": ("nemo", "flat"), "attack_sets": ("targeted", "unseen"),
 }  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def test_edits_are_measured_on_sets_that_were_not_located(folder: Path, bench: B
 
 def test_a_row_of_edits_is_the_mean_of_its_items(folder: Path) -> None:
     edits, items = table(folder, "edits"), table(folder, "edit_items")
-    assert {NONE, *RULES, *CONTROLS, "contrastive", TUNED} <= set(edits["edit"])
+    assert {NONE, *JUDGED, *CONTROLS, "flat", "contrastive", TUNED} <= set(edits["edit"])
     for (edit, name), own in items.groupby(["edit", "set"]):
         row = edits[(edits["edit"] == edit) & (edits["measure"] == name)]
         assert row["value"].item() == pytest.approx(own["value"].mean()) and row["n"].item() == len(own)
@@ -176,7 +177,7 @@ def test_masks_and_controls_have_as_many_weights_a_row(bench: Bench, share: floa
 def test_the_published_rule_is_that_of_the_locator(bench: Bench) -> None:
     from interp.locate.memorization.wanda import WandaContrast
 
-    found = WandaContrast("reference", null="empty", tau=2, steps=4).fit(
+    found = WandaContrast("reference", null="empty", tau=2, steps=3).fit(
         bench.pipeline, list(bench.sets["targeted"])
     )
     own = Cuts(bench).mask(REFERENCE, 0.1)
@@ -298,7 +299,7 @@ def searches(steps: dict[str, float | None], n: int = 8) -> pd.DataFrame:
          "extracted": float(s is not None), "steps": np.nan if s is None else s + k % 2}
         for c, s in steps.items() for k in range(n)
     ]  # fmt: skip
-    return floored(pd.DataFrame(rows))
+    return floored(pd.DataFrame(rows), 50)
 
 
 def test_ease_falls_with_steps() -> None:
@@ -414,7 +415,14 @@ def test_blocks_of_parameters() -> None:
 def test_specs() -> None:
     quick = MemorizationSpec.quick("full", seed=3)
     assert quick.model == "quick" and quick.seed == 3 and quick.train_seeds == (0,)
-    for wrong in ({"model": "huge"}, {"train_seeds": ()}, {"train_seeds": (1, 1)}, {"doses": (0.3, 0.1)}):
+    for wrong in (
+        {"model": "huge"},
+        {"train_seeds": ()},
+        {"train_seeds": (1, 1)},
+        {"tau": 30},
+        {"dear": ("x",)},
+        {"doses": (0.3, 0.1)},
+    ):
         with pytest.raises(ValidationError):
             MemorizationSpec(**wrong)
     assert set(JUDGED) <= set(RULES)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
@@ -48,7 +47,7 @@ def attacked(
     items = [replace(item, group=group) for item in bench.sets[group][:n]]
     if not items:
         raise UsageError(f"the recipe has no item to attack that is '{group}'; ask for some")
-    search = EmbeddingSearch(starts=spec.starts, restarts=restarts, every=LOOK)
+    search = EmbeddingSearch(steps=spec.attack_steps, starts=spec.starts, restarts=restarts, every=LOOK)
     sampling = Sampling(seeds=bench.seeds[:2], steps=spec.steps, guidance=spec.guidance)
     with (
         nullcontext() if edit is None else edit.applied(subject),
@@ -83,7 +82,7 @@ def tuned(bench: Bench) -> Hardened:
     )
     with bench.stage(f"adversarial fine-tuning {bench.seed}") as report:
         return adversarial_tuning(
-            bench.pipeline, items, towards, bench.base, AdversarialTuning(rounds=spec.rounds),
+            bench.pipeline, items, towards, bench.base, AdversarialTuning(rounds=spec.rounds, updates=spec.updates),
             others=bench.reference, seed=spec.seed, progress=report or quiet,
         )  # fmt: skip
 
@@ -107,7 +106,7 @@ def negated(bench: Bench) -> tuple[PartEdit, pd.DataFrame]:
     objective = partial(loss, draws=4)
     with bench.stage(f"task vector {bench.seed}") as report:
         vector = task_vector(
-            bench.pipeline, items, objective, steps=30, lr=3e-4, batch=10, seed=bench.spec.seed,
+            bench.pipeline, items, objective, steps=bench.spec.updates, lr=3e-4, batch=10, seed=bench.spec.seed,
             progress=report or quiet,
         )  # fmt: skip
     # What is forgotten is to be as hard to denoise as what was never seen.
@@ -115,7 +114,7 @@ def negated(bench: Bench) -> tuple[PartEdit, pd.DataFrame]:
     with bench.stage(f"negation {bench.seed}") as report:
         found = negate(
             bench.pipeline, vector, items, keep, objective,
-            Aim(level=level, batch=10, steps=40, seed=bench.spec.seed),
+            Aim(level=level, batch=10, steps=bench.spec.updates, seed=bench.spec.seed),
             blocks=block_of, progress=report or quiet,
         )  # fmt: skip
     return found.edit, found.history
@@ -127,10 +126,9 @@ def block_of(name: str) -> str:
     return ".".join(kept[: max((i + 1 for i, word in enumerate(kept) if word.isdigit()), default=2)])
 
 
-def floored(rows: pd.DataFrame) -> pd.DataFrame:
-    """The searches with `ease`: 1 where no update was needed, 0 where the picture was never extracted."""
-    limit = np.nanmax(np.append(rows["steps"].to_numpy(float), 0.0))
-    end = max(limit, 50.0) + LOOK
+def floored(rows: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """The searches with `ease`: 1 where no update was needed, 0 where all of `steps` did not extract the picture."""
+    end = steps + LOOK
     return rows.assign(ease=1 - rows["steps"].fillna(end) / end)
 
 

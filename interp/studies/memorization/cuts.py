@@ -40,9 +40,6 @@ RULES: dict[str, tuple[str, str]] = {
 CONTROLS = ("random", "magnitude", "ordinary", "words")
 """Masks of as many weights a row: drawn, the largest, or by the rule on ordinary prompts or control words."""
 UNITS = ("activation", "gradient", "integrated", "hard_concrete")
-WEIGHTS = ("balanced_subnet", "contrastive")
-CHEAP = (*RULES, "activation", "gradient", "nemo", "subspace", "flat")
-"""Locators that are measured at every dose."""
 _LEAST_UNITS = 0.01
 
 

@@ -13,12 +13,14 @@ from interp.errors import UsageError
 from interp.studies.memorization.bench import Bench
 
 if TYPE_CHECKING:
+    import torch
+
     from interp.intervene.weights import PartEdit
     from interp.models.pipeline import Pipeline
+    from interp.tasks.memorized import ImageItem
 
 REPLICATED = ("targeted", "held_out", "retained", "control")
 """Sets whose replication is measured."""
-MEASURES = (*REPLICATED, "alignment", "frechet", "loss")
 
 
 def measured(
@@ -33,56 +35,55 @@ def measured(
         rows measure, value, ci_lo, ci_hi, n (items, prompts or pictures); and the items behind them: set, item, group,
         split, value (share of samples extracted, 1 where a sample shows its digit, or denoising error), own.
     """
+    sets = {name: bench.sets[name] for name in REPLICATED if bench.sets[name]}
+    takes = {n: seeds if n in REPLICATED[:2] else seeds[: max(1, len(seeds) // 2)] for n in sets}
+    asked = [bench.ordinary[i % len(bench.ordinary)] for i in range(bench.spec.base)]
+    # Ordinary prompts each have a seed of their own, for one for all would make them alike.
+    wanted = [(i.prompt, s) for n, own in sets.items() for i in own for s in takes[n]]
+    wanted += [(text, seeds[0] + k) for k, (text, _) in enumerate(asked)]
     with nullcontext() if edit is None else edit.applied(subject):
-        items = [*_replicated(bench, subject, seeds), *_ordinary(bench, subject, seeds[0])]
-        items.append(_errors(bench, subject))
-        frechet = items.pop(-2)
-    every = pd.concat(items, ignore_index=True)
+        drawn = bench.draw_each(subject, [text for text, _ in wanted], [seed for _, seed in wanted])
+        errors = _errors(bench, subject)
+    *stacks, ordinary = drawn.split([*(len(own) * len(takes[n]) for n, own in sets.items()), len(asked)])
+    items = [
+        _replicated(bench, name, own, stack.unflatten(0, (len(own), -1)))
+        for (name, own), stack in zip(sets.items(), stacks, strict=True)
+    ]
+    every = pd.concat([*items, _ordinary(bench, asked, ordinary), errors], ignore_index=True)
     rows = [_row(name, own, bench.seed) for name, own in every.groupby("set", sort=False)]
-    return pd.DataFrame([*rows, *frechet.to_dict("records")]), every
+    return pd.DataFrame([*rows, _frechet(bench, ordinary)]), every
 
 
-def _replicated(bench: Bench, subject: Pipeline, seeds: Sequence[int]) -> list[pd.DataFrame]:
-    """Of each set, the share of each item's samples that are copies of it."""
-    out = []
-    for name in REPLICATED:
-        items = bench.sets[name]
-        if not items:
-            continue
-        few = seeds if name in REPLICATED[:2] else seeds[: max(1, len(seeds) // 2)]
-        found = bench.extracted(bench.draw(subject, [i.prompt for i in items], few), items)
-        by_item = found.groupby("item", sort=False)
-        rows = by_item.agg(
-            group=("group", "first"),
-            split=("split", "first"),
-            value=("extracted", "mean"),
-            own=("own", "mean"),
-        )
-        out.append(rows.reset_index().assign(set=name))
-    return out
+def _replicated(bench: Bench, name: str, items: Sequence[ImageItem], samples: torch.Tensor) -> pd.DataFrame:
+    """Of each item, the share of its samples that are copies of it."""
+    by_item = bench.extracted(samples, items).groupby("item", sort=False)
+    rows = by_item.agg(
+        group=("group", "first"), split=("split", "first"), value=("extracted", "mean"), own=("own", "mean")
+    )
+    return rows.reset_index().assign(set=name)
 
 
-def _ordinary(bench: Bench, subject: Pipeline, first: int) -> list[pd.DataFrame]:
-    """Whether samples of ordinary prompts show their digit; and the row of their Frechet distance."""
+def _ordinary(bench: Bench, asked: Sequence[tuple[str, int]], samples: torch.Tensor) -> pd.DataFrame:
+    """Whether samples of ordinary prompts show their digit."""
+    right = bench.classifier.right(samples, [digit for _, digit in asked])
+    return pd.DataFrame({"item": [text for text, _ in asked], "value": right}).assign(
+        set="alignment", group="base", split="", own=np.nan
+    )
+
+
+def _frechet(bench: Bench, samples: torch.Tensor) -> dict[str, Any]:
+    """The row of their distance to held-out pictures, less what as many real ones have."""
     from interp.measure.memorization.distances import features
     from interp.measure.memorization.retention import frechet, frechet_floor
 
-    asked = [bench.ordinary[i % len(bench.ordinary)] for i in range(bench.spec.base)]
-    # Each from a seed of its own, for one seed for all would make them alike.
-    drawn = bench.draw_each(subject, [text for text, _ in asked], range(first, first + len(asked)))
-    labels = [digit for _, digit in asked]
-    right = bench.classifier.right(drawn, labels)
-    made, real = (features(x, bench.encoder) for x in (drawn, bench.new))
+    made, real = (features(x, bench.encoder) for x in (samples, bench.new))
     floor = float(frechet_floor(real, min(len(made), len(real) // 2), seed=bench.seed).mean())
     value = frechet(made, real) - floor
-    row = {"measure": "frechet", "value": value, "ci_lo": np.nan, "ci_hi": np.nan, "n": len(made)}
-    told = pd.DataFrame({"item": [text for text, _ in asked], "value": right}).assign(
-        set="alignment", group="base", split="", own=np.nan
-    )
-    return [told, pd.DataFrame([row])]
+    return {"measure": "frechet", "value": value, "ci_lo": np.nan, "ci_hi": np.nan, "n": len(made)}
 
 
 def _errors(bench: Bench, subject: Pipeline) -> pd.DataFrame:
+    """Denoising errors of held-out pictures."""
     from interp.measure.memorization.retention import held_out_loss
 
     items = bench.unknown[: bench.spec.held_out]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from interp.studies.base import StudySpec
 
+Cheap = Literal["wanda paired", "wanda prompts", "activation", "gradient", "nemo", "subspace", "flat"]
 Dear = Literal["integrated", "hard_concrete", "balanced_subnet", "contrastive"]
 Start = Literal["prompt", "normal", "other"]
 Attacked = Literal["targeted", "unseen", "held_out", "control"]
@@ -61,6 +62,10 @@ class MemorizationSpec(StudySpec):
     masses: tuple[float, ...] = Field(
         (0.99, 0.95, 0.9, 0.8, 0.6), description="shares of the curvature that are kept"
     )
+    cheap: tuple[Cheap, ...] = Field(
+        ("wanda paired", "wanda prompts", "activation", "gradient", "nemo", "subspace", "flat"),
+        description="locators whose doses are measured, beside the published and the corrected rule",
+    )
     dear: tuple[Dear, ...] = Field(
         ("integrated", "hard_concrete", "balanced_subnet", "contrastive"),
         description="locators of a single dose",
@@ -75,6 +80,10 @@ class MemorizationSpec(StudySpec):
     )
     starts: tuple[Start, ...] = Field(("prompt", "normal", "other"), description="of the attack")
     restarts: int = Field(2, ge=1, description="of the attack, from each start, on the first training seed")
+    attack_steps: int = Field(50, ge=1, description="updates of a search, at most")
+    updates: int = Field(
+        50, ge=1, description="of the weights, in a round of adversarial fine-tuning; of a negation"
+    )
     rounds: int = Field(6, ge=1, description="of adversarial fine-tuning")
     trajectory: tuple[float, ...] = Field(
         (0.25, 0.5, 0.75, 1.0),
@@ -94,6 +103,8 @@ class MemorizationSpec(StudySpec):
             raise ValueError(f"no preset '{self.model}' of digits; there are {', '.join(PRESETS)}")
         if not self.train_seeds or len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("train_seeds are one or more seeds, each once")
+        if self.tau > self.steps:
+            raise ValueError(f"tau is the first of {self.steps} denoising steps, and cannot be {self.tau}")
         if (
             not self.doses
             or list(self.doses) != sorted(set(self.doses))

@@ -48,7 +48,7 @@ from interp.errors import UsageError
 from interp.studies.base import Study
 from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
 from interp.studies.memorization.bench import ROLES, Bench
-from interp.studies.memorization.cuts import CHEAP, CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen
+from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen
 from interp.studies.memorization.spec import MemorizationSpec
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
             f"parts/doses-{seed}-none", lambda: self._doses(bench, [None], bench.choosing)
         )
         parts = [intact]
-        for name in (*CHEAP, *CONTROLS):
+        for name in (*JUDGED, *self.spec.cheap, *CONTROLS):
             if name == "words" and not bench.sets["control"]:
                 continue
             make = partial(self._dosed, bench, cuts, name)
@@ -332,7 +332,7 @@ class MemorizationStudy(Study[MemorizationSpec]):
                     parts.append(
                         self.job.table(name, partial(self._attacked, bench, condition, group, restarts))
                     )
-        self.searches = floored(pd.concat(parts, ignore_index=True))
+        self.searches = floored(pd.concat(parts, ignore_index=True), self.spec.attack_steps)
         self.attacks = self.searches.drop(columns="image")
         self.write("attacks", self.attacks)
         by = ("seed", "condition", "group")
