@@ -7,7 +7,7 @@ weights of a row it takes, never in how many.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,7 @@ from interp.models.subject import CausalLM
 from interp.tasks.base import stable_seed
 
 if TYPE_CHECKING:
+    from interp.locate.memorization.wanda import Rule, WandaContrast
     from interp.models.parts import Part
     from interp.models.pipeline import Pipeline
 
@@ -55,14 +56,57 @@ def best_like(scores: Scores, masks: Masks) -> dict[Part, Bool[torch.Tensor, "ou
     return {part: top_per_row(scores[part], mask.sum(1)) for part, mask in masks.items()}
 
 
-def random_like(masks: Masks, seed: int = 0) -> dict[Part, Bool[torch.Tensor, "out in"]]:
-    """Random weights, in each row as many as the mask has; a part's draw does not depend on the other parts."""
+def rule_like(
+    found: WandaContrast,
+    masks: Masks,
+    share: float | None = None,
+    *,
+    rule: Rule = "reference",
+    **options: Any,
+) -> dict[Part, Bool[torch.Tensor, "out in"]]:
+    """What a rule takes on other items, in each row as many weights as the mask has.
+
+    The best of the pooled scores are not what the published rule takes: its mask is a union over denoising steps. So
+    the control of a mask by that rule is the rule's own mask on the other items. Rows in which it has too many weights
+    keep the best by the pooled score; rows in which it has too few are filled with the best of the others, and those of
+    equal score (all that the contrast does not count have 0) in the order of |W| a.
+
+    Args:
+        found: fitted on the other items.
+        masks: those that the control stands beside.
+        share: that these were made with; default that of the locator.
+        options: tau, null and items, of `WandaContrast.mask`.
+
+    Raises:
+        UsageError: as of `WandaContrast.mask`.
+    """
+    own = found.mask(share, rule=rule, **options)
+    scores = found.weights(rule=rule, **options)
+    ties = found.weights(rule="target", **options)
     out = {}
     for part, mask in masks.items():
-        entropy = stable_seed("random mask", seed, part.path)
+        order = ties[part].argsort(dim=1, descending=True, stable=True)
+        for key in (scores[part], own[part].to(torch.int8)):
+            order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        places = torch.arange(mask.shape[1], device=order.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, places)
+        out[part] = rank < mask.sum(1, keepdim=True).to(order.device)
+    return out
+
+
+def random_like(masks: Masks, seed: int = 0, draw: int = 0) -> dict[Part, Bool[torch.Tensor, "out in"]]:
+    """Random weights, in each row as many as the mask has; a part's draw does not depend on the other parts.
+
+    Args:
+        seed: of a training, so that each has controls of its own.
+        draw: number of the control; draws of one seed are independent.
+    """
+    out = {}
+    for part, mask in masks.items():
+        entropy = stable_seed("random mask", seed, draw, part.path)
         generator = torch.Generator().manual_seed(entropy[0] << 32 | entropy[1])
-        draw = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
-        out[part] = top_per_row(draw.to(mask.device), mask.sum(1))
+        drawn = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
+        out[part] = top_per_row(drawn.to(mask.device), mask.sum(1))
     return out
 
 

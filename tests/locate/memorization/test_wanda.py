@@ -12,7 +12,14 @@ from scipy import stats
 
 from interp.errors import UsageError
 from interp.intervene.weights import Prune
-from interp.locate.memorization.masks import best_like, magnitude_like, random_like, share_of, top_per_row
+from interp.locate.memorization.masks import (
+    best_like,
+    magnitude_like,
+    random_like,
+    rule_like,
+    share_of,
+    top_per_row,
+)
 from interp.locate.memorization.wanda import RULES, WandaContrast
 from interp.models.parts import weight_of
 from interp.models.pipeline import Pipeline
@@ -226,6 +233,8 @@ def test_controls_take_as_many_of_each_row(fitted: WandaContrast) -> None:
         "random": random_like(masks, 1),
         "again": random_like(masks, 1),
         "other": random_like(masks, 2),
+        "second": random_like(masks, 1, draw=1),
+        "rule": rule_like(fitted, masks, 0.05, null="paired"),
         "magnitude": magnitude_like(pipe, masks),
         "scores": best_like(fitted.weights(rule="target"), masks),
     }
@@ -234,7 +243,8 @@ def test_controls_take_as_many_of_each_row(fitted: WandaContrast) -> None:
         assert share_of(control) == share_of(masks)
     for part in masks:
         assert torch.equal(controls["random"][part], controls["again"][part])
-        assert not torch.equal(controls["random"][part], controls["other"][part])
+        drawn = [controls[name][part] for name in ("random", "other", "second")]
+        assert not any(torch.equal(drawn[i], drawn[i - 1]) for i in range(3))
         chosen = controls["magnitude"][part]
         least = weights[part].masked_fill(~chosen, torch.inf).amin(1)
         most = weights[part].masked_fill(chosen, -1.0).amax(1)
@@ -245,6 +255,28 @@ def test_controls_take_as_many_of_each_row(fitted: WandaContrast) -> None:
         [True, False, False],
         [False, True, True],
     ]
+
+
+def test_the_control_of_a_rule_is_the_mask_of_that_rule(fitted: WandaContrast) -> None:
+    options: dict[str, Any] = dict(null="paired", items=[0, 2])
+    own = fitted.mask(0.1, rule="reference", **options)
+    masks = fitted.mask(0.1, rule="reference", null="paired", items=[1])
+    same, control = rule_like(fitted, own, 0.1, **options), rule_like(fitted, masks, 0.1, **options)
+    pooled = fitted.weights(rule="reference", **options)
+    wanda = fitted.weights(rule="target", **options)
+    trimmed = filled = unlike = 0
+    for part, mask in masks.items():
+        assert torch.equal(same[part], own[part]), "as many as it has is the rule's mask itself"
+        unlike += int((best_like(pooled, own)[part] != own[part]).sum())
+        counts, sizes = mask.sum(1).tolist(), own[part].sum(1).tolist()
+        trimmed += sum(n < size for n, size in zip(counts, sizes, strict=True))
+        filled += sum(n > size for n, size in zip(counts, sizes, strict=True))
+        keys = torch.stack([-own[part].double(), -pooled[part], -wanda[part]], 2).tolist()
+        for row, n in enumerate(counts):
+            # Slowly: own weights by their pooled score, then the others by theirs, then by |W| a.
+            first = sorted(range(mask.shape[1]), key=lambda j: keys[row][j])[:n]
+            assert set(first) == set(control[part][row].nonzero()[:, 0].tolist())
+    assert trimmed and filled and unlike, "rows of every kind were seen, and the pooled scores alone differ"
 
 
 def test_edit_is_the_mask_as_a_prune(fitted: WandaContrast) -> None:
