@@ -260,6 +260,9 @@ def test_differences_are_paired_by_item_and_training() -> None:
     row = found[found["measure"] == "targeted"].iloc[0]
     assert row["value"] == pytest.approx(-1.5 / 4) and row["n"] == 8 and row["n_seeds"] == 2
     assert row["ci_lo"] < row["value"] < row["ci_hi"] and set(found["against"]) == {"none"}
+    once = against(items, {"cut": ["none"]})
+    single = once[once["measure"] == "targeted"].iloc[0]
+    assert row["ci_hi"] - row["ci_lo"] < 0.9 * (single["ci_hi"] - single["ci_lo"])  # twice as many items
     apart = pd.concat([edited(none=[1.0]), edited(cut=[0.0]).assign(seed=1)])
     with pytest.raises(UsageError, match="nothing can be judged"):
         against(apart, {"cut": ["none"]})
@@ -389,7 +392,7 @@ def test_curves_over_exposures() -> None:
     found = exposure_curves(rows).set_index(["exposures", "measure"])
     assert found.loc[(3, "recall"), "value"] == pytest.approx(2 / 3)
     assert found.loc[(3, "recall"), "n"] == 3 and found.loc[(3, "recall"), "n_seeds"] == 2
-    assert found.loc[(30, "recognition"), "value"] == 1.0
+    assert found.loc[(30, "recognition"), "value"] == 1.0 and found.loc[(3, "recognition"), "value"] == 0.75
 
 
 def test_items_are_dealt_with_their_like() -> None:
