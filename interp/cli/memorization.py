@@ -18,6 +18,7 @@ from interp.cli.memory_items import (
     case_of,
     opened,
     read_texts,
+    savable,
     sizes,
 )
 from interp.cli.options import Device, Dtype, Save, Seed
@@ -101,6 +102,7 @@ def detect(
     """Which prompts does a pipeline answer by heart? Told from its noise, without the training images."""
     from interp.measure.memorization.detection import SIGNALS, attribution, signals
 
+    savable(save)
     case = case_of(source, prompts, None, reference, images, device=device, dtype=dtype)
     if not case.pipeline:
         raise UsageError(f"{source} is a language model: ask it with `interp memorization recite {source}`")
@@ -185,6 +187,7 @@ def recite(
         raise UsageError(f"--prefixes {prefixes}: write numbers joined by commas, as 8,16,32") from error
     if min(given) < 1:
         raise UsageError(f"--prefixes {prefixes}: at least one token is given")
+    savable(save)
     texts = read_texts(file)
     subject, _ = opened(model, device, dtype)
     if subject.kind == "pipeline":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli import memory_edits
 from interp.cli.console import Json, emit, progress, say
 from interp.cli.memory_items import (
     Case,
@@ -21,6 +22,7 @@ from interp.cli.memory_items import (
     Source,
     Suffix,
     case_of,
+    savable,
     sizes,
 )
 from interp.cli.memory_methods import METHODS, Options, fitted
@@ -37,9 +39,11 @@ Steps = Annotated[int, typer.Option(min=2, help="Denoising steps, of a pipeline.
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance, of a pipeline.")]
 Samples = Annotated[int, typer.Option(min=1, help="Samples of each prompt.")]
 _FIRST = 1000  # seeds of samples; those of locating come before
+_OF_TEXT = 10  # updates of `delete` in a language model, each a pass through all of it and back
 
 
 def locate(
+    ctx: typer.Context,
     source: Source,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "wanda",
     prompts: PromptFile = None,
@@ -48,7 +52,10 @@ def locate(
     prefix: Prefix = 32,
     suffix: Suffix = 32,
     share: Annotated[
-        float, typer.Option(help="Of the weights of each row, or of all units, that is cut.")
+        float,
+        typer.Option(
+            help="Of the weights of each row, or of all units, that is cut; of methods that cut a share."
+        ),
     ] = 0.01,
     rank: Annotated[
         int | None,
@@ -74,15 +81,20 @@ def locate(
     """Find the weights, units or directions that hold memorized items; nothing is changed."""
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: write a name that ends in .safetensors")
+    savable(save)
     case = case_of(source, prompts, None, reference, images, None, prefix, suffix, device, dtype)
-    options = Options(share, rank, null, min(tau, steps), steps, guidance, seed)
+    written = (
+        name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    )
+    options = Options(share, rank, null, min(tau, steps), steps, guidance, seed, frozenset(written))
     with progress(f"locate by {method}") as report:
-        found, edit = fitted(case, method, options, report)
+        found, edit, targets, others = fitted(case, method, options, report)
     _save(found.scores_, save)
     budget = edit.budget(case.subject)
     told = {
         "method": method,
-        "items": len(case.targets),
+        "items": len(targets),
+        "ordinary items": len(others),
         "weights cut or changed": budget.changed,
         "share of their matrices": budget.share,
         "share of the model": budget.of_model,
@@ -99,7 +111,7 @@ def locate(
         emit(shown, json)
         emit(told, json)
     if out is not None:
-        size = edit.save(out).stat().st_size
+        size = memory_edits.write(edit, out, map(case.key, targets), map(case.key, others))
         say("wrote", f"{out} ({size:,} bytes); measure it: interp memorization delete {source} {out}")
 
 
@@ -123,6 +135,10 @@ def delete(
     attacked: Annotated[
         int, typer.Option(min=0, help="Items of each kind that are attacked; 0 leaves it out, and says so.")
     ] = 4,
+    updates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Updates of a search of the attack; default 50, of a language model 10."),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="Also write the edited pipeline or model here; it must not exist.")
@@ -135,15 +151,21 @@ def delete(
     """Take an edit's weights out: what goes, what stays, what controls do, and what an attack gets back."""
     if out is not None and out.exists():
         raise UsageError(f"{out} exists; give a folder that does not")
+    savable(save)
     case = case_of(source, prompts, test, reference, images, new_images, prefix, suffix, device, dtype)
-    cut = _read(edit, case.subject)
+    cut, items = memory_edits.read(edit, case)
+    if out is not None:
+        memory_edits.keeps(cut, case)
+    groups = memory_edits.told_apart(case.groups, case, items)
     conditions = _conditions(case, cut, controls, seed)
     with progress("conditions") as report:
         rows = []
         for i, (name, own) in enumerate(conditions.items()):
             report(i, len(conditions), name)
             with _under(own, case.subject):
-                rows += [{"condition": name, **row} for row in _measured(case, samples, steps, guidance)]
+                rows += [
+                    {"condition": name, **row} for row in _measured(case, groups, samples, steps, guidance)
+                ]
     table = _frame(rows)
     told: dict[str, Any] = {"effects": table}
     if attacked and (case.pictured or not case.pipeline):
@@ -151,7 +173,7 @@ def delete(
             case,
             {"intact": None, "edited": cut},
             attacked,
-            50,
+            updates or (50 if case.pipeline else _OF_TEXT),
             ("normal",),
             1,
             samples,
@@ -173,13 +195,7 @@ def delete(
     if len(conditions) == 2 and controls:
         say("no controls", "this edit does not only prune, so there is no cut of equal budget")
     if out is not None:
-        _write(case, cut, out)
-
-
-def _read(path: Path, subject: Any) -> PartEdit:
-    from interp.intervene.weights import PartEdit
-
-    return PartEdit.load(path, subject)
+        memory_edits.export(case, cut, out)
 
 
 def _conditions(case: Case, cut: PartEdit, controls: int, seed: int) -> dict[str, PartEdit | None]:
@@ -208,26 +224,34 @@ def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[order, list(dict.fromkeys(table["condition"]))].reset_index().rename_axis(columns=None)
 
 
-def _measured(case: Case, samples: int, steps: int, guidance: float) -> Iterator[dict[str, Any]]:
+Groups = Mapping[str, tuple[Any, ...]]
+
+
+def _measured(
+    case: Case, groups: Groups, samples: int, steps: int, guidance: float
+) -> Iterator[dict[str, Any]]:
     """What a subject does as it is now: one row a group and metric."""
     if case.pipeline:
-        yield from _sampled(case, samples, steps, guidance)
+        yield from _sampled(case, groups, samples, steps, guidance)
     else:
-        yield from _told_by_heart(case)
+        yield from _told_by_heart(case, groups)
 
 
-def _sampled(case: Case, samples: int, steps: int, guidance: float) -> Iterator[dict[str, Any]]:
+def _sampled(
+    case: Case, groups: Groups, samples: int, steps: int, guidance: float
+) -> Iterator[dict[str, Any]]:
     from interp.measure.memorization.detection import signals
     from interp.measure.memorization.extraction import extraction, rates
     from interp.measure.memorization.retention import held_out_loss
 
     seeds = range(_FIRST, _FIRST + samples)
-    for group, items in case.groups.items():
-        if group == "ordinary" and hasattr(items[0], "image"):
+    for group, items in groups.items():
+        plain = group in ("ordinary", memory_edits.USED)
+        if plain and hasattr(items[0], "image"):
             values = held_out_loss(case.subject, items)
             yield _mean(group, "denoising error", values)
         found = signals(case.subject, [item.prompt for item in items], seeds, steps=steps, guidance=guidance)
-        if case.judge is not None and group != "ordinary" and all(hasattr(item, "image") for item in items):
+        if case.judge is not None and not plain and all(hasattr(item, "image") for item in items):
             assert found.images is not None
             own = _several(case, group, items)
             told = rates(extraction(found.images, items, case.judge, images=own).assign(group=group))
@@ -249,18 +273,18 @@ def _several(case: Case, group: str, items: Any) -> dict[str, Any] | None:
     return {item.name: images_of(case.recipe, item.name) for item in items}
 
 
-def _told_by_heart(case: Case) -> Iterator[dict[str, Any]]:
+def _told_by_heart(case: Case, groups: Groups) -> Iterator[dict[str, Any]]:
     from interp.measure.memorization.recite import forced, recite
     from interp.tasks.prose import Prose
 
-    for group, items in case.groups.items():
+    for group, items in groups.items():
         if not items:
             continue
         known = group in ("targeted", "held_out")
         table = recite(case.subject, items, generate=known)
         for metric in ("exact", "accuracy", "similarity", "nll") if known else ("exact", "nll"):
             yield _mean(group, metric, table[metric].to_numpy())
-    passages = Prose(prompt=32, answer=32, n=16).examples(case.subject)
+    passages = Prose(prompt=16, answer=16, n=12).examples(case.subject)
     read = forced(case.subject, [(*e.ids, *e.answer_ids) for e in passages])
     nll = [own.nll[len(e.ids) - 1 :].mean() for own, e in zip(read, passages, strict=True)]
     yield _mean("prose", "nll", nll)
@@ -274,7 +298,7 @@ def _mean(group: str, metric: str, values: Any) -> dict[str, Any]:
 
     told = np.asarray(values, float)
     varied = len(told) > 1 and np.ptp(told) > 0
-    low, high = bootstrap_ci(told, range(len(told)), seed=0) if varied else (np.nan, np.nan)
+    low, high = bootstrap_ci(told, np.arange(len(told)), seed=0) if varied else (np.nan, np.nan)
     return {
         "group": group,
         "metric": metric,
@@ -283,25 +307,6 @@ def _mean(group: str, metric: str, values: Any) -> dict[str, Any]:
         "ci_hi": high,
         "n": len(told),
     }
-
-
-def _write(case: Case, cut: PartEdit, out: Path) -> None:
-    """The edited pipeline or model as a folder that is there whole or not at all."""
-    import tempfile
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging,
-        cut.applied(case.subject),
-    ):
-        new = Path(staging) / "new"
-        if case.pipeline:
-            case.subject.pipe.save_pretrained(new)
-        else:
-            case.subject.hf.save_pretrained(new)
-            case.subject.tokens.tokenizer.save_pretrained(new)
-        new.rename(out)
-    say("wrote", f"{out}, edited for good")
 
 
 # -- attack ----------------------------------------------------------------------------------------------------------
@@ -338,6 +343,7 @@ def attack(
     json: Json = False,
 ) -> None:
     """Search embeddings (of a language model, soft prompts) that bring items back; also items it never had."""
+    savable(save)
     case = case_of(source, prompts, test, reference, images, new_images, prefix, suffix, device, dtype)
     if case.pipeline and not case.pictured:
         raise UsageError("an attack on a pipeline needs pictures to get back: give --images and --held-out")
@@ -345,7 +351,7 @@ def attack(
     for path in edit or ():
         if path.stem in conditions:
             raise UsageError(f"two edits are called '{path.stem}'; give them names of their own")
-        conditions[path.stem] = _read(path, case.subject)
+        conditions[path.stem], _ = memory_edits.read(path, case)
     other = _oracle(case) if oracle else None
     chosen = tuple(part.strip() for part in starts.split(","))
     found = _attacked(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.console import progress, say
+from interp.cli.memory_edits import name_of
 from interp.cli.work import _load
 from interp.errors import NoAcceptedExample, UsageError
 
@@ -63,6 +64,8 @@ Suffix = Annotated[int, typer.Option(min=1, help="Tokens that it has to recite."
 
 _DIGITS = re.compile(r"digits(?:-(tiny|quick|full))?(?:-(\d+))?(-oracle)?")
 _ORDINARY = 40
+_WORDS = 8
+"""Passages that begin with the same words are of one half, and one item to the record of an edit."""
 
 
 @dataclass
@@ -73,12 +76,14 @@ class Case:
         groups: the items by what they are for; a group may be missing.
         judge: what counts as a copy of a picture, where that can be told.
         recipe: of a pipeline that was trained on digits.
+        keys: of a language model's items, by name, the hashes of their texts.
     """
 
     subject: Any
     groups: dict[str, tuple[Any, ...]]
     judge: Yardstick | None = None
     recipe: Recipe | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> bool:
@@ -94,6 +99,10 @@ class Case:
     def pictured(self) -> bool:
         """Whether extraction can be told: the items have pictures, and it is known how near a copy is."""
         return self.judge is not None and all(hasattr(item, "image") for item in self.targets)
+
+    def key(self, item: Any) -> str:
+        """Hash of an item's text, by which it is known again under other options."""
+        return self.keys[item.name] if item.name in self.keys else name_of(item.prompt)
 
     def some(self, n: int) -> dict[str, tuple[Any, ...]]:
         """The first n items of each group but the ordinary ones, marked with its name."""
@@ -224,42 +233,58 @@ def _asked(
 
 
 def _recited(subject: CausalLM, file: Path | None, prefix: int, suffix: int) -> Case:
-    """A language model with what it recites of some passages: half of that is located with."""
-    from interp.measure.memorization.recite import screen
+    """A language model with what it recites of some passages: half of that is located with.
+
+    The half is a hash of the passage's first words, so that other options never bring what was located with among
+    what is held out.
+    """
+    from interp.measure.memorization.recite import recite
     from interp.models.tokens import as_tokens
     from interp.tasks.memorized import TextItem
     from interp.tasks.passages import CONTROLS, passages
 
     texts = read_texts(file)
     invented = tuple(p for p in passages() if p.group == "invented")
-    known = {p.name for p in texts}
-    every = (*texts, *(p for p in invented if p.name not in known))
-    with progress("passages") as report:
-        table = screen(subject, every, prefixes=(prefix,), suffix=suffix, progress=report)
-    tokens = as_tokens(subject)
-    by_name = {p.name: p for p in every}
-    items: dict[str, list[Any]] = {"recited": [], "ordinary": [], "unseen": []}
-    for row in table.itertuples():
-        passage = by_name[str(row.name)]
-        ids = tokens.encode(passage.text).ids[: prefix + suffix]
-        kind = "unseen" if passage.group == "invented" else "recited" if row.exact else "ordinary"
-        if kind == "recited" and passage.group in CONTROLS:
-            continue  # it goes on by rule, not by heart
-        items[kind].append(TextItem(passage.name, tuple(ids), prefix, group=kind))
-    if not items["recited"]:
-        best = table[~table["group"].isin(CONTROLS)].sort_values("run").iloc[-1]
-        raise NoAcceptedExample(
-            f"{subject.name} recites no passage for {suffix} tokens after {prefix} (most is {best['run']}, of "
-            f"'{best['name']}'): give others with --prompts, or ask for less with --prefix and --suffix"
+    tokens, known, keys = as_tokens(subject), set[str](), {}
+    asked: dict[tuple[int, ...], TextItem] = {}
+    for passage in (*texts, *invented):
+        ids = tuple(tokens.encode(passage.text).ids[: prefix + suffix])
+        whole = name_of(passage.text)
+        if len(ids) == prefix + suffix and ids not in asked and whole not in known:
+            known.add(whole)
+            asked[ids] = TextItem(passage.name, ids, prefix, group=passage.group)
+            keys[passage.name] = name_of(passage.text, _WORDS)
+    if not asked:
+        raise UsageError(
+            f"no passage has {prefix} + {suffix} tokens; ask for less with --prefix and --suffix"
         )
-    say("found", f"{len(items['recited'])} of {len(texts)} passages are recited after {prefix} tokens")
-    groups = {
-        "targeted": tuple(items["recited"][::2]),
-        "held_out": tuple(items["recited"][1::2]),
-        "unseen": tuple(items["unseen"]),
-        "ordinary": tuple(items["ordinary"]),
-    }
-    return Case(subject, groups)
+    with progress("passages") as report:
+        table = recite(subject, list(asked.values()), generate=False, progress=report)
+    items: dict[str, list[Any]] = {"targeted": [], "held_out": [], "unseen": [], "ordinary": []}
+    for item, exact in zip(asked.values(), table["exact"], strict=True):
+        kind = "unseen" if item.group == "invented" else "recited" if exact else "ordinary"
+        if kind == "recited" and item.group in CONTROLS:
+            continue  # it goes on by rule, not by heart
+        if kind == "recited":
+            kind = ("targeted", "held_out")[int(keys[item.name], 16) % 2]
+        items[kind].append(replace(item, group=kind))
+    recited = len(items["targeted"]) + len(items["held_out"])
+    if not items["targeted"]:
+        best = table[~table["group"].isin(CONTROLS)].sort_values("run").iloc[-1]
+        why = (
+            f"recites {recited} passages, all of the half that is held out"
+            if recited
+            else f"recites no passage for {suffix} tokens after {prefix} (most is {best['run']}, of '{best['name']}')"
+        )
+        raise NoAcceptedExample(
+            f"{subject.name} {why}: give others with --prompts, or ask for less with --prefix and --suffix"
+        )
+    say(
+        "found",
+        f"{recited} of {len(asked)} passages are recited after {prefix} tokens, {len(items['targeted'])} to locate "
+        f"with and {len(items['held_out'])} held out, by a hash of their words",
+    )
+    return Case(subject, {name: tuple(own) for name, own in items.items()}, keys=keys)
 
 
 def read_texts(file: Path | None) -> tuple[Any, ...]:
@@ -278,6 +303,12 @@ def read_texts(file: Path | None) -> tuple[Any, ...]:
     if not found:
         raise BrokenData(f"{file} has no passages; write one a line")
     return found
+
+
+def savable(path: Path | None) -> None:
+    """Refuse a table's name before the work, not after it."""
+    if path is not None and path.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"--save {path}: write a name that ends in .parquet or .csv")
 
 
 def sizes(groups: Mapping[str, tuple[Any, ...]]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from interp.cli.console import say
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the options of the command say: share and rank of the cut, the null, and the runs of a pipeline."""
+    """What the options of the command say: share and rank of the cut, the null, and the runs of a pipeline.
+
+    `given` are the names of those that were written.
+    """
 
     share: float
     rank: int | None
@@ -25,6 +29,7 @@ class Options:
     steps: int
     guidance: float
     seed: int
+    given: frozenset[str] = frozenset()
 
     @property
     def runs(self) -> dict[str, Any]:
@@ -41,6 +46,8 @@ class Method(NamedTuple):
         says: what it looks at.
         pictures: it reads the items' pictures (in a pipeline). ordinary: it needs ordinary items.
         of_pipelines: it is of pipelines alone.
+        uses: options that it looks at, of those that not all methods do.
+        targets: it looks at the items that are to be taken out.
     """
 
     make: Callable[[Options], Any]
@@ -49,6 +56,8 @@ class Method(NamedTuple):
     pictures: bool = False
     ordinary: bool = False
     of_pipelines: bool = False
+    uses: tuple[str, ...] = ("share",)
+    targets: bool = True
 
 
 def _wanda(rule: str) -> Callable[[Options], Any]:
@@ -119,31 +128,49 @@ def _flat(options: Options) -> Any:
 
 
 def _share(found: Any, options: Options) -> PartEdit:
-    return found.edit(share=options.share)  # type: ignore[no-any-return]
+    return cast("PartEdit", found.edit(share=options.share))
 
 
 def _rank(found: Any, options: Options) -> PartEdit:
-    return found.edit(options.rank)  # type: ignore[no-any-return]
+    return cast("PartEdit", found.edit(options.rank))
 
 
 def _own(found: Any, options: Options) -> PartEdit:
-    return found.edit()  # type: ignore[no-any-return]
+    return cast("PartEdit", found.edit())
 
 
 def _cut(found: Any, options: Options) -> PartEdit:
-    return found.cut(options.share)  # type: ignore[no-any-return]
+    return cast("PartEdit", found.cut(options.share))
 
+
+_RUNS = ("tau", "steps", "guidance")
 
 METHODS: dict[str, Method] = {
     "wanda": Method(
-        _wanda("corrected"), _share, "weights whose columns are stronger on the items, by how much"
+        _wanda("corrected"),
+        _share,
+        "weights whose columns are stronger on the items, by how much",
+        uses=("share", "null", *_RUNS),
     ),
     "reference": Method(
-        _wanda("reference"), _share, "the published rule of Wanda contrast", of_pipelines=True
+        _wanda("reference"),
+        _share,
+        "the published rule of Wanda contrast",
+        of_pipelines=True,
+        uses=("share", "null", *_RUNS),
     ),
-    "nemo": Method(_nemo, _own, "value units of cross-attention that hold single prompts", False, True, True),
-    "subspace": Method(_subspace, _rank, "directions in which the items have more energy"),
-    "activation": Method(_activation, _share, "units by what they write"),
+    "nemo": Method(
+        _nemo,
+        _own,
+        "value units of cross-attention that hold single prompts",
+        ordinary=True,
+        of_pipelines=True,
+        uses=("steps",),
+    ),
+    "subspace": Method(
+        _subspace, _rank, "directions in which the items have more energy", uses=("rank", "null", *_RUNS)
+    ),
+    "activation": Method(_activation, _share, "units by what they write", uses=("share", *_RUNS)),
     "gradient": Method(_gradient, _share, "units by gradient times activation", True),
     "integrated": Method(_integrated, _share, "units by integrated gradients", True),
     "hard-concrete": Method(_gates("hard_concrete"), _share, "units by learned gates", True),
@@ -152,22 +179,40 @@ METHODS: dict[str, Method] = {
     "contrastive": Method(
         _contrastive, _cut, "weights by gradients of the items over those of others", True, True
     ),
-    "kfac": Method(_flat, _own, "directions of low curvature on ordinary items; no labels", True, True),
+    "kfac": Method(
+        _flat,
+        _own,
+        "directions of low curvature on ordinary items; no labels",
+        True,
+        True,
+        uses=(),
+        targets=False,
+    ),
 }
 """Every method by its name."""
 
-_NULLS = ("wanda", "reference", "subspace")
+_SPECIAL = ("share", "rank", "null")
+"""Options that change the edit: given to a method that has none, they are refused; others are told."""
 
 
-def fitted(case: Case, name: str, options: Options, progress: Progress) -> tuple[Any, PartEdit]:
+class Found(NamedTuple):
+    """A fitted locator, the edit that it asks for, and the items that it read."""
+
+    locator: Any
+    edit: PartEdit
+    targets: tuple[Any, ...]
+    reference: tuple[Any, ...]
+
+
+def fitted(case: Case, name: str, options: Options, progress: Progress) -> Found:
     """A locator fitted on the targeted items, and the edit that it asks for.
 
     Raises:
-        UsageError: no such method, or one that this subject or these items do not do for.
+        UsageError: no such method, one that this subject or these items do not do for, or options that it has not.
     """
     if name not in METHODS:
         raise UsageError(f"no method '{name}'; write one of {', '.join(METHODS)}")
-    method, ordinary = METHODS[name], case.groups.get("ordinary", ())
+    method, ordinary = METHODS[name], tuple(case.groups.get("ordinary", ()))
     if method.of_pipelines and not case.pipeline:
         raise UsageError(f"method '{name}' is of pipelines, and {case.subject.name} is a language model")
     if method.ordinary and not ordinary:
@@ -176,20 +221,31 @@ def fitted(case: Case, name: str, options: Options, progress: Progress) -> tuple
         raise UsageError(
             "every passage is recited, and there is none to compare with: give more with --prompts"
         )
-    if options.null is not None and name not in _NULLS:
-        raise UsageError(f"--null is of {', '.join(_NULLS)}; '{name}' compares with the ordinary items")
+    _used(name, options.given, case.pipeline)
     if not 0 < options.share <= 1:
         raise UsageError(f"--share {options.share}: write a share above 0 and at most 1")
     null = options.null or ("empty" if name == "reference" else None)
-    reference = None if null in ("paired", "empty") or not ordinary else ordinary
+    reference = () if null in ("paired", "empty") else ordinary
+    targets = case.targets if method.targets else ()
     if method.pictures and case.pipeline:
-        if not all(hasattr(item, "image") for item in (() if name == "kfac" else case.targets)):
+        if not all(hasattr(item, "image") for item in targets):
             raise UsageError(f"method '{name}' reads the pictures: give --images, or a column 'image'")
         if not all(hasattr(item, "image") for item in ordinary):
             if method.ordinary:
                 raise UsageError(f"method '{name}' reads pictures of ordinary prompts: give a column 'image'")
-            reference = None
+            reference = ()
     locator = method.make(options)
-    targets = None if name == "kfac" else case.targets
-    locator.fit(case.subject, targets, reference=reference, progress=progress)
-    return locator, method.cut(locator, options)
+    locator.fit(case.subject, targets or None, reference=reference or None, progress=progress)
+    return Found(locator, method.cut(locator, options), targets, reference)
+
+
+def _used(name: str, given: frozenset[str], pipeline: bool) -> None:
+    """Refuses options of the cut that a method has not, and tells others that change nothing."""
+    for option in _SPECIAL:
+        if option in given and option not in METHODS[name].uses:
+            those = ", ".join(other for other, method in METHODS.items() if option in method.uses)
+            raise UsageError(f"--{option} is of {those}; '{name}' has none: leave it away")
+    idle = [o for o in _RUNS if o in given and not (pipeline and o in METHODS[name].uses)]
+    if idle:
+        where = "" if pipeline else " of a language model"
+        say("not used", f"{', '.join('--' + o for o in idle)}: '{name}'{where} does not look at them")

@@ -37,6 +37,24 @@ def test_as_many_weights_of_each_row_or_as_many_whole_rows() -> None:
     assert set(cuts["magnitude"][first][row].nonzero()[:, 0].tolist()) == set(largest.tolist())
 
 
+def test_controls_of_units_are_whole_columns_and_seeds_share_no_draw() -> None:
+    model = subject("llama")
+    part = parts(model, "ff_out")[0]
+    edit = Prune.units(model, part, [1, 4, 7])
+    found = control_edits(model, edit, draws=2) | {
+        f"other {i}": own for i, own in enumerate(control_edits(model, edit, draws=2, seed=1).values())
+    }
+    units = {}
+    for name, own in found.items():
+        (single,) = own.singles
+        assert isinstance(single, Prune)
+        assert torch.equal(single.mask.any(0), single.mask.all(0)) and int(single.mask.any(0).sum()) == 3
+        units[name] = tuple(single.mask.any(0).nonzero()[:, 0].tolist())
+    loudest = weight_of(model, part).norm(dim=0).topk(3).indices.tolist()
+    assert units["magnitude"] == units.pop("other 2") == tuple(sorted(loudest))
+    assert len(set(units.values())) == 5 and (1, 4, 7) not in units.values()
+
+
 def test_what_does_not_prune_has_no_budget_of_weights() -> None:
     model = subject("llama")
     part = parts(model, "ff_out")[0]
