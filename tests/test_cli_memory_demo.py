@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from interp.cli import app
+from interp.cli import app, memory_demo
 from interp.studies.memorization import study
+from interp.studies.memorization.findings import PROTOCOL
 
 MEASURES = ("targeted", "held_out", "control", "alignment")
 
@@ -88,3 +89,25 @@ def test_the_table_says_what_went_what_stayed_and_what_came_back(
     assert told["findings"][0]["verdict"] == "holds"
     assert {Path(p).name for p in told["figures"]} == {"pictures.html", "doses.html"}
     assert all(Path(p).stat().st_size > 1000 for p in told["figures"])
+
+
+def test_main_findings_are_chosen_by_name_whatever_their_verdict() -> None:
+    cut = "the cut erases {} beyond a mask of equal budget ({})"
+    a, b = "what it was located on", "held-out memorized items"
+    main = [
+        PROTOCOL,
+        "an oracle, trained without the items, does not replicate them",
+        *(f"wanda reference: {cut.format(what, 'ordinary')}" for what in (a, b)),
+        "wanda reference: ordinary prompts keep their digits",
+        "wanda reference: the deletion survives the attack (share of pictures got back)",
+        "adversarial tuning: the deletion survives the attack (ease of extraction)",
+        "the attack gets nothing from the oracle, which never held the pictures",
+    ]
+    rest = [
+        f"nemo: {cut.format(a, 'ordinary')}",
+        f"wanda reference: {cut.format(a, 'random')}",
+        "a test of sets",
+    ]
+    table = pd.DataFrame({"finding": [*rest, *main], "verdict": ["holds"] * 3 + ["does not", "holds"] * 4})
+    found = memory_demo.main(table)
+    assert list(found["finding"]) == main and list(found["verdict"]) == ["does not", "holds"] * 4

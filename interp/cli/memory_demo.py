@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 Tables = Mapping[str, "pd.DataFrame"]
 _MEASURES = {"targeted": "A", "held_out": "B", "control": "controls", "alignment": "digit asked for"}
 _DRAWN = ("none", "wanda reference", "wanda corrected", "activation", "nemo", "subspace", "flat")
+_RULE = "wanda reference"
+_MAIN = (
+    "memorized items replicate",
+    "an oracle, trained without the items",
+    f"{_RULE}: the cut erases what it was located on beyond a mask of equal budget (ordinary)",
+    f"{_RULE}: the cut erases held-out memorized items beyond a mask of equal budget (ordinary)",
+    f"{_RULE}: ordinary prompts keep",
+    f"{_RULE}: the deletion survives",
+    "adversarial tuning: the deletion survives",
+    "the attack gets nothing from the oracle",
+    "the oracle is the floor",
+)
+"""How the findings begin that are shown: named before any run, whatever their verdicts."""
 _BACK = {"targeted": "A got back", "held_out": "B got back", "unseen": "never trained, made up"}
 
 
@@ -49,8 +62,14 @@ def demo(
     if json:
         emit({**told, "folder": folder, "figures": written}, json)
         return
-    for table in told.values():
-        emit(table, json)
+    shown = main(told["findings"])
+    emit(told["conditions"], json)
+    emit(shown, json)
+    every = folder.resolve() / "findings.parquet"
+    say(
+        "findings",
+        f"{len(shown)} of {len(told['findings'])} shown, of the published rule; all are in {every}",
+    )
     say("read it so", "A was located on, B is memorized as well; shares of samples or of pictures attacked")
     for path in written:
         say("wrote", str(path))
@@ -83,6 +102,11 @@ def conditions(tables: Tables) -> pd.DataFrame:
 def findings(tables: Tables) -> pd.DataFrame:
     """What holds, with its number and interval."""
     return tables["findings"][["finding", "verdict", "value", "ci_lo", "ci_hi", "n"]]
+
+
+def main(found: pd.DataFrame) -> pd.DataFrame:
+    """The findings that are shown, in their order."""
+    return found[found["finding"].str.startswith(_MAIN)].reset_index(drop=True)
 
 
 def figures(tables: Tables) -> dict[str, go.Figure]:
