@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from interp.cli import app
 from interp.errors import UsageError
+from interp.intervene.weights import ModelDelta, Prune, Stack, parameter
 from interp.locate.memorization.masks import share_of
 from interp.measure.memorization import encoder
+from interp.models.parts import parts, weight_of
 from interp.models.zoo.digits import subject
 from interp.studies.memorization import findings as judge
 from interp.studies.memorization.audit import ORACLE, ORIGINAL, TUNED, block_of, floored
 from interp.studies.memorization.bench import Bench
-from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, RULES, Cuts, chosen
+from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, RULES, Cuts, chosen, dose_of
 from interp.studies.memorization.detect import detection, exposure_curves
 from interp.studies.memorization.measures import against, between, measured
 from interp.studies.memorization.shared import strata_of
@@ -182,6 +184,17 @@ def test_the_published_rule_is_that_of_the_locator(bench: Bench) -> None:
     )
     own = Cuts(bench).mask(REFERENCE, 0.1)
     assert all(torch.equal(mask, own[part]) for part, mask in found.mask(0.1).items())
+
+
+def test_a_dose_is_of_all_parts_of_a_kind(bench: Bench) -> None:
+    pipe = bench.pipeline
+    every = parts(pipe, "ff_out")
+    sizes = [weight_of(pipe, part).numel() for part in every]
+    one = Stack((Prune.units(pipe, every[0], [0, 1]),))
+    assert dose_of(pipe, one) == pytest.approx(2 * weight_of(pipe, every[0]).shape[0] / sum(sizes))
+    change = ModelDelta({"unet.conv_in.bias": torch.ones_like(parameter(pipe, "unet.conv_in.bias"))}, "")
+    both = Stack((*one.singles, change))
+    assert dose_of(pipe, both) == dose_of(pipe, one)
 
 
 def test_measures_are_those_of_the_edited_pipeline(bench: Bench) -> None:

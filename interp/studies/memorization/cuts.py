@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interp.intervene.weights import PartEdit
     from interp.locate.memorization.masks import Masks
     from interp.locate.memorization.wanda import WandaContrast
+    from interp.models.pipeline import Pipeline
 
 Family = Literal["none", "located", "control"]
 
@@ -251,6 +252,15 @@ class Cuts:
         """UNet rows and CPU seconds that finding an edit took; zero for those that need no locator."""
         key = "wanda" if name in RULES else name
         return {"rows": self.rows.get(key, 0), "seconds": self.seconds.get(key, 0.0)}
+
+
+def dose_of(subject: Pipeline, edit: PartEdit) -> float:
+    """Share of the weights that an edit changes, of all parts of its kinds, those that it leaves alone included."""
+    from interp.models.parts import parts, weight_of
+
+    budget = edit.budget(subject)
+    every = {part for kind in {part.kind for part in edit.parts} for part in parts(subject, kind)}
+    return budget.changed / (sum(weight_of(subject, part).numel() for part in every) or budget.weights)
 
 
 def chosen(doses: pd.DataFrame, erased: float) -> pd.DataFrame:

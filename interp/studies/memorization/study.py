@@ -12,7 +12,7 @@ were never trained on. `seed` is always the training's.
 | `signals` | a prompt and sampling seed | seed, role, group (memorized, control, base), item, prompt, sample, first, all, one_step, similarity, spread |
 | `detection` | a signal and what it is told from | seed, role, signal, against (control, base), auc, auc_lo, auc_hi, tpr, tpr_lo, tpr_hi, threshold, n_positive, n_negative, prompts_positive, prompts_negative |
 | `copying` | a set of samples | seed, set (memorized, ordinary, mixed, held-out), extracted (share that copies a training picture), authentic, c_t, n |
-| `doses` | an edit, its dose and a measure | seed, edit, family (none, located, control), control (bool), dose (share of the parts' weights that is changed), asked, norm (of the change), measure, value, ci_lo, ci_hi, n |
+| `doses` | an edit, its dose and a measure | seed, edit, family (none, located, control), control (bool), dose (share of the weights that is changed, of all parts of that kind), asked, norm (of the change), measure, value, ci_lo, ci_hi, n |
 | `chosen` | an edit, as it is measured on | edit, asked, dose, targeted (replication of A on choosing seeds), erases, of (edit that its dose is taken from) |
 | `edits` | an edit at its chosen dose and a measure | as `doses` |
 | `costs` | an edit | seed, edit, rows (of the UNet, that locating or training took), seconds (CPU), dose, norm |
@@ -48,7 +48,7 @@ from interp.errors import UsageError
 from interp.studies.base import Study
 from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
 from interp.studies.memorization.bench import ROLES, Bench
-from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen
+from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen, dose_of
 from interp.studies.memorization.spec import MemorizationSpec
 
 if TYPE_CHECKING:
@@ -421,15 +421,14 @@ def _slug(name: str) -> str:
 
 def _about(bench: Bench, cut: Cut | None, edit: PartEdit | None) -> dict[str, Any]:
     """What a row says of its edit."""
-    budget = None if edit is None else edit.budget(bench.pipeline)
     return {
         "seed": bench.seed,
         "edit": NONE if cut is None else cut.edit,
         "family": "none" if cut is None else cut.family,
         "control": cut is not None and cut.family == "control",
         "asked": float("nan") if cut is None else cut.asked,
-        "dose": 0.0 if budget is None else budget.share,
-        "norm": 0.0 if budget is None else budget.norm,
+        "dose": 0.0 if edit is None else dose_of(bench.pipeline, edit),
+        "norm": 0.0 if edit is None else edit.budget(bench.pipeline).norm,
     }
 
 
