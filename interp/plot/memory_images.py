@@ -154,7 +154,7 @@ def _note(rows: pd.DataFrame, lines: Sequence[str], note: str, written: bool) ->
 
 def _alt(rows: pd.DataFrame, lines: Sequence[str]) -> str:
     items = list(dict.fromkeys(rows["item"]))
-    said = f"Pictures of {count(len(items), 'item')}, {listed(lines)}."
+    said = f"Pictures, one row a state, of {count(len(items), 'item')}, {listed(lines)}."
     if "replicated" in rows:
         for state in lines:
             own = rows[(rows["state"] == state) & (rows["replicated"] == True)]  # noqa: E712

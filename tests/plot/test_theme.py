@@ -105,6 +105,10 @@ def test_every_figure_says_what_it_shows_and_has_named_axes() -> None:
             "agreement",
             "cross",
             "overlap",
+            "images",
+            "memory",
+            "recovery",
+            "signals",
         ):  # columns and rows have names each
             assert any(titles), name
 
