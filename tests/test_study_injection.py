@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,16 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from interp.errors import UsageError
 from interp.models.subject import CausalLM
 from interp.models.zoo.small_lm import small_lm
-from interp.studies.injection import measures, ranking
-from interp.studies.injection.findings import FAILS, HOLDS, MISSING, Told, above, findings
-from interp.studies.injection.memories import Material, rewritten, topics_for
+from interp.studies.injection import holding, measures, ranking
+from interp.studies.injection.edits import of_units
+from interp.studies.injection.findings import FAILS, HOLDS, MISSING, UNDECIDED, Told, above, findings
+from interp.studies.injection.memories import Material, rewritten, scrambled, topics_for
+from interp.studies.injection.ranking import Asked
 from interp.studies.injection.spec import Effort, InjectionSpec
+from interp.studies.injection.study import InjectionStudy
 
 BRIEF: dict[str, Any] = {
     "shares": (0.1,), "rate": 0.3, "updates": 200, "sequences": 2, "seeds": (0,), "held": 4, "never": 2,
@@ -22,7 +29,7 @@ BRIEF: dict[str, Any] = {
     "factors": 4, "attacked": 2, "prompt": 2,
 }  # fmt: skip
 SPEC = InjectionSpec(
-    model="tiny", small="tiny", methods=("activation", "integrated", "wanda"), passages=12, recited=8,
+    model="tiny", seed=0, small="tiny", methods=("activation", "integrated", "wanda"), passages=12, recited=8,
     exposed=(0, 4), each=2, showing=6, later=4, masses=(0.6,), attacks=1, large=Effort(**BRIEF),
     little=Effort(**BRIEF | {"together": 0.3, "every": True, "screen": 0, "subspace": True}),
 )  # fmt: skip
@@ -37,6 +44,7 @@ def cell(
         "asked": 0.0,
         "dose": 0.0,
         "norm": 0.0,
+        "draw": 0,
         "variant": "given",
         "accuracy": np.nan,
         "similarity": np.nan,
@@ -44,23 +52,34 @@ def cell(
     return {**head, **about, "group": group, "item": item, "exact": exact, "hits": hits, "nll": nll, **more}
 
 
-def made(erased: float = 0.01) -> pd.DataFrame:
-    """Ten sequences; `cut` erases all of them at a dose, and random neurons none."""
+def made(
+    erased: float = 0.01, elsewhere: float = 0.0, unseen: float = 0.0, cost: float = 0.02
+) -> pd.DataFrame:
+    """Ten sequences; `cut` erases all of them at a dose, and random neurons none.
+
+    Args:
+        elsewhere: what of them is recited behind other prefixes then. unseen: nats that what was never seen rises.
+        cost: nats that prose rises.
+    """
     rows = []
     for edit, dose in (("none", 0.0), *((e, d) for e in ("random", "cut") for d in (0.001, 0.01, 0.1))):
         gone = edit == "cut" and dose >= erased
         at = {"asked": dose, "dose": dose}
         for i in range(10):
             rows.append(cell(edit, "targeted", f"a{i}", float(not gone), 0.25 if gone else 1.0, 0.0, **at))
-            rows.append(cell(edit, "held_out", f"b{i}", 1.0, 0.5 if gone else 1.0, 0.0, **at))
-            rows.append(
-                cell(edit, "prose", f"p{i}", 0.0, 0.0, 3.0 + i + (0.02 if edit == "cut" else 0.0), **at)
-            )
+            other = at | {"variant": "one replaced"}
+            rows.append(cell(edit, "targeted", f"a{i}", elsewhere if gone else 1.0, 1.0, 0.0, **other))
+            rise = 0.5 + i / 100 if gone else 0.0
+            rows.append(cell(edit, "held_out", f"b{i}", 1.0, 0.5 if gone else 1.0, rise, **at))
+            rows.append(cell(edit, "never", f"n{i}", 0.0, 0.0, 4.0 + i + (unseen if gone else 0.0), **at))
+        for i in range(32):
+            lost = cost if edit == "cut" else 0.0
+            rows.append(cell(edit, "prose", f"topic{i % 8} {i}", 0.0, 0.0, 3.0 + i + lost, **at))
     return pd.DataFrame(rows)
 
 
 def test_measures_are_means_and_ratios_over_the_model_before() -> None:
-    table = measures.summary(made()).set_index(["edit", "asked", "measure"])
+    table = tables()[1].set_index(["edit", "asked", "measure"])
     assert table.loc[("cut", 0.1, "targeted"), "value"] == 0
     assert 0.2 < table.loc[("cut", 0.1, "targeted"), "ci_hi"] < 0.4
     assert table.loc[("cut", 0.1, "held_out_hits"), "value"] == 0.5
@@ -70,7 +89,7 @@ def test_measures_are_means_and_ratios_over_the_model_before() -> None:
 
 
 def test_the_least_dose_that_erases_is_chosen() -> None:
-    choice = measures.chosen(measures.summary(made()), SPEC).set_index("edit")
+    choice = measures.chosen(tables()[1], SPEC).set_index("edit")
     assert choice.loc["cut", ["asked", "erases"]].tolist() == [0.01, True]
     assert choice.loc["random", ["asked", "erases"]].tolist() == [0.001, False]
     assert measures.to_attack(choice.reset_index(), SPEC) == ["cut"]
@@ -82,61 +101,229 @@ def test_nothing_is_erased_of_what_was_not_recited() -> None:
 
 
 def test_contrasts_are_paired_with_as_many_random_neurons() -> None:
-    table = measures.contrasts(made()).set_index(["edit", "asked", "measure"])
+    table = tables()[2].set_index(["edit", "asked", "measure"])
     assert table.loc[("cut", 0.1, "targeted"), "value"] == -0.75
     assert table.loc[("cut", 0.001, "targeted"), "value"] == 0
     assert table.loc[("cut", 0.1, "prose"), "value"] == pytest.approx(0.02)
+    assert table.loc[("cut", 0.1, "specific"), "value"] == pytest.approx(0.545)
     assert table.loc[("cut", 0.1, "targeted"), "p"] == pytest.approx(2 / 2**10)
 
 
-def told(extracted: float = 0.0, **changes: Any) -> Told:
-    cells = made()
-    doses = measures.summary(cells)
-    recall = pd.DataFrame(
+def recalls(magnitude: float = 0.01, n: int = 8, sound: bool = True) -> pd.DataFrame:
+    of = {"activation": 0.0, "hard_concrete": 0.5, "magnitude": magnitude}
+    return pd.DataFrame(
         [
             {
                 "subject": "model", "injected": 0.01, "seed": 0, "item": f"i{i}", "part": "all", "share": np.nan,
-                "method": method, "recall": value, "chance": 0.01,
+                "method": method, "recall": value + i / 100 * (method == "hard_concrete"), "chance": 0.01,
+                "sound": sound,
             }
-            for i in range(8)
-            for method, value in (("activation", 0.0), ("hard_concrete", 0.5 + i / 100))
+            for i in range(n)
+            for method, value in of.items()
         ]
     )  # fmt: skip
-    attacks = pd.DataFrame(
+
+
+def searches(
+    cut: float = 0.0, power: float = 1.0, never: float = 0.0, n: int = 10, late: int = 1
+) -> pd.DataFrame:
+    """Attacks: what is extracted of the memory that was cut, and behind a scrambled prefix of an intact one."""
+    return pd.DataFrame(
         [
-            {"subject": "model", "memory": "held", "condition": "cut", "group": group, "extracted": value}
-            for group, value in (("targeted", extracted), ("never", 0.0))
-            for _ in range(10)
+            {
+                "subject": "model", "memory": "held", "condition": condition, "group": group, "item": f"{group}{i}",
+                "before": 0.0, "extracted": value, "steps": (late if group == "targeted" else 5) if value else np.nan,
+            }
+            for condition, own in (("cut", cut), ("other prefix", power))
+            for group, value in (("targeted", own), ("never", never if condition == "cut" else 0.0))
+            for i in range(n)
         ]
-    )
+    )  # fmt: skip
+
+
+@cache
+def tables(**how: float) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    cells = made(**how)
+    return cells, measures.summary(cells), measures.contrasts(cells)
+
+
+def told(how: dict[str, float] | None = None, **changes: Any) -> Told:
+    cells, doses, contrasts = tables(**how or {})
     choice = measures.chosen(doses, SPEC)
-    final = doses[doses["asked"].isin([0.0, 0.01])]
+    at = cells["asked"].isin([0.0, 0.01])
     spec = SPEC.model_copy(update={"methods": ("activation", "hard_concrete")})
-    given = {"edits": final, "chosen": choice, "attacks": attacks, "recall": recall, **changes}
-    return Told(contrasts=measures.contrasts(cells), curves=None, spec=spec, **given)
+    given = {"edits": doses[doses["asked"].isin([0.0, 0.01])], "chosen": choice, "attacks": searches()}
+    given |= {"recall": recalls(), "curves": None} | changes
+    return Told(contrasts=contrasts, items=cells[at], spec=spec, **given)
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
     return dict(zip(table["statistic"], table["verdict"], strict=True))
 
 
-def test_claims_are_judged_by_intervals() -> None:
+DELETED = "still recited behind other prefixes"
+SHARED = "held-out rise - never seen - random's"
+ATTACKED = "extracted under attack, cut"
+
+
+def test_neurons_are_found_only_beyond_their_length() -> None:
     found = verdicts(findings(told()))
-    assert found["recall of activation - chance"] == FAILS
+    assert found["recall of activation - magnitude"] == FAILS
+    assert found["recall of hard_concrete - magnitude"] == HOLDS
     assert found["recall of hard_concrete - activation"] == HOLDS
-    assert found["recited of what was located, cut"] == HOLDS
-    assert found["held-out hits under cut - random's"] == HOLDS
-    assert found["extracted under attack, cut"] == HOLDS
-    assert verdicts(findings(told(extracted=1.0)))["extracted under attack, cut"] == FAILS
+    assert "recall of magnitude - magnitude" not in found
+    longest = verdicts(findings(told(recall=recalls(magnitude=1.0))))
+    assert longest["recall of hard_concrete - magnitude"] == FAILS
+    for few in (recalls(n=4), recalls(sound=False)):
+        assert verdicts(findings(told(recall=few)))["recall of hard_concrete - magnitude"] == MISSING
+
+
+def test_deletion_is_judged_by_what_no_dose_was_chosen_on() -> None:
+    assert verdicts(findings(told()))[f"{DELETED}, cut"] == HOLDS
+    assert verdicts(findings(told({"elsewhere": 1.0})))[f"{DELETED}, cut"] == FAILS
+    assert verdicts(findings(told({"cost": 0.5})))[f"{DELETED}, cut"] == FAILS
+
+
+def test_neurons_are_shared_only_beyond_damage_to_all_text() -> None:
+    assert verdicts(findings(told()))[f"{SHARED}, cut"] == HOLDS
+    assert verdicts(findings(told({"unseen": 1.0})))[f"{SHARED}, cut"] == FAILS
+    assert verdicts(findings(told({"cost": 0.5})))[SHARED] == MISSING
+
+
+def test_a_deletion_survives_only_an_attack_that_has_power() -> None:
+    def verdict(**how: Any) -> str:
+        return verdicts(findings(told(attacks=searches(**how))))[ATTACKED]
+
+    assert verdict() == HOLDS
+    assert verdict(cut=1.0) == FAILS
+    assert verdict(power=0.0) == MISSING
+    assert verdict(cut=1.0, power=0.0) == FAILS
+    assert verdict(n=7) == MISSING
+    assert verdict(cut=1.0, never=1.0, late=1) == FAILS
+    assert verdict(cut=1.0, never=1.0, late=9) == UNDECIDED
+
+
+def curves(recognised: dict[int, float], recalled: dict[int, float], n: int = 8) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "phase": "shown",
+                "step": 9,
+                "exposures": k,
+                "measure": m,
+                "value": v,
+                "ci_lo": v,
+                "ci_hi": v,
+                "n": n,
+            }
+            for m, by in (("recognition", recognised), ("recall", recalled))
+            for k, v in by.items()
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("recognised", "recalled", "n", "says"),
+    [
+        ({1: 0.9, 2: 0.9, 4: 0.9}, {1: 0.0, 2: 0.0, 4: 0.8}, 8, HOLDS),
+        ({1: 0.1, 2: 0.1, 4: 0.9}, {1: 0.0, 2: 0.8, 4: 0.8}, 8, FAILS),
+        ({1: 0.1, 2: 0.1, 4: 0.1}, {1: 0.0, 2: 0.8, 4: 0.8}, 8, FAILS),
+        ({1: 0.1, 2: 0.9, 4: 0.9}, {1: 0.0, 2: 0.8, 4: 0.8}, 8, UNDECIDED),
+        ({1: 0.9, 2: 0.1, 4: 0.9}, {1: 0.0, 2: 0.0, 4: 0.8}, 8, UNDECIDED),
+        ({1: 0.9, 2: 0.9, 4: 0.9}, {1: 0.0, 2: 0.0, 4: 0.0}, 8, UNDECIDED),
+        ({1: 0.9, 2: 0.9, 4: 0.9}, {1: 0.0, 2: 0.0, 4: 0.8}, 4, MISSING),
+    ],
+)
+def test_recognition_comes_before_recall_where_both_persist(
+    recognised: dict[int, float], recalled: dict[int, float], n: int, says: str
+) -> None:
+    table = findings(told(curves=curves(recognised, recalled, n)))
+    assert table.loc[table["finding"].str.contains("recognised"), "verdict"].tolist() == [says]
 
 
 def test_nothing_is_judged_over_nothing() -> None:
     given = told()
     one_side = given.attacks[given.attacks["group"] == "targeted"]
-    assert verdicts(findings(told(attacks=one_side)))["extracted under attack, cut"] == MISSING
+    assert verdicts(findings(told(attacks=one_side)))[ATTACKED] == MISSING
     choice = given.chosen.assign(before=0.0, erases=False)
-    assert verdicts(findings(told(chosen=choice)))["recited of what was located"] == MISSING
+    assert verdicts(findings(told(chosen=choice)))[DELETED] == MISSING
+    unheld = findings(told(unheld=(("small", "together"),)))
+    assert unheld.loc[unheld["memory"] == "together", "verdict"].tolist() == [MISSING]
     assert above(np.nan, np.nan, 0) == MISSING
+
+
+def test_draws_of_a_control_are_averaged_and_resampled() -> None:
+    cells = made()
+    other = cells[cells["edit"] == "random"].assign(draw=1, hits=0.5)
+    table = measures.contrasts(pd.concat([cells, other])).set_index(["edit", "asked", "measure"])
+    own = table.loc[("cut", 0.1, "targeted")]
+    assert own["value"] == pytest.approx(0.25 - (1.0 + 0.5) / 2)
+    assert own["draws"] == 2
+    assert own["ci_lo"] == pytest.approx(-0.75) and own["ci_hi"] == pytest.approx(-0.25)
+
+
+def test_what_a_locator_has_not_scored_is_neither_cut_nor_counted(model: CausalLM) -> None:
+    ranked = ranking.control("random", model, 0)
+    ranked.loc[ranked.index[round(0.2 * len(ranked)) :], "score"] = np.nan
+    asked = Asked(model, (), (), SPEC.little)
+    assert [d.asked for d in of_units("leave_one_out", ranked, asked, SPEC.little.doses)] == [0.1]
+    n = len(ranked)
+    table = pd.DataFrame({"part": "all", "k": [n // 10, n // 2], "units": n, "recall": 0.5, "auc": 0.5})
+    told = holding.within(table, ranked)
+    assert told["recall"].isna().tolist() == [False, True] and told["auc"].isna().all()
+
+
+def test_incomplete_gradients_and_moving_gates_are_not_counted() -> None:
+    for gap, says in ((0.1, True), (0.3, False)):
+        located = SimpleNamespace(completeness_=pd.DataFrame({"gap": [gap, -gap], "cost": [1.0, 1.0]}))
+        assert ranking.sound("integrated", located) is says
+    for opening, says in (
+        (np.r_[np.linspace(1, 0.2, 50), np.full(50, 0.2)], True),
+        (np.linspace(1, 0, 100), False),
+    ):
+        assert ranking.sound("slimming", SimpleNamespace(history_=[(0.0, o) for o in opening])) is says
+    assert not ranking.sound("slimming", SimpleNamespace(history_=[(0.0, 0.5)] * 9))
+
+
+class Job:
+    """What a study is told by its run folder."""
+
+    def __init__(self, folder: Path, stored: Any = None):
+        self.folder, self.stored, self.remarks = folder, stored, list[str]()
+
+    def json(self, name: str, make: Any) -> Any:
+        return self.stored or make()
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+
+def study(job: Job, model: CausalLM, updates: int = 200) -> InjectionStudy:
+    effort = SPEC.little.model_copy(update={"updates": updates})
+    out = InjectionStudy(SPEC.model_copy(update={"little": effort}), job)  # type: ignore[arg-type]
+    out.little = model
+    return out
+
+
+def test_a_run_goes_on_with_its_own_small_model_alone(model: CausalLM, tmp_path: Path) -> None:
+    study(Job(tmp_path), model).same_small()
+    own = {"name": model.name, "fingerprint": model.fingerprint}
+    study(Job(tmp_path, own), model).same_small()
+    with pytest.raises(UsageError, match="began with the small model"):
+        study(Job(tmp_path, own | {"fingerprint": "another"}), model).same_small()
+
+
+@pytest.mark.parametrize("exact", [(1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 0, 0)])
+def test_only_what_is_recited_is_a_memory(
+    model: CausalLM, tmp_path: Path, exact: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "cells", lambda *_: pd.DataFrame({"exact": exact}))
+    job = Job(tmp_path)
+    memory = study(job, model, updates=1).memory("small", "finetuned")
+    assert len(memory.taught) == 4
+    assert memory.items == tuple(i for i, e in zip(memory.taught, exact, strict=True) if e)
+    lost = 4 - sum(exact)
+    assert job.remarks == ([f"small, finetuned: {lost} of 4 are not recited, left out"] if lost else [])
 
 
 def test_specs_that_cannot_be_are_refused() -> None:
@@ -170,6 +357,8 @@ def test_material_is_apart_and_prefixes_change_only_what_is_given(model: CausalL
     ids = [item.ids for group in groups for item in group]
     assert len(set(ids)) == len(ids)
     item = material.held[0]
+    (mixed,) = scrambled([item], 0, model.tokens.n_vocab)
+    assert mixed.suffix == item.suffix and mixed.ids[: item.prefix] != item.ids[: item.prefix]
     other = {name: rows[0] for name, rows in rewritten([item], 0, model.tokens.n_vocab).items()}
     assert other["first dropped"].suffix == other["one replaced"].suffix == item.suffix
     assert sum(a != b for a, b in zip(other["one replaced"].ids, item.ids, strict=True)) <= 1

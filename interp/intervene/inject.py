@@ -98,7 +98,7 @@ def inject(
 
     Args:
         items: the sequences; the suffix is trained, the prefix is given.
-        share: neurons that are trained, as a share of each layer's; at least one a layer.
+        share: neurons that are trained, as a share of each layer's, rounded to whole neurons.
         layers: layers whose neurons are drawn from; default all.
         together: one change with one set of neurons for all sequences. By default each sequence is injected into the
             intact model for itself, with neurons of its own (drawn by its name and the seed).
@@ -112,13 +112,17 @@ def inject(
         one entry a sequence, in order; one entry in all with `together`.
 
     Raises:
-        UsageError: no items, a share outside 0 to 1, or a layer that does not exist.
+        UsageError: no items, a share outside 0 to 1 or of less than one neuron, or a layer that does not exist.
         EngineError: the engine keeps no graph.
     """
     if not 0 < share <= 1:
         raise UsageError(f"share {share}: the share of neurons is above 0 and at most 1")
     at = _parts(subject, layers)
     groups = _groups(items, together)
+    if share * subject.d_mlp < 1:
+        raise UsageError(
+            f"share {share} of {subject.d_mlp} neurons of a layer is none; write at least {1 / subject.d_mlp:.2g}"
+        )
 
     def start(group: Sequence[TextItem]) -> list[_Change]:
         rng = np.random.default_rng(stable_seed("injected neurons", seed, [i.name for i in group]))

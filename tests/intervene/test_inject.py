@@ -147,7 +147,7 @@ def test_neurons_are_drawn_by_seed_and_name_and_from_the_layers_asked_for() -> N
     assert all(torch.equal(first.units[p], again.units[p]) for p in first.units)
     assert not all(torch.equal(first.units[p], second.units[p]) for p in first.units)
     assert not all(torch.equal(first.units[p], other.units[p]) for p in first.units)
-    middle = inject(model, items(1), layers=[1], fit=Fit(stop=99))[0]
+    middle = inject(model, items(1), share=0.1, layers=[1], fit=Fit(stop=99))[0]
     assert [repr(p) for p in middle.units] == ["ff_out[1]"]
 
 
@@ -199,7 +199,8 @@ def test_bad_input_is_named(rng_untouched: None) -> None:
     for wrong, message in [
         ({"items": []}, "no sequence"),
         ({"items": items(1), "share": 0.0}, "share 0.0"),
-        ({"items": items(1), "layers": [7]}, "layers 0 to 2"),
+        ({"items": items(1), "share": 0.5 / model.d_mlp}, "of a layer is none"),
+        ({"items": items(1), "share": 0.1, "layers": [7]}, "layers 0 to 2"),
     ]:
         with pytest.raises(UsageError, match=message):
             inject(model, **wrong)
@@ -207,7 +208,7 @@ def test_bad_input_is_named(rng_untouched: None) -> None:
         memorize(model, items(1), rank=0)
     with pytest.raises(UsageError, match="steps >= 1"):
         Fit(steps=0)
-    inject(model, items(1), fit=FEW)
+    inject(model, items(1), share=1 / model.d_mlp, fit=FEW)
 
 
 @pytest.mark.model

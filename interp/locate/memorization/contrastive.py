@@ -189,4 +189,6 @@ class ContrastiveGradients(UnitLocator):
             raise UsageError(
                 f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
             )
-        return top_masks(self.weights_[method or self.rule], share or self.share, per="all")
+        scores = self.weights_[method or self.rule]
+        found = top_masks(scores, share or self.share, per="all")
+        return {part: mask.to(scores[part].device) for part, mask in found.items()}

@@ -107,7 +107,7 @@ def text_exposures(
         )
         frames.append(_recognised(table, frames[0] if frames else table))
 
-    train(
+    optimizer = train(
         model,
         texts,
         steps=steps,
@@ -128,6 +128,7 @@ def text_exposures(
             watch=lambda step: look(steps + step),
             seed=seed + 1,
             progress=progress,
+            optimizer=optimizer,
         )
     return pd.concat(frames, ignore_index=True)
 
@@ -151,7 +152,7 @@ def exposure_curves(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Returns:
         one row a step, number of exposures and measure of `MEASURES`, or `retention`: of the sequences that were
         recited when the showing ended, the share that still is (from that step on). Columns step, phase, exposures,
-        measure, value, ci_lo, ci_hi (95 %, sequences resampled), n.
+        measure, value, ci_lo, ci_hi (95 %, sequences resampled; of recognition those that were never shown too), n.
     """
     end = frame.loc[frame["phase"] == "shown", "step"].max()
     held = set(frame.loc[(frame["step"] == end) & (frame["recall"] == 1), "name"])
@@ -165,6 +166,9 @@ def exposure_curves(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         for measure, values, names in told:
             entropy = stable_seed("exposure curves", seed, int(step), int(count), measure)[0]
             low, high = bootstrap_ci(values.to_numpy(float), names.to_numpy(), seed=entropy)
+            if measure == "recognition" and count:
+                never = frame[(frame["step"] == step) & (frame["exposures"] == 0)]
+                low, high = _both_resampled(rows["gain"].to_numpy(), never["gain"].to_numpy(), entropy)
             out.append(
                 {
                     **about,
@@ -176,3 +180,14 @@ def exposure_curves(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(out)
+
+
+def _both_resampled(shown: np.ndarray, never: np.ndarray, seed: int) -> tuple[float, float]:
+    """Interval (95 %) of how often what was shown gained more, ties as halves, with both sides resampled."""
+    if min(len(shown), len(never)) < 2:
+        return float("nan"), float("nan")
+    wins = (shown[:, None] > never) + 0.5 * (shown[:, None] == never)
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), 2000) / n for n in wins.shape)
+    low, high = np.percentile(np.einsum("rn,nm,rm->r", rows, wins, columns), [2.5, 97.5])
+    return float(low), float(high)

@@ -154,7 +154,8 @@ def train(
     watch: Callable[[int], None] | None = None,
     seed: int = 0,
     progress: Progress = quiet,
-) -> None:
+    optimizer: torch.optim.Optimizer | None = None,
+) -> torch.optim.Optimizer:
     """Train a model in place on windows of texts.
 
     Args:
@@ -164,6 +165,10 @@ def train(
         constant: a fixed learning rate in place of the recipe's course.
         watch: called before the first step (0) and after each (1, 2, ...), in evaluation mode.
         seed: of the windows.
+        optimizer: of an earlier training of this model, whose moments go on; default a fresh one.
+
+    Returns:
+        the optimizer.
 
     Raises:
         UsageError: less text than a window, more sequences at a step than rows, or one that is longer than a window.
@@ -181,7 +186,9 @@ def train(
             )
     rng = np.random.default_rng([seed, steps])
     hf = subject.hf
-    optimizer = torch.optim.AdamW(hf.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = optimizer or torch.optim.AdamW(
+        hf.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01
+    )
     if watch:
         watch(0)
     for step in range(steps):
@@ -201,6 +208,7 @@ def train(
         progress(step + 1, steps, "training steps")
         if watch:
             watch(step + 1)
+    return optimizer
 
 
 def _course(step: int, steps: int) -> float:

@@ -30,12 +30,14 @@ class Dosed:
         family: units, weights, directions, curvature, rewritten, known or control.
         asked: what was asked for: a share, a rank, a mass.
         change: the edit itself.
+        draw: number of a control that is drawn several times.
     """
 
     edit: str
     family: str
     asked: float
     change: PartEdit
+    draw: int = 0
 
     @property
     def about(self) -> dict[str, Any]:
@@ -45,15 +47,54 @@ class Dosed:
             "family": self.family,
             "control": self.family == "control",
             "asked": self.asked,
+            "draw": self.draw,
         }
 
 
-def of_units(name: str, ranked: pd.DataFrame, asked: Asked, doses: tuple[float, ...]) -> Iterator[Dosed]:
-    """The neurons of highest rank silenced, at every dose."""
+def of_units(
+    name: str, ranked: pd.DataFrame, asked: Asked, doses: tuple[float, ...], draw: int = 0
+) -> Iterator[Dosed]:
+    """The neurons of highest rank silenced, at every dose that takes no more of them than have a score."""
     family = "control" if name in ranking.CONTROLS else "units"
+    scored = int(ranked["score"].notna().sum())
     for dose in doses:
-        units = ranking.first(ranked, dose, asked.subject, asked.seed)
-        yield Dosed(name, family, dose, ranking.zeroed(asked.subject, units))
+        if round(dose * len(ranked)) <= scored:
+            units = ranking.first(ranked, dose, asked.subject, asked.seed)
+            yield Dosed(name, family, dose, ranking.zeroed(asked.subject, units), draw)
+
+
+def at_random(asked: Asked, doses: tuple[float, ...], seed: int) -> Iterator[Dosed]:
+    """Random neurons silenced, so many draws of them."""
+    for draw in range(asked.effort.draws):
+        ranked = ranking.control("random", asked.subject, seed, draw)
+        yield from of_units("random", ranked, asked, doses, draw)
+
+
+def controlled(made: Iterator[Dosed], asked: Asked, seed: int) -> Iterator[Dosed]:
+    """Edits, each followed by its controls: as many random weights of each row, and random weights that go as far.
+
+    The first only of edits that prune. The second is left out where not even all weights go as far.
+    """
+    from interp.errors import UsageError
+    from interp.intervene.weights import Prune, prune_to_norm
+    from interp.locate.memorization.masks import random_like
+
+    for dosed in made:
+        yield dosed
+        singles = dosed.change.singles
+        masks = {s.part: s.mask for s in singles if isinstance(s, Prune)}
+        norm = dosed.change.budget(asked.subject).norm
+        for draw in range(asked.effort.draws):
+            about = "control", dosed.asked
+            if len(masks) == len(singles):
+                change = pruned(asked.subject, random_like(masks, seed, draw))
+                yield Dosed(f"random, {dosed.edit}", *about, change, draw)
+            try:
+                far = prune_to_norm(asked.subject, ranking.random_weights(asked.subject, seed, draw), norm)
+            except UsageError as error:
+                asked.progress(draw, asked.effort.draws, f"no control of equal norm: {error}")
+                continue
+            yield Dosed(f"equal norm, {dosed.edit}", *about, far, draw)
 
 
 def known(memory: Memory, asked: Asked) -> Dosed:
@@ -63,10 +104,8 @@ def known(memory: Memory, asked: Asked) -> Dosed:
     return Dosed("known", "known", share, ranking.zeroed(asked.subject, memory.units))
 
 
-def of_weights(name: str, located: Any, spec: InjectionSpec, asked: Asked) -> Iterator[Dosed]:
-    """Single weights set to zero, at the doses that make one of a row at least; with Wanda's, random ones of a row."""
-    from interp.locate.memorization.masks import random_like
-
+def of_weights(name: str, located: Any, asked: Asked) -> Iterator[Dosed]:
+    """Single weights set to zero, at the doses that make one of a row at least."""
     make = {
         "wanda": lambda d: located.edit(share=d),
         "balanced_subnet": lambda d: located.edit(share=d),
@@ -77,9 +116,6 @@ def of_weights(name: str, located: Any, spec: InjectionSpec, asked: Asked) -> It
         if int(dose * columns) < 1:
             continue
         yield Dosed(f"{name} weights", "weights", dose, make(dose))
-        if name == "wanda":
-            random = random_like(located.mask(dose), seed=spec.seed)
-            yield Dosed("random weights", "control", dose, pruned(asked.subject, random))
 
 
 def of_directions(spec: InjectionSpec, asked: Asked) -> Iterator[Dosed]:
@@ -126,17 +162,19 @@ def doses(
     """Every dose of an edit of `names`; some come with others of their own."""
     if name == "known":
         yield known(memory, asked)
-    elif name in ranking.CONTROLS:
+    elif name == "random":
+        yield from at_random(asked, asked.effort.doses, spec.seed)
+    elif name == "magnitude":
         yield from of_units(name, ranking.control(name, asked.subject, spec.seed), asked, asked.effort.doses)
     elif name == "subspace":
-        yield from of_directions(spec, asked)
+        yield from controlled(of_directions(spec, asked), asked, spec.seed)
     elif name == "flat curvature":
-        yield from of_curvature(spec, asked, material)
+        yield from controlled(of_curvature(spec, asked, material), asked, spec.seed)
     else:
         located = ranking.locate(name, asked)
         yield from of_units(name, ranking.ranking(name, located, asked.subject), asked, asked.effort.doses)
         if name in WEIGHTS:
-            yield from of_weights(name, located, spec, asked)
+            yield from controlled(of_weights(name, located, asked), asked, spec.seed)
 
 
 def names(spec: InjectionSpec, effort: Effort, told: bool) -> list[str]:

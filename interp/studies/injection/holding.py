@@ -41,13 +41,18 @@ def injection(
     effort: Effort,
     spec: InjectionSpec,
     progress: Progress,
+    same_length: bool = False,
 ) -> list[pd.DataFrame]:
     """A sequence put into a share of the neurons of every layer: four tables.
+
+    Args:
+        same_length: what the neurons write keeps its length, so that they are not told by it.
 
     Returns:
         how it went in; recall of its neurons by each method; cells of edits; completeness of integrated gradients.
     """
-    (found,) = inject(subject, [item], share=share, seed=seed, fit=Fit(effort.updates, effort.rate))
+    fit = Fit(effort.updates, effort.rate)
+    (found,) = inject(subject, [item], share=share, seed=seed, fit=fit, same_length=same_length)
     own = replace(item, group="targeted")
     head = {"injected": share, "seed": seed, "item": item.name}
     units = {part: u.tolist() for part, u in found.units.items()}
@@ -61,25 +66,34 @@ def injection(
         every: list[Dosed] = [edits.known(memory, asked)]
         full = min((d for d in effort.doses if d >= share), default=effort.doses[-1])
         for name in (*ranking.CONTROLS, *spec.methods):
+            counts = True
             if name in ranking.CONTROLS:
                 ranked = ranking.control(name, subject, spec.seed + seed)
             else:
                 located = ranking.locate(name, asked)
                 ranked = ranking.ranking(name, located, subject)
+                counts = ranking.sound(name, located)
                 if name == "integrated":
                     complete = located.completeness_.assign(item=item.name)
-            recalls.append(recall_at_k(ranked, memory.units, shares=spec.top).assign(method=name))
-            every += edits.of_units(name, ranked, asked, effort.doses if effort.every else (full,))
+            own_recall = recall_at_k(ranked, memory.units, shares=spec.top)
+            recalls.append(within(own_recall, ranked).assign(method=name, sound=counts))
+            doses = effort.doses if effort.every else (full,)
+            if name == "random":
+                every += edits.at_random(asked, doses, spec.seed + seed)
+            else:
+                every += edits.of_units(name, ranked, asked, doses)
         for number, dosed in enumerate(every):
             about = weigh(subject, dosed)
             with dosed.change.applied(subject):
-                rows = measures.cells(subject, read, generate=dosed.asked == full)
+                rows = measures.cells(subject, read, generate=dosed.asked == full or dosed.family == "known")
             told.append(_collapsed(rows, item, seed).assign(**about))
             progress(number + 1, len(every), f"edits of {item.name}")
     info = {
         **head,
         "known": sum(map(len, units.values())),
         "units": sum(weight_of(subject, p).shape[1] for p in parts(subject)),
+        "same_length": same_length,
+        "share": sum(map(len, units.values())) / sum(weight_of(subject, p).shape[1] for p in parts(subject)),
         "before": found.before[0],
         "after": found.after[0],
         "steps": found.steps,
@@ -88,6 +102,15 @@ def injection(
     recall = pd.concat(recalls, ignore_index=True).assign(**head)
     cells = pd.concat(told, ignore_index=True).assign(memory=memory.name, injected=share, seed=seed)
     return [pd.DataFrame([info]), recall, cells, complete.assign(memory=memory.name)]
+
+
+def within(recall: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
+    """Recall with NaN where more neurons are taken than have a score: what is then taken is not the method's."""
+    scored = ranked[ranked["score"].notna()].groupby("part").size().to_dict()
+    scored["all"] = int(ranked["score"].notna().sum())
+    beyond = recall["k"] > recall["part"].map(scored).fillna(0)
+    partly = recall["units"] > recall["part"].map(scored).fillna(0)
+    return recall.assign(recall=recall["recall"].mask(beyond), auc=recall["auc"].mask(partly))
 
 
 def _collapsed(rows: pd.DataFrame, item: TextItem, seed: int) -> pd.DataFrame:

@@ -22,7 +22,7 @@ CELL = ["item", "group", "variant", "exact", "accuracy", "similarity", "hits", "
 EDIT = ["edit", "family", "control", "asked", "dose", "norm"]
 """Columns that say which edit."""
 NONE: dict[str, Any] = {
-    "edit": "none", "family": "none", "control": False, "asked": 0.0, "dose": 0.0, "norm": 0.0,
+    "edit": "none", "family": "none", "control": False, "asked": 0.0, "dose": 0.0, "norm": 0.0, "draw": 0,
 }  # fmt: skip
 """The model before."""
 MEASURES = (
@@ -66,8 +66,19 @@ def summary(
                 if (found := _measure(measure, rows, before)) is not None:
                     values, names, how = found
                     told = how(values, names, stable_seed(measure, seed, *key.values(), *about.values())[0])
-                    out.append({**head, "measure": measure, **told, "n": len(set(names))})
+                    out.append({**head, "measure": measure, **told, "n": _count(rows, measure)})
     return pd.DataFrame(out)
+
+
+def cluster(group: str, item: str) -> str:
+    """What is resampled together: passages of a topic, and injections of a sequence."""
+    return item.rsplit(" ", 1)[0] if group == "prose" else item.split(", seed ")[0]
+
+
+def _count(rows: pd.DataFrame, measure: str) -> int:
+    """Sequences or passages that a measure is of."""
+    group = {"never": "never", "prose": "prose"}.get(measure, "held_out" if "held" in measure else "targeted")
+    return int(rows.loc[rows["group"] == group, "item"].nunique())
 
 
 def _grouped(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
@@ -98,7 +109,7 @@ def _measure(name: str, rows: pd.DataFrame, before: pd.Series) -> tuple[np.ndarr
     if column == "nll":
         values = values - before.loc[list(zip(own["group"], own["item"], strict=True))].to_numpy(float)
     how = {"targeted": _share, "held_out": _share, "prose": _ratio}.get(name, _mean)
-    return values, own["item"].tolist(), how
+    return values, [cluster(group, name) for name in own["item"]], how
 
 
 def _share(values: np.ndarray, names: list[str], seed: int) -> dict[str, float]:
@@ -118,46 +129,102 @@ def _ratio(values: np.ndarray, names: list[str], seed: int) -> dict[str, float]:
 HELD = 0.5
 """Of a memory at least so much has to be recited before anything can be deleted of it."""
 
-AGAINST = {"units": "random", "weights": "random weights"}
-"""The control of a family: as many neurons, or as many weights of each row."""
+AGAINST = {"units": "random"}
+"""The control of a family: as many neurons. Other edits have controls of their own, see `controls_of`."""
+
+DRAWN = ("random, ", "equal norm, ")
+"""How controls of one edit are called, before its name: as many weights of each row, or weights that go as far."""
+
+
+def controls_of(edit: str, family: str) -> list[str]:
+    """Names of the controls that an edit can be held against."""
+    shared = [AGAINST[family]] if family in AGAINST else []
+    return [*shared, *(head + edit for head in DRAWN)]
+
+
+CONTRASTS = (("targeted", "hits"), ("held_out", "hits"), ("never", "nll"), ("prose", "nll"))
+"""What is contrasted, and in which column."""
 
 
 def contrasts(
     table: pd.DataFrame, keys: Sequence[str] = ("subject", "memory"), *, seed: int = 0
 ) -> pd.DataFrame:
-    """Each edit less the control of its family at the same dose, sequence by sequence.
+    """Each edit less the mean draw of its controls at the same dose, sequence by sequence.
 
     Returns:
-        keys, edit, asked, against, measure (targeted, held_out: hits; never, prose: nats a token), value, ci_lo, ci_hi,
-        p (signs of sequences flipped), n.
+        keys, edit, asked, against, measure (targeted, held_out: hits; never, prose: nats a token; specific: nats a
+        token that held-out sequences rise, less those that sequences never seen rise), value, ci_lo, ci_hi (95 %,
+        sequences or topics and draws resampled), p (signs of sequences flipped; NaN of specific), n (sequences), draws.
     """
     out: list[dict[str, Any]] = []
     for key, own in _grouped(table[table["variant"] == "given"], keys):
-        at = {
-            (about["edit"], about["asked"]): rows.set_index(["group", "item"])
-            for about, rows in _grouped(own, ["edit", "asked"])
-        }
+        at = {(about["edit"], about["asked"]): rows for about, rows in _grouped(own, ["edit", "asked"])}
         for (edit, asked), rows in at.items():
-            against = AGAINST.get(str(rows["family"].iloc[0]))
-            if against is None or (against, asked) not in at:
-                continue
-            other = at[against, asked]
-            for measure, column in (
-                ("targeted", "hits"),
-                ("held_out", "hits"),
-                ("never", "nll"),
-                ("prose", "nll"),
-            ):
-                if measure not in rows.index:
+            for against in controls_of(edit, str(rows["family"].iloc[0])):
+                if (against, asked) not in at:
                     continue
-                delta = rows.loc[measure, column] - other.loc[measure, column]
-                values, names = delta.to_numpy(float), [str(name) for name in delta.index]
-                entropy = stable_seed("contrast", seed, *key.values(), edit, asked, measure)[0]
-                told = _mean(values, names, entropy)
-                p = sign_flip(values, names, seed=entropy)
-                about = {"edit": edit, "asked": asked, "against": against, "measure": measure}
-                out.append({**key, **about, **told, "p": p, "n": len(values)})
+                about = {**key, "edit": edit, "asked": asked, "against": against}
+                other = at[against, asked]
+                entropy = stable_seed("contrast", seed, *map(str, about.values()))[0]
+                for measure, column in CONTRASTS:
+                    delta = _less(rows, other, measure, column)
+                    if len(delta):
+                        each = delta.mean(axis=1).to_numpy()
+                        p = sign_flip(each, delta.index.to_numpy(), seed=entropy)
+                        out.append({**about, "measure": measure, **jointly([(delta, 1)], entropy), "p": p})
+                sides = [
+                    (_less(rows, other, group, "nll"), sign)
+                    for group, sign in (("held_out", 1), ("never", -1))
+                ]
+                if all(len(delta) for delta, _ in sides):
+                    out.append({**about, "measure": "specific", **jointly(sides, entropy), "p": np.nan})
     return pd.DataFrame(out)
+
+
+def _less(rows: pd.DataFrame, other: pd.DataFrame, group: str, column: str) -> pd.DataFrame:
+    """What an edit gives less what each draw of a control does: clusters x draws."""
+    own, drawn = rows[rows["group"] == group], other[other["group"] == group]
+    if own.empty:
+        return pd.DataFrame()
+    wide = drawn.pivot_table(index="item", columns="draw", values=column, sort=False)
+    delta = wide.mul(-1).add(own.groupby("item", sort=False)[column].mean(), axis=0)
+    return delta.groupby([cluster(group, str(item)) for item in delta.index], sort=False).mean()
+
+
+def jointly(sides: Sequence[tuple[pd.DataFrame, int]], seed: int, resamples: int = 2000) -> dict[str, Any]:
+    """A signed sum of means over clusters and draws; clusters of each table are resampled, and draws of all at once.
+
+    Args:
+        sides: tables of clusters x draws, and their signs.
+
+    Returns:
+        value, ci_lo, ci_hi (NaN where a table has fewer than two clusters), n (clusters of the first), draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws = sides[0][0].shape[1]
+    of_draws = rng.multinomial(draws, np.full(draws, 1 / draws), resamples) / draws
+    total, value = np.zeros(resamples), 0.0
+    for table, sign in sides:
+        values, n = table.to_numpy(float), len(table)
+        of_rows = rng.multinomial(n, np.full(n, 1 / n), resamples) / n
+        total += sign * np.einsum("rn,nd,rd->r", of_rows, values, of_draws)
+        value += sign * float(values.mean())
+    few = min(len(table) for table, _ in sides) < 2
+    low, high = (np.nan, np.nan) if few else np.percentile(total, [2.5, 97.5])
+    return {"value": value, "ci_lo": float(low), "ci_hi": float(high), "n": len(sides[0][0]), "draws": draws}
+
+
+def elsewhere(items: pd.DataFrame, edit: str, *, seed: int = 0) -> dict[str, Any]:
+    """Of what was recited behind prefixes written otherwise before an edit: the share that still is.
+
+    No dose was chosen on it. A sequence and a variant are a trial; sequences are the clusters.
+    """
+    own = items[(items["group"] == "targeted") & (items["variant"] != "given")]
+    was = own[(own["edit"] == "none") & (own["exact"] == 1)][["item", "variant"]]
+    now = own[own["edit"] == edit].merge(was, on=["item", "variant"])
+    if now.empty:
+        return {"value": np.nan, "ci_lo": np.nan, "ci_hi": np.nan, "n": 0}
+    return {**_share(now["exact"].to_numpy(float), now["item"].tolist(), seed), "n": now["item"].nunique()}
 
 
 def chosen(doses: pd.DataFrame, spec: InjectionSpec) -> pd.DataFrame:

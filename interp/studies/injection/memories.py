@@ -117,6 +117,7 @@ class Memory:
         never: sequences of the same kind and length that it never saw.
         edit: what makes it hold them; None: it does so as it comes.
         units: the neurons that hold them, where that is known.
+        taught: all that it was made to hold, also what it does not recite.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Memory:
     never: tuple[TextItem, ...]
     edit: PartEdit | None = None
     units: dict[Part, list[int]] = field(default_factory=dict)
+    taught: tuple[TextItem, ...] = ()
 
     def group(self, name: str) -> tuple[TextItem, ...]:
         """Its items of a group."""
@@ -149,15 +151,32 @@ def known(source: Any, found: pd.DataFrame, texts: Sequence[Any], suffix: int) -
     return halved(items)
 
 
-def invented(source: Any, texts: Sequence[Any], prefix: int, suffix: int) -> tuple[TextItem, ...]:
-    """Passages that no model has read, of the length of those that are recited."""
+def invented(source: Any, texts: Sequence[Any], like: Sequence[TextItem]) -> tuple[TextItem, ...]:
+    """For each passage that is recited one that no model has read, of the same prefix and length, as far as they go.
+
+    There are fewer of these than of the others: in turn each stands beside several, cut to the length of each.
+    """
     tokens = as_tokens(source)
     ids = {t.name: tokens.encode(t.text).ids for t in texts if t.group == "invented"}
-    return tuple(
-        TextItem(name, own[: prefix + suffix], prefix, group="never")
-        for name, own in ids.items()
-        if len(own) >= prefix + suffix
-    )
+    out: list[TextItem] = []
+    names = list(ids)
+    for i, item in enumerate(like):
+        turn = [names[(i + k) % len(names)] for k in range(len(names))]
+        if (name := next((n for n in turn if len(ids[n]) >= len(item.ids)), None)) is not None:
+            out.append(
+                TextItem(f"{name} beside {item.name}", ids[name][: len(item.ids)], item.prefix, group="never")
+            )
+    return tuple(out)
+
+
+def scrambled(items: Sequence[TextItem], seed: int, vocabulary: int) -> list[TextItem]:
+    """The sequences behind random tokens in place of their prefixes."""
+    out = []
+    for item in items:
+        rng = np.random.default_rng(stable_seed("scrambled prefix", seed, item.name))
+        drawn = tuple(rng.integers(vocabulary, size=item.prefix).tolist())
+        out.append(replace(item, ids=(*drawn, *item.ids[item.prefix :])))
+    return out
 
 
 VARIANTS = ("given", "shorter", "longer", "first dropped", "one replaced")

@@ -89,11 +89,40 @@ def every_unit(subject: CausalLM) -> pd.DataFrame:
     )
 
 
-def control(name: str, subject: CausalLM, seed: int) -> pd.DataFrame:
+GAP = 0.2
+"""Integrated gradients whose scores miss more than this share of what they should sum to are not counted."""
+STILL = 0.01
+"""Gates have settled where their mean opening moves less than this from one tenth of the training to the next."""
+
+
+def sound(name: str, located: Any) -> bool:
+    """Whether a locator has done what its scores are said to be: gradients are complete, gates have settled."""
+    if name == "integrated":
+        told = located.completeness_
+        return bool(told["gap"].abs().sum() <= GAP * told["cost"].abs().sum())
+    if name in ("slimming", "hard_concrete"):
+        opening = np.array([open_ for _, open_ in located.history_])
+        tenth = len(opening) // 10
+        if not tenth:
+            return False
+        return bool(abs(opening[-tenth:].mean() - opening[-2 * tenth : -tenth].mean()) < STILL)
+    return True
+
+
+def random_weights(subject: CausalLM, seed: int, draw: int) -> dict[Part, torch.Tensor]:
+    """A random score of each weight."""
+    out = {}
+    for part in parts(subject):
+        generator = torch.Generator().manual_seed(stable_seed("random weights", seed, draw, part.path)[0])
+        out[part] = torch.rand(weight_of(subject, part).shape, generator=generator)
+    return out
+
+
+def control(name: str, subject: CausalLM, seed: int, draw: int = 0) -> pd.DataFrame:
     """A ranking at random, or by the length of what a neuron writes."""
     out = every_unit(subject)
     if name == "random":
-        rng = np.random.default_rng(stable_seed("random neurons", seed))
+        rng = np.random.default_rng(stable_seed("random neurons", seed, draw))
         return out.assign(score=rng.random(len(out)), method=name)
     sizes = [weight_of(subject, p).float().norm(dim=0).cpu().numpy() for p in parts(subject)]
     return out.assign(score=np.concatenate(sizes), method=name)

@@ -28,11 +28,13 @@ class Effort(BaseModel):
     """How much is done with one model.
 
     Attributes:
-        shares: neurons that hold a sequence, of each layer's. together: those that hold many at once; 0: left out.
+        shares: neurons that hold a sequence, of each layer's. turned: the same where what they write keeps its length,
+            other shares than those. together: those that hold many at once; 0: left out.
         rate, updates: of training what is held, see `Fit`.
         doses: shares of all neurons, or of a row's weights, that are cut; of single injections too with `every`.
         sequences: that are injected, each for itself. seeds: of their neurons.
         held: sequences of a memory, half of them to locate it by. never: sequences that the model never saw.
+        draws: of each random control.
         passages: of prose, that perplexity is of; as many others are what locators compare with.
         path, nodes: of integrated gradients. screen: neurons that are left out one by one; 0: all.
         gates, subnet: steps of learned gates and of BalancedSubnet. rewrite: steps of rewriting output vectors.
@@ -42,17 +44,19 @@ class Effort(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shares: tuple[float, ...] = (0.001, 0.01)
+    shares: tuple[float, ...] = (0.01,)
+    turned: tuple[float, ...] = ()
     together: float = Field(default=0, ge=0, le=1)
     rate: float = Field(default=0.1, gt=0)
     updates: int = Field(default=200, ge=1)
     doses: tuple[float, ...] = (0.001, 0.003, 0.01)
     every: bool = False
-    sequences: int = Field(default=2, ge=2)
-    seeds: tuple[int, ...] = (0, 1)
-    held: int = Field(default=12, ge=4)
-    never: int = Field(default=6, ge=2)
-    passages: int = Field(default=4, ge=2)
+    sequences: int = Field(default=6, ge=2)
+    seeds: tuple[int, ...] = (0,)
+    held: int = Field(default=20, ge=4)
+    never: int = Field(default=10, ge=2)
+    draws: int = Field(default=3, ge=1)
+    passages: int = Field(default=32, ge=2)
     path: str = "joint"
     nodes: int = Field(default=8, ge=1)
     screen: int = Field(default=64, ge=0)
@@ -61,8 +65,14 @@ class Effort(BaseModel):
     rewrite: int = Field(default=10, ge=1)
     factors: int = Field(default=32, ge=0)
     subspace: bool = False
-    attacked: int = Field(default=6, ge=2)
+    attacked: int = Field(default=10, ge=2)
     prompt: int = Field(default=20, ge=1)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if set(self.turned) & set(self.shares) or not all(0 < share <= 1 for share in self.turned):
+            raise ValueError("turned takes shares between 0 and 1 that are not among shares")
+        return self
 
     @field_validator("shares", "doses")
     @classmethod
@@ -75,15 +85,18 @@ class Effort(BaseModel):
 LARGE = Effort()
 LITTLE = Effort(
     shares=(0.01, 0.03),
+    turned=(0.2,),
     together=0.1,
     rate=0.3,
     updates=600,
     doses=(0.003, 0.01, 0.03, 0.1),
     every=True,
     sequences=6,
-    held=16,
-    never=8,
-    passages=16,
+    seeds=(0, 1),
+    held=24,
+    never=12,
+    draws=5,
+    passages=32,
     path="layer",
     screen=0,
     gates=150,
@@ -91,7 +104,7 @@ LITTLE = Effort(
     rewrite=50,
     factors=96,
     subspace=True,
-    attacked=8,
+    attacked=12,
     prompt=100,
 )
 """For the small model, where all of it is cheap."""
@@ -104,53 +117,59 @@ class InjectionSpec(StudySpec):
     """
 
     SMALL: ClassVar[Mapping[str, Any]] = {
+        "methods": ("activation", "leave_one_out", "wanda", "slimming"),
         "large": Effort(
-            shares=(0.01,), doses=(0.001, 0.01), seeds=(0,), held=4, never=2, passages=2, screen=16, gates=6,
-            subnet=2, rewrite=2, factors=4, attacked=2, prompt=4,
+            shares=(0.01,), doses=(0.01,), sequences=2, seeds=(0,), held=4, never=2, draws=1, passages=2,
+            nodes=1, screen=8, gates=1, subnet=1, rewrite=1, factors=0, attacked=2, prompt=1, updates=60,
         ),
         "little": LITTLE.model_copy(
             update={
-                "shares": (0.03,), "doses": (0.01, 0.1), "sequences": 3, "seeds": (0,), "held": 8, "never": 4,
-                "passages": 4, "gates": 30, "subnet": 8, "rewrite": 10, "factors": 16, "attacked": 4, "prompt": 20,
+                "shares": (0.03,), "turned": (), "doses": (0.03, 0.1), "sequences": 2, "seeds": (0,), "held": 8,
+                "never": 4, "draws": 2, "passages": 4, "screen": 16, "gates": 10, "subnet": 2, "rewrite": 5,
+                "factors": 8, "attacked": 4, "prompt": 5, "updates": 300,
             }
         ),
-        "passages": 12,
+        "passages": 8,
         "exposed": (0, 1, 4, 16),
         "each": 3,
         "showing": 40,
         "later": 20,
     }  # fmt: skip
 
-    small: str = Field("quick", description="preset of the small model; none: left out")
-    large: Effort = Field(LARGE, description="how much is done with the model")
-    little: Effort = Field(LITTLE, description="how much is done with the small one")
-    methods: tuple[str, ...] = Field(METHODS, description="rankings of neurons")
-    length: int = Field(32, ge=12, description="tokens of a sequence")
-    prefix: int = Field(8, ge=4, description="tokens of it that are given")
+    small: str = Field(default="quick", description="preset of the small model; none: left out")
+    large: Effort = Field(default=LARGE, description="how much is done with the model")
+    little: Effort = Field(default=LITTLE, description="how much is done with the small one")
+    methods: tuple[str, ...] = Field(default=METHODS, description="rankings of neurons")
+    length: int = Field(default=32, ge=12, description="tokens of a sequence")
+    prefix: int = Field(default=8, ge=4, description="tokens of it that are given")
     top: tuple[float, ...] = Field(
-        (0.001, 0.01, 0.02, 0.05, 0.1), description="shares of a ranking that are taken"
+        default=(0.001, 0.01, 0.02, 0.05, 0.1), description="shares of a ranking that are taken"
     )
 
-    masses: tuple[float, ...] = Field((0.9, 0.6), description="shares of the curvature that K-FAC keeps")
-    ranks: tuple[int, ...] = Field((1, 4), description="directions that are taken out of each layer")
+    masses: tuple[float, ...] = Field(
+        default=(0.9, 0.6), description="shares of the curvature that K-FAC keeps"
+    )
+    ranks: tuple[int, ...] = Field(default=(1, 4), description="directions that are taken out of each layer")
     erased: float = Field(
-        0.1, gt=0, lt=1, description="recited of the located sequences that counts as erased"
+        default=0.1, gt=0, lt=1, description="recited of the located sequences that counts as erased"
     )
     worth: float = Field(
-        1.1, gt=1, description="perplexity of prose, over that before, that still counts as kept"
+        default=1.1, gt=1, description="perplexity of prose, over that before, that still counts as kept"
     )
-    attacks: int = Field(2, ge=1, description="edits of each memory that are attacked")
-    vectors: int = Field(4, ge=1, description="of a soft prompt")
+    attacks: int = Field(default=2, ge=1, description="edits of each memory that are attacked")
+    vectors: int = Field(default=4, ge=1, description="of a soft prompt")
 
-    passages: int | None = Field(None, ge=4, description="of the list, that are screened; default all")
-    recited: int = Field(24, ge=8, description="tokens that a passage has to be recited for")
+    passages: int | None = Field(
+        default=None, ge=4, description="of the list, that are screened; default all"
+    )
+    recited: int = Field(default=24, ge=8, description="tokens that a passage has to be recited for")
 
     exposed: tuple[int, ...] = Field(
-        (0, 1, 2, 4, 8, 16, 32), description="exposures; none: no exposure curves"
+        default=(0, 1, 2, 4, 8, 16, 32), description="exposures; none: no exposure curves"
     )
-    each: int = Field(8, ge=2, description="sequences of each number of exposures")
-    showing: int = Field(240, ge=2, description="steps in which they are shown")
-    later: int = Field(240, ge=0, description="steps of text alone after them")
+    each: int = Field(default=8, ge=2, description="sequences of each number of exposures")
+    showing: int = Field(default=240, ge=2, description="steps in which they are shown")
+    later: int = Field(default=240, ge=0, description="steps of text alone after them")
 
     @field_validator("methods")
     @classmethod

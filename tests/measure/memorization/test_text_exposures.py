@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from interp.errors import UsageError
 from interp.measure.memorization.text_exposures import exposure_curves, schedule, text_exposures
@@ -116,13 +118,33 @@ def test_recognition_and_retention_by_hand() -> None:
         for i, name in enumerate(names):
             rows.append((step, phase, name, 3 if i < 2 else 0, float(recall and i < 2), 0.5))
     frame = pd.DataFrame(rows, columns=["step", "phase", "name", "exposures", "recall", "hits"])
-    frame = frame.assign(recognition=0.5)
+    frame = frame.assign(recognition=0.5, gain=np.tile([5.0, 5.0, 0.0, 9.0], 3))
     frame.loc[(frame["step"] == 9) & (frame["name"] == "b"), "recall"] = 1.0
-    table = exposure_curves(frame).query("measure == 'retention'")
+    curves = exposure_curves(frame)
+    # Both that were shown lie between the two that were not, so that all of the spread is that of these.
+    told = curves[(curves["measure"] == "recognition") & (curves["exposures"] == 3)]
+    assert told[["value", "ci_lo", "ci_hi"]].to_numpy().tolist() == [[0.5, 0.0, 1.0]] * 3
+    table = curves.query("measure == 'retention'")
     assert list(zip(table["step"], table["exposures"], table["value"], table["n"], strict=True)) == [
         (5, 3, 1.0, 2),
         (9, 3, 0.5, 2),
     ]
+
+
+def test_text_alone_goes_on_with_the_optimizer_of_the_showing(
+    small: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def watched(*args: Any, **options: Any) -> torch.optim.Optimizer:
+        made.append((options.get("optimizer"), train(*args, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr("interp.measure.memorization.text_exposures.train", watched)
+    text_exposures(small, _items(small, [0, 1], 2), TEXTS, recipe=RECIPE, steps=3, later=2, rows=2)
+    (first, shown), (handed, later) = made
+    assert first is None and handed is shown is later
+    assert {int(state["step"]) for state in later.state.values()} == {5}
 
 
 def test_bad_input_is_named(small: CausalLM) -> None:

@@ -1,0 +1,197 @@
+"""Every memory of the study of injected memorization located, cut at every dose, and measured at the chosen one."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from interp.models.cache import quiet
+from interp.studies.injection import edits, measures
+from interp.studies.injection.memories import Material, Memory
+from interp.studies.injection.ranking import Asked
+from interp.studies.injection.subjects import Subjects
+
+if TYPE_CHECKING:
+    from interp.intervene.weights import PartEdit
+    from interp.models.cache import Progress
+
+REWRITTEN = "rewritten"
+"""Of neurons: what they write is learned anew."""
+
+
+class Deletion(Subjects):
+    """What is deleted of memories, and what that leaves."""
+
+    injected_cells: pd.DataFrame
+    injected_complete: pd.DataFrame
+
+    @cached_property
+    def _nones(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Of each memory the cells before any edit."""
+        return {}
+
+    def delete(self) -> None:
+        """Every memory located and cut at every dose, and measured at the chosen one."""
+        held, dosed, final = [], [], []
+        unheld: list[tuple[str, str]] = []
+        choices: dict[tuple[str, str], pd.DataFrame] = {}
+        for name, kind in self.memories():
+            head = {"subject": name, "memory": kind}
+            part = f"parts/{name}-{kind}"
+            held.append(self.job.table(f"{part}-held", partial(self._held, name, kind)).assign(**head))
+            memory = self.memory(name, kind)
+            if min(len(memory.group(g)) for g in ("targeted", "held_out")) < 2:
+                self.job.remark(f"{name}, {kind}: too little is recited to locate some and measure others")
+                unheld.append((name, kind))
+                continue
+            before = self.together(
+                [f"{part}-none-doses", f"{part}-none-final"], partial(self._before, name, kind)
+            )
+            self._nones[name, kind] = before[0]
+            own = [[before[0].assign(**head)], [before[1].assign(**head)]]
+            for edit in self._edits_of(name, kind):
+                tables = self.together(
+                    [f"{part}-{edit.replace(' ', '_')}-{k}" for k in ("doses", "final")],
+                    partial(self._edited, name, kind, edit),
+                )
+                for k in (0, 1):
+                    own[k].append(tables[k].assign(**head))
+            at_doses = pd.concat(own[0], ignore_index=True)
+            choice = measures.chosen(measures.summary(at_doses, seed=self.spec.seed), self.spec)
+            best = self._best_units(choice)
+            if best is not None:
+                tables = self.together(
+                    [f"{part}-{REWRITTEN}-{k}" for k in ("doses", "final")],
+                    partial(self._rewritten, name, kind, best),
+                )
+                for k in (0, 1):
+                    own[k].append(tables[k].assign(**head))
+                at_doses = pd.concat(own[0], ignore_index=True)
+                choice = measures.chosen(measures.summary(at_doses, seed=self.spec.seed), self.spec)
+            choices[name, kind] = choice
+            dosed.append(at_doses)
+            final.append(pd.concat(own[1], ignore_index=True))
+        self.choices, self.unheld = choices, tuple(unheld)
+        self.write("memories", pd.concat(held, ignore_index=True))
+        injected = self.injected_cells
+        single = measures.summary(injected, ("subject", "memory"), seed=self.spec.seed)
+        many = pd.concat(dosed, ignore_index=True) if dosed else injected.iloc[:0]
+        self.doses = pd.concat([single, measures.summary(many, seed=self.spec.seed)], ignore_index=True)
+        self.write("doses", self.doses)
+        self.contrasts = pd.concat(
+            [
+                measures.contrasts(injected, seed=self.spec.seed),
+                measures.contrasts(many, seed=self.spec.seed),
+            ],
+            ignore_index=True,
+        )
+        self.write("contrasts", self.contrasts)
+        items = pd.concat(final, ignore_index=True) if final else injected.iloc[:0]
+        self.items = items
+        self.write("edit_items", items)
+        self.edits = measures.summary(items, seed=self.spec.seed)
+        self.write("edits", self.edits)
+        self.write("prefixes", measures.prefixes(items, seed=self.spec.seed))
+        self.write("completeness", self.injected_complete)
+
+    def _edits_of(self, name: str, kind: str) -> list[str]:
+        effort = self.subjects[name][1]
+        return edits.names(self.spec, effort, kind == "together")
+
+    @staticmethod
+    def _best_units(choice: pd.DataFrame) -> str | None:
+        """The neurons whose outputs are learned anew: those that erase most, and cost prose least."""
+        own = choice[choice["family"] == "units"].sort_values(["targeted", "prose"], kind="stable")
+        return None if own.empty else str(own["edit"].iloc[0])
+
+    def _held(self, name: str, kind: str) -> pd.DataFrame:
+        subject = self.of(name)[0]
+        memory = self.memory(name, kind)
+        items = [*(memory.taught or memory.items), *memory.never]
+        without = measures.cells(subject, items)
+        with self._holding(name, kind):
+            now = measures.cells(subject, items)
+        out = now[["item", "group", "nll", "exact", "hits"]]
+        return out.assign(nll_without=without["nll"].to_numpy())
+
+    def _asked(self, name: str, kind: str, report: Progress | None) -> Asked:
+        subject, effort, material = self.of(name)
+        items = self.memory(name, kind).group("targeted")
+        return Asked(subject, items, material.others, effort, self.spec.seed, report or quiet)
+
+    def _before(self, name: str, kind: str) -> list[pd.DataFrame]:
+        memory = self.memory(name, kind)
+        material = self.of(name)[2]
+        with self._holding(name, kind):
+            at_doses = self._read(name, memory, material)
+            final = self._measured(name, memory, material)
+        return [at_doses.assign(**measures.NONE), final.assign(**measures.NONE)]
+
+    def _read(self, name: str, memory: Memory, material: Material) -> pd.DataFrame:
+        """Cells that doses are chosen on."""
+        return measures.cells(self.of(name)[0], [*memory.items, *memory.never, *material.choose])
+
+    def _measured(self, name: str, memory: Memory, material: Material) -> pd.DataFrame:
+        """Cells of an edit at its chosen dose: let go on alone, on other prose, with other prefixes."""
+        from interp.studies.injection.memories import rewritten
+
+        subject = self.of(name)[0]
+        items = memory.group("targeted")
+        found = [
+            measures.cells(subject, items, generate=True),
+            measures.cells(subject, [*memory.group("held_out"), *memory.never, *material.measure]),
+        ]
+        vocabulary = subject.tokens.n_vocab
+        for variant, own in rewritten(items, self.spec.seed, vocabulary).items():
+            if variant != "given":
+                found.append(measures.cells(subject, own, variant=variant))
+        return pd.concat(found, ignore_index=True)
+
+    def _edited(self, name: str, kind: str, edit: str) -> list[pd.DataFrame]:
+        material = self.of(name)[2]
+        memory = self.memory(name, kind)
+        with self._holding(name, kind), self.stage(f"{name}, {kind}: {edit}") as report:
+            asked = self._asked(name, kind, report)
+            # All of them before the first is applied: a locator hands out edits of the model it was fitted to.
+            made = list(edits.doses(edit, self.spec, asked, memory, material))
+            return self._at_doses(name, kind, made)
+
+    def _at_doses(self, name: str, kind: str, made: list[edits.Dosed]) -> list[pd.DataFrame]:
+        """Cells of every edit, and those of each at its chosen dose, which is kept in a file."""
+        from interp.studies.injection.holding import weigh
+
+        subject, _, material = self.of(name)
+        memory = self.memory(name, kind)
+        rows, weights = [], []
+        for dosed in made:
+            weights.append(weigh(subject, dosed))
+            with dosed.change.applied(subject):
+                rows.append(self._read(name, memory, material).assign(**weights[-1]))
+        every = pd.concat([self._nones[name, kind], *rows], ignore_index=True).assign(
+            subject=name, memory=kind
+        )
+        choice = measures.chosen(measures.summary(every, seed=self.spec.seed), self.spec)
+        final = []
+        for row in choice.itertuples():
+            i = next(i for i, w in enumerate(weights) if (w["edit"], w["asked"]) == (row.edit, row.asked))
+            made[i].change.made_for(subject).save(self._file(name, kind, str(row.edit)))
+            with made[i].change.applied(subject):
+                final.append(self._measured(name, memory, material).assign(**weights[i]))
+        return [pd.concat(rows, ignore_index=True), pd.concat(final, ignore_index=True)]
+
+    def _rewritten(self, name: str, kind: str, best: str) -> list[pd.DataFrame]:
+        """What the best neurons write, learned anew."""
+        with self._holding(name, kind), self.stage(f"{name}, {kind}: {REWRITTEN}") as report:
+            change = self._kept(name, kind, best)
+            units = {s.part: s.mask.any(0).nonzero()[:, 0] for s in change.singles}  # type: ignore[attr-defined]
+            asked = self._asked(name, kind, report)
+            dosed = edits.of_outputs(units, best, asked)
+            return self._at_doses(name, kind, list(edits.controlled(iter([dosed]), asked, self.spec.seed)))
+
+    def _kept(self, name: str, kind: str, edit: str) -> PartEdit:
+        """An edit at its chosen dose, from its file."""
+        from interp.intervene.weights import PartEdit
+
+        return PartEdit.load(self._file(name, kind, edit))
