@@ -34,19 +34,28 @@ class LeaveOneOut(UnitLocator):
     """How much the objective of an item rises when a unit is closed at all tokens.
 
     Args:
-        screen: measure only this many units, the first by size of their integrated gradients (joint path); None: all.
-            What is not measured has no row in `scores_`.
+        screen: measure only this many units, the first by size of their score from `by`; None: all. What is not
+            measured has no row in `scores_`.
         kind: of the parts, see `interp.models.parts.parts`.
         draws, seed: of (t, eps) in a pipeline, see `interp.measure.memorization.objective.loss`.
+        by: a fitted locator of the same units; None: integrated gradients by layer, fitted on the way.
 
     After `fit(subject, items, reference=others)` (see `UnitLocator`): scores_ has the method `leave_one_out`.
     """
 
-    def __init__(self, screen: int | None = None, kind: str = "ff_out", draws: int = 8, seed: int = 0):
+    def __init__(
+        self,
+        screen: int | None = None,
+        kind: str = "ff_out",
+        draws: int = 8,
+        seed: int = 0,
+        by: UnitLocator | None = None,
+    ):
         self.screen = screen
         self.kind = kind
         self.draws = draws
         self.seed = seed
+        self.by = by
 
     def fit(
         self,
@@ -77,8 +86,10 @@ class LeaveOneOut(UnitLocator):
             return every
         if not 1 <= self.screen <= len(every):
             raise UsageError(f"screen={self.screen}: there are {len(every)} units to measure")
-        found = IntegratedGradients("joint", kind=self.kind, draws=self.draws, seed=self.seed)
-        ranked = found.fit(subject, data, reference=reference).scores_.assign(size=lambda t: t["score"].abs())
+        found = self.by or IntegratedGradients("layer", kind=self.kind, draws=self.draws, seed=self.seed).fit(
+            subject, data, reference=reference
+        )
+        ranked = found.ranking().assign(size=lambda t: t["score"].abs())
         first = ranked.sort_values("size", ascending=False, kind="stable")["component"][: self.screen]
         names = set(first)
         return [(part, unit) for part, unit in every if f"{part!r}.{unit}" in names]

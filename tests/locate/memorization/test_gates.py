@@ -193,16 +193,21 @@ def test_leaving_out_equals_a_zeroed_column_in_pipelines() -> None:
     assert found.abs().min() > 1e-6
 
 
-def test_a_screen_measures_the_first_units_of_the_path_alone() -> None:
+def test_a_screen_measures_the_first_units_of_a_ranking_alone() -> None:
     made = planted("llama", 0)
-    whole = LeaveOneOut().fit(made.subject, made.items[:1])
-    some = LeaveOneOut(screen=24).fit(made.subject, made.items[:1])
-    assert len(some.scores_) == 24 and len(whole.scores_) == 4 * 96
-    both = some.scores_.merge(whole.scores_, on="component")
-    assert (both["score_x"] - both["score_y"]).abs().max() < 1e-5
-    path = IntegratedGradients("joint").fit(made.subject, made.items[:1]).scores_
-    first = path.loc[path["score"].abs().nlargest(24).index, "component"]
-    assert set(first) == set(some.scores_["component"])
+    item = made.items[:1]
+    whole = LeaveOneOut().fit(made.subject, item)
+    path, loud = IntegratedGradients("layer").fit(made.subject, item), Activation().fit(made.subject, item)
+    for screened, by in (
+        (LeaveOneOut(screen=24), path),
+        (LeaveOneOut(screen=24, by=loud), loud),
+    ):
+        some = screened.fit(made.subject, item).scores_
+        assert len(some) == 24 and len(whole.scores_) == 4 * 96
+        both = some.merge(whole.scores_, on="component")
+        assert (both["score_x"] - both["score_y"]).abs().max() < 1e-5
+        first = by.scores_.loc[by.scores_["score"].abs().nlargest(24).index, "component"]
+        assert set(first) == set(some["component"])
 
 
 # -- activation ------------------------------------------------------------------------------------------------------
