@@ -38,7 +38,7 @@ SPEC = InjectionSpec(
 def cell(
     edit: str, group: str, item: str, exact: float, hits: float, nll: float, **more: Any
 ) -> dict[str, Any]:
-    family = {"none": "none", "random": "control"}.get(edit, "units")
+    family = {"none": "none", "without": "none", "random": "control"}.get(edit, "units")
     head = {"subject": "model", "memory": "held", "edit": edit, "family": family, "control": edit == "random"}
     about = {
         "asked": 0.0,
@@ -53,13 +53,17 @@ def cell(
 
 
 def made(
-    erased: float = 0.01, elsewhere: float = 0.0, unseen: float = 0.0, cost: float = 0.02
+    erased: float = 0.01,
+    elsewhere: float = 0.0,
+    unseen: float = 0.0,
+    cost: float = 0.02,
+    memory: float = 0.01,
 ) -> pd.DataFrame:
     """Ten sequences; `cut` erases all of them at a dose, and random neurons none.
 
     Args:
         elsewhere: what of them is recited behind other prefixes then. unseen: nats that what was never seen rises.
-        cost: nats that prose rises.
+        cost: nats that prose rises by the edit. memory: by the memory, before it.
     """
     rows = []
     for edit, dose in (("none", 0.0), *((e, d) for e in ("random", "cut") for d in (0.001, 0.01, 0.1))):
@@ -74,17 +78,23 @@ def made(
             rows.append(cell(edit, "never", f"n{i}", 0.0, 0.0, 4.0 + i + (unseen if gone else 0.0), **at))
         for i in range(32):
             lost = cost if edit == "cut" else 0.0
-            rows.append(cell(edit, "prose", f"topic{i % 8} {i}", 0.0, 0.0, 3.0 + i + lost, **at))
+            rows.append(cell(edit, "prose", f"topic{i % 8} {i}", 0.0, 0.0, 3.0 + i / 10 + lost, **at))
+    for i in range(32):
+        rows.append(cell("without", "prose", f"topic{i % 8} {i}", 0.0, 0.0, 3.0 + i / 10 - memory))
     return pd.DataFrame(rows)
 
 
 def test_measures_are_means_and_ratios_over_the_model_before() -> None:
-    table = tables()[1].set_index(["edit", "asked", "measure"])
+    table = tables()[1].set_index(["edit", "asked", "measure"]).sort_index()
     assert table.loc[("cut", 0.1, "targeted"), "value"] == 0
     assert 0.2 < table.loc[("cut", 0.1, "targeted"), "ci_hi"] < 0.4
     assert table.loc[("cut", 0.1, "held_out_hits"), "value"] == 0.5
     assert table.loc[("cut", 0.1, "prose"), "value"] == pytest.approx(np.exp(0.02))
     assert table.loc[("none", 0.0, "prose"), "value"] == 1
+    assert table.loc[("none", 0.0, "prose_without"), "value"] == pytest.approx(np.exp(0.01))
+    assert table.loc[("cut", 0.1, "prose_without"), "value"] == pytest.approx(np.exp(0.03))
+    assert table.loc[("without", 0.0, "perplexity"), "value"] == pytest.approx(np.exp(3 + 1.55 - 0.01))
+    assert tables()[1].query("edit == 'without'")["measure"].tolist() == ["perplexity"]
     assert "accuracy" not in table.index.get_level_values("measure")
 
 
@@ -141,6 +151,18 @@ def searches(
     )  # fmt: skip
 
 
+def beside(left: float = 1.0, other: float | None = None) -> pd.DataFrame:
+    """Two draws of random neurons at the dose of `cut`: what of the ten is recited behind other prefixes then."""
+    return pd.DataFrame(
+        [
+            cell(name, "targeted", f"a{i}", value, 1.0, 0.0, asked=0.01, draw=draw, variant="one replaced")
+            for name, value in (("random", left), ("equal norm, cut", left if other is None else other))
+            for draw in range(2)
+            for i in range(10)
+        ]
+    ).assign(of="cut")
+
+
 @cache
 def tables(**how: float) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     cells = made(**how)
@@ -152,7 +174,8 @@ def told(how: dict[str, float] | None = None, **changes: Any) -> Told:
     choice = measures.chosen(doses, SPEC)
     at = cells["asked"].isin([0.0, 0.01])
     spec = SPEC.model_copy(update={"methods": ("activation", "hard_concrete")})
-    given = {"edits": doses[doses["asked"].isin([0.0, 0.01])], "chosen": choice, "attacks": searches()}
+    given: dict[str, Any] = {"beside": beside()}
+    given |= {"edits": doses[doses["asked"].isin([0.0, 0.01])], "chosen": choice, "attacks": searches()}
     given |= {"recall": recalls(), "curves": None} | changes
     return Told(contrasts=contrasts, items=cells[at], spec=spec, **given)
 
@@ -182,6 +205,37 @@ def test_deletion_is_judged_by_what_no_dose_was_chosen_on() -> None:
     assert verdicts(findings(told()))[f"{DELETED}, cut"] == HOLDS
     assert verdicts(findings(told({"elsewhere": 1.0})))[f"{DELETED}, cut"] == FAILS
     assert verdicts(findings(told({"cost": 0.5})))[f"{DELETED}, cut"] == FAILS
+
+
+@pytest.mark.parametrize(
+    ("left", "other", "says"),
+    [(1.0, None, HOLDS), (0.5, None, HOLDS), (0.0, None, FAILS), (1.0, 0.0, FAILS)],
+)
+def test_a_deletion_that_random_cuts_make_too_is_general_damage(
+    left: float, other: float | None, says: str
+) -> None:
+    found = verdicts(findings(told(beside=beside(left, other))))
+    assert found[f"{DELETED}, cut"] == says
+    assert found["random - cut"] == (HOLDS if left else FAILS)
+    assert found["equal norm, cut - cut"] == says
+
+
+def test_a_control_that_takes_now_and_then_as_much_is_not_exceeded() -> None:
+    table = beside()
+    table["exact"] = (table["item"] == "a0").astype(float)
+    assert verdicts(findings(told(beside=table)))[f"{DELETED}, cut"] == FAILS
+    unheard = verdicts(findings(told(beside=table.iloc[:0])))
+    assert unheard[f"{DELETED}, cut"] == unheard["control - cut"] == MISSING
+
+
+def test_prose_is_held_against_the_model_before_the_memory() -> None:
+    def verdict(**how: float) -> str:
+        return verdicts(findings(told(how)))[f"{DELETED}, cut"]
+
+    assert verdict(cost=0.06, memory=0.06) == FAILS
+    assert verdict(cost=0.06, memory=0.0) == HOLDS
+    assert verdict(cost=0.01, memory=0.2) == MISSING
+    assert verdict(cost=-0.19, memory=0.2) == HOLDS
 
 
 def test_neurons_are_shared_only_beyond_damage_to_all_text() -> None:
@@ -280,6 +334,7 @@ def test_incomplete_gradients_and_moving_gates_are_not_counted() -> None:
     for opening, says in (
         (np.r_[np.linspace(1, 0.2, 50), np.full(50, 0.2)], True),
         (np.linspace(1, 0, 100), False),
+        (np.linspace(0.96, 0.92, 20), False),
     ):
         assert ranking.sound("slimming", SimpleNamespace(history_=[(0.0, o) for o in opening])) is says
     assert not ranking.sound("slimming", SimpleNamespace(history_=[(0.0, 0.5)] * 9))

@@ -34,7 +34,7 @@ class Deletion(Subjects):
 
     def delete(self) -> None:
         """Every memory located and cut at every dose, and measured at the chosen one."""
-        held, dosed, final = [], [], []
+        held, dosed, final, beside = [], [], [], []
         unheld: list[tuple[str, str]] = []
         choices: dict[tuple[str, str], pd.DataFrame] = {}
         for name, kind in self.memories():
@@ -56,6 +56,11 @@ class Deletion(Subjects):
                     [f"{part}-{edit.replace(' ', '_')}-{k}" for k in ("doses", "final")],
                     partial(self._edited, name, kind, edit),
                 )
+                if tables[0].empty:
+                    self.job.remark(
+                        f"{name}, {kind}: {edit} is not measured: gradients are incomplete, or gates still move"
+                    )
+                    continue
                 for k in (0, 1):
                     own[k].append(tables[k].assign(**head))
             at_doses = pd.concat(own[0], ignore_index=True)
@@ -71,6 +76,15 @@ class Deletion(Subjects):
                 at_doses = pd.concat(own[0], ignore_index=True)
                 choice = measures.chosen(measures.summary(at_doses, seed=self.spec.seed), self.spec)
             choices[name, kind] = choice
+            if (least := measures.best(choice)) is not None:
+                row = choice[choice["edit"] == least].iloc[0]
+                table = self.job.table(
+                    f"{part}-{least.replace(' ', '_')}-beside", partial(self._beside, name, kind, row)
+                )
+                if table.empty:
+                    self.job.remark(f"{name}, {kind}: no control goes as far as {least}")
+                else:
+                    beside.append(table.assign(**head, of=least))
             dosed.append(at_doses)
             final.append(pd.concat(own[1], ignore_index=True))
         self.choices, self.unheld = choices, tuple(unheld)
@@ -91,6 +105,8 @@ class Deletion(Subjects):
         items = pd.concat(final, ignore_index=True) if final else injected.iloc[:0]
         self.items = items
         self.write("edit_items", items)
+        self.beside = pd.concat(beside, ignore_index=True) if beside else items.iloc[:0].assign(of="")
+        self.write("beside", self.beside)
         self.edits = measures.summary(items, seed=self.spec.seed)
         self.write("edits", self.edits)
         self.write("prefixes", measures.prefixes(items, seed=self.spec.seed))
@@ -123,11 +139,14 @@ class Deletion(Subjects):
 
     def _before(self, name: str, kind: str) -> list[pd.DataFrame]:
         memory = self.memory(name, kind)
-        material = self.of(name)[2]
+        subject, _, material = self.of(name)
+        without = [measures.cells(subject, prose) for prose in (material.choose, material.measure)]
         with self._holding(name, kind):
-            at_doses = self._read(name, memory, material)
-            final = self._measured(name, memory, material)
-        return [at_doses.assign(**measures.NONE), final.assign(**measures.NONE)]
+            having = [self._read(name, memory, material), self._measured(name, memory, material)]
+        return [
+            pd.concat([now.assign(**measures.NONE), prose.assign(**measures.WITHOUT)], ignore_index=True)
+            for now, prose in zip(having, without, strict=True)
+        ]
 
     def _read(self, name: str, memory: Memory, material: Material) -> pd.DataFrame:
         """Cells that doses are chosen on."""
@@ -135,19 +154,24 @@ class Deletion(Subjects):
 
     def _measured(self, name: str, memory: Memory, material: Material) -> pd.DataFrame:
         """Cells of an edit at its chosen dose: let go on alone, on other prose, with other prefixes."""
+        subject = self.of(name)[0]
+        found = [
+            measures.cells(subject, memory.group("targeted"), generate=True),
+            measures.cells(subject, [*memory.group("held_out"), *memory.never, *material.measure]),
+            self._elsewhere(name, memory),
+        ]
+        return pd.concat(found, ignore_index=True)
+
+    def _elsewhere(self, name: str, memory: Memory) -> pd.DataFrame:
+        """Cells of the located sequences behind prefixes that are written otherwise."""
         from interp.studies.injection.memories import rewritten
 
         subject = self.of(name)[0]
-        items = memory.group("targeted")
-        found = [
-            measures.cells(subject, items, generate=True),
-            measures.cells(subject, [*memory.group("held_out"), *memory.never, *material.measure]),
-        ]
-        vocabulary = subject.tokens.n_vocab
-        for variant, own in rewritten(items, self.spec.seed, vocabulary).items():
-            if variant != "given":
-                found.append(measures.cells(subject, own, variant=variant))
-        return pd.concat(found, ignore_index=True)
+        other = rewritten(memory.group("targeted"), self.spec.seed, subject.tokens.n_vocab)
+        return pd.concat(
+            [measures.cells(subject, own, variant=v) for v, own in other.items() if v != "given"],
+            ignore_index=True,
+        )
 
     def _edited(self, name: str, kind: str, edit: str) -> list[pd.DataFrame]:
         material = self.of(name)[2]
@@ -156,7 +180,23 @@ class Deletion(Subjects):
             asked = self._asked(name, kind, report)
             # All of them before the first is applied: a locator hands out edits of the model it was fitted to.
             made = list(edits.doses(edit, self.spec, asked, memory, material))
-            return self._at_doses(name, kind, made)
+            return self._at_doses(name, kind, made) if made else [pd.DataFrame(), pd.DataFrame()]
+
+    def _beside(self, name: str, kind: str, row: pd.Series) -> pd.DataFrame:
+        """Cells of the controls of an edit at its chosen dose, behind other prefixes: no dose was chosen on them."""
+        from interp.studies.injection.holding import weigh
+
+        memory, subject = self.memory(name, kind), self.of(name)[0]
+        edit, rows = str(row["edit"]), []
+        with self._holding(name, kind), self.stage(f"{name}, {kind}: controls of {edit}") as report:
+            change = self._kept(name, kind, edit)
+            asked = self._asked(name, kind, report)
+            dosed = edits.Dosed(edit, str(row["family"]), float(row["asked"]), change)
+            for control in edits.beside(dosed, asked, self.spec.seed):
+                about = weigh(subject, control)
+                with control.change.applied(subject):
+                    rows.append(self._elsewhere(name, memory).assign(**about))
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
     def _at_doses(self, name: str, kind: str, made: list[edits.Dosed]) -> list[pd.DataFrame]:
         """Cells of every edit, and those of each at its chosen dose, which is kept in a file."""

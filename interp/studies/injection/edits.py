@@ -97,6 +97,14 @@ def controlled(made: Iterator[Dosed], asked: Asked, seed: int) -> Iterator[Dosed
             yield Dosed(f"equal norm, {dosed.edit}", *about, far, draw)
 
 
+def beside(dosed: Dosed, asked: Asked, seed: int) -> Iterator[Dosed]:
+    """The controls of an edit at its dose: as many random neurons of one of neurons, else those of `controlled`."""
+    if dosed.family == "units":
+        yield from at_random(asked, (dosed.asked,), seed)
+    else:
+        yield from (d for d in controlled(iter([dosed]), asked, seed) if d.family == "control")
+
+
 def known(memory: Memory, asked: Asked) -> Dosed:
     """The neurons that are known to hold the memory, silenced: what a perfect locator would cut."""
     n = sum(weight_of(asked.subject, p).shape[1] for p in parts(asked.subject))
@@ -159,7 +167,10 @@ def of_outputs(units: Any, name: str, asked: Asked) -> Dosed:
 def doses(
     name: str, spec: InjectionSpec, asked: Asked, memory: Memory, material: Material
 ) -> Iterator[Dosed]:
-    """Every dose of an edit of `names`; some come with others of their own."""
+    """Every dose of an edit of `names`; some come with others of their own.
+
+    None of a locator that has not done what its scores are said to be, see `ranking.sound`.
+    """
     if name == "known":
         yield known(memory, asked)
     elif name == "random":
@@ -172,6 +183,8 @@ def doses(
         yield from controlled(of_curvature(spec, asked, material), asked, spec.seed)
     else:
         located = ranking.locate(name, asked)
+        if not ranking.sound(name, located):
+            return
         yield from of_units(name, ranking.ranking(name, located, asked.subject), asked, asked.effort.doses)
         if name in WEIGHTS:
             yield from controlled(of_weights(name, located, asked), asked, spec.seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from interp.measure.stats import bootstrap_ci
-from interp.studies.injection.measures import HELD, elsewhere
+from interp.studies.injection.measures import HELD, NOTHING, best, beyond, controls_of, elsewhere
 from interp.tasks.base import stable_seed
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Told:
     """What claims are judged by: tables of the study; no curves where no exposures were asked for.
 
     Attributes:
-        items: of edits, each sequence. unheld: subject and memory, of which too little was recited to begin with.
+        items: of edits, each sequence. beside: of controls at the dose of the edit `of`, each sequence behind other
+            prefixes. unheld: subject and memory, of which too little was recited to begin with.
     """
 
     recall: pd.DataFrame
@@ -42,6 +43,7 @@ class Told:
     contrasts: pd.DataFrame
     chosen: pd.DataFrame
     items: pd.DataFrame
+    beside: pd.DataFrame
     attacks: pd.DataFrame
     curves: pd.DataFrame | None
     spec: InjectionSpec
@@ -137,42 +139,37 @@ def _mean(values: pd.Series, *seed: str) -> dict[str, Any]:
 
 def _deleted(told: Told) -> Iterator[dict[str, Any]]:
     """Of every memory: what the best edit does, whether neurons are of one sequence alone, and curvature's edit."""
-    spec, says = told.spec, "located sequences can be deleted, and prose stays"
-    needs = f"{ITEMS} sequences and {PASSAGES} passages at least"
-    rule = (
-        "holds if of what was recited behind prefixes that no dose was chosen on less than half still is (interval) "
-        f"and prose's interval is below {spec.worth:g}; fails if either is above, or no edit erases; {needs}"
-    )
-    whole = (
-        "holds if less than half of what was held out is recited (interval) and prose's interval is below "
-        f"{spec.worth:g}; fails if either is above; {needs}"
-    )
+    spec, says = told.spec, "located sequences can be deleted beyond what damage does, and prose stays"
+    rule, whole = _rules(spec)
     statistic = "still recited behind other prefixes"
     for subject, memory in told.unheld:
         yield row(says, OWN, subject, memory, statistic, rule, MISSING)
     for (subject, memory), own in told.chosen.groupby(["subject", "memory"], sort=False):
         where = str(subject), str(memory)
-        edits = told.edits[(told.edits["subject"] == subject) & (told.edits["memory"] == memory)]
-        items = told.items[(told.items["subject"] == subject) & (told.items["memory"] == memory)]
-        able = own[~own["control"] & own["erases"] & (own["family"] != "known")]
-        able = able.sort_values("prose", kind="stable")
+        edits, items, beside, contrasts = (
+            table[(table["subject"] == subject) & (table["memory"] == memory)]
+            for table in (told.edits, told.items, told.beside, told.contrasts)
+        )
         if float(own["before"].max()) < HELD:
             yield row(says, OWN, *where, statistic, rule, MISSING)
             continue
-        if able.empty:
+        if (edit := best(own)) is None:
             n = _measure(edits, "none", "targeted")["n"]
             verdict = FAILS if n >= ITEMS else MISSING
             yield row(says, OWN, *where, f"{statistic}, best edit", rule, verdict, n=n)
         else:
-            best = str(able["edit"].iloc[0])
-            numbers = elsewhere(items, best, seed=spec.seed)
-            verdict = _kept(numbers, 1.0, _measure(edits, best, "prose"), spec.worth)
-            yield row(says, OWN, *where, f"{statistic}, {best}", rule, verdict, **numbers)
+            more = beyond(items, beside[beside["of"] == edit], edit, seed=spec.seed)
+            numbers = elsewhere(items, edit, seed=spec.seed)
+            verdict = _kept(numbers, 1.0, edits, edit, list(more.values()), spec.worth)
+            yield row(says, OWN, *where, f"{statistic}, {edit}", rule, verdict, **numbers)
+            yield from _damage(where, edit, more)
         yield from _specific(told, where, own, edits)
         if (own["edit"] == CURVATURE).any():
+            asked = float(own.loc[own["edit"] == CURVATURE, "asked"].iloc[0])
             numbers = _measure(edits, CURVATURE, "held_out")
             before = _measure(edits, "none", "held_out")["value"]
-            verdict = _kept(numbers, before, _measure(edits, CURVATURE, "prose"), spec.worth)
+            less = _contrasted(contrasts, CURVATURE, asked, "held_out")
+            verdict = _kept(numbers, before, edits, CURVATURE, less, spec.worth)
             says_flat = "dropping flat curvature deletes what it was never told of, and prose stays"
             yield row(says_flat, KFAC, *where, "recited of what was held out", whole, verdict, **numbers)
 
@@ -180,17 +177,91 @@ def _deleted(told: Told) -> Iterator[dict[str, Any]]:
 CURVATURE = "flat curvature"
 
 
+def _rules(spec: InjectionSpec) -> tuple[str, str]:
+    """Of deleting what was located, and of deleting what was held out."""
+    prose = (
+        f"prose's interval is below {spec.worth:g} times its perplexity before the memory was put in (of what the "
+        "model recites as it comes: before the edit)"
+    )
+    rest = (
+        "not measured where prose's interval is not below that before the edit either; "
+        f"{ITEMS} sequences and {PASSAGES} passages at least"
+    )
+    located = (
+        "holds if of what was recited behind prefixes that no dose was chosen on less than half still is (interval), "
+        "every control of equal dose (as many random neurons or weights, random weights that go as far) leaves more of "
+        f"it (interval of the difference), and {prose}; fails if more than half is or prose's interval is above, if no "
+        "edit erases, or if a control's interval is not above 0: that is general damage; " + rest
+    )
+    held_out = (
+        "holds if less than half of what was held out and recited still is (interval), random weights that go as far "
+        f"leave more of its tokens (interval of the difference), and {prose}; fails if more than half is or prose's "
+        "interval is above, or if the control's interval is not above 0: that is general damage; " + rest
+    )
+    return located, held_out
+
+
+def _damage(where: tuple[str, str], edit: str, more: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of the best edit, beside each of its controls."""
+    says = "the deletion takes more than random neurons or weights of equal dose"
+    rule = (
+        "recited behind other prefixes under the control, less the same under the edit: holds if the interval "
+        f"(sequences and draws resampled) is above 0, else it is general damage and fails; {ITEMS} sequences at least"
+    )
+    for control, numbers in more.items():
+        verdict = MISSING
+        if numbers["n"] >= ITEMS and not np.isnan(numbers["ci_lo"]):
+            verdict = HOLDS if numbers["ci_lo"] > 0 else FAILS
+        given = {k: numbers[k] for k in NOTHING}
+        yield row(says, OWN, *where, f"{control} - {edit}", rule, verdict, **given)
+    if not more:
+        yield row(says, OWN, *where, f"control - {edit}", rule, MISSING)
+
+
+def _contrasted(contrasts: pd.DataFrame, edit: str, asked: float, measure: str) -> list[dict[str, Any]]:
+    """What each control of an edit leaves of a measure, less what the edit does."""
+    rows = contrasts[
+        (contrasts["edit"] == edit)
+        & (contrasts["asked"] == asked)
+        & (contrasts["measure"] == measure)
+        & contrasts["against"].isin(controls_of(edit, ""))
+    ]
+    return [
+        {"value": -r["value"], "ci_lo": -r["ci_hi"], "ci_hi": -r["ci_lo"], "n": r["n"]}
+        for r in rows.to_dict("records")
+    ]
+
+
 def _measure(edits: pd.DataFrame, edit: str, measure: str) -> dict[str, Any]:
     rows = edits[(edits["edit"] == edit) & (edits["measure"] == measure)]
     if rows.empty:
-        return {"value": np.nan, "ci_lo": np.nan, "ci_hi": np.nan, "n": 0}
+        return NOTHING
     return rows[["value", "ci_lo", "ci_hi", "n"]].iloc[0].to_dict()
 
 
-def _kept(gone: dict[str, Any], before: float, prose: dict[str, Any], worth: float) -> str:
+def _kept(
+    gone: dict[str, Any],
+    before: float,
+    edits: pd.DataFrame,
+    edit: str,
+    more: list[dict[str, Any]],
+    worth: float,
+) -> str:
+    """The verdict of a deletion.
+
+    Args:
+        gone: what is still recited, of so much before. more: what its controls leave beyond that.
+    """
+    prose, memory = (_measure(edits, e, "prose_without") for e in (edit, "none"))
     if gone["n"] < ITEMS or prose["n"] < PASSAGES or not before > 0 or np.isnan(prose["ci_lo"]):
         return MISSING
-    if prose["ci_lo"] > worth or gone["ci_lo"] > before / 2:
+    if not more or min(m["n"] for m in more) < ITEMS or any(np.isnan(m["ci_lo"]) for m in more):
+        return MISSING
+    if gone["ci_lo"] > before / 2 or any(m["ci_lo"] <= 0 for m in more):
+        return FAILS
+    if memory["ci_hi"] >= worth and prose["ci_hi"] >= worth:
+        return MISSING
+    if prose["ci_lo"] > worth:
         return FAILS
     return HOLDS if gone["ci_hi"] < before / 2 and prose["ci_hi"] < worth else UNDECIDED
 

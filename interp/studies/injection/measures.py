@@ -25,6 +25,8 @@ NONE: dict[str, Any] = {
     "edit": "none", "family": "none", "control": False, "asked": 0.0, "dose": 0.0, "norm": 0.0, "draw": 0,
 }  # fmt: skip
 """The model before."""
+WITHOUT: dict[str, Any] = NONE | {"edit": "without"}
+"""The model before the memory was put into it; of one that recites as it comes it is the same."""
 MEASURES = (
     "targeted",
     "held_out",
@@ -34,6 +36,8 @@ MEASURES = (
     "similarity",
     "never",
     "prose",
+    "prose_without",
+    "perplexity",
 )
 
 
@@ -50,19 +54,21 @@ def summary(
 ) -> pd.DataFrame:
     """Measures of each edit and dose, from cells in which the model before is the edit `none`.
 
+    The edit `without` is the model before the memory was put in; of it there is only the perplexity of prose.
+
     Returns:
         keys, the columns of `EDIT`, measure, value, ci_lo, ci_hi (95 %, sequences or passages resampled), n. A measure
         that no cell tells of is left out.
     """
     out: list[dict[str, Any]] = []
     for key, own in _grouped(table[table["variant"] == "given"], keys):
-        before = own[own["edit"] == "none"].set_index(["group", "item"])["nll"]
+        before = {e: own[own["edit"] == e].set_index(["group", "item"])["nll"] for e in ("none", "without")}
         for about, rows in _grouped(own, ["edit", "asked"]):
             head = {
                 **key,
                 **{name: rows[name].mean() if name == "norm" else rows[name].iloc[0] for name in EDIT},
             }
-            for measure in MEASURES:
+            for measure in MEASURES if about["edit"] != "without" else ("perplexity",):
                 if (found := _measure(measure, rows, before)) is not None:
                     values, names, how = found
                     told = how(values, names, stable_seed(measure, seed, *key.values(), *about.values())[0])
@@ -77,7 +83,7 @@ def cluster(group: str, item: str) -> str:
 
 def _count(rows: pd.DataFrame, measure: str) -> int:
     """Sequences or passages that a measure is of."""
-    group = {"never": "never", "prose": "prose"}.get(measure, "held_out" if "held" in measure else "targeted")
+    group = _of(measure)[0]
     return int(rows.loc[rows["group"] == group, "item"].nunique())
 
 
@@ -89,9 +95,9 @@ def _grouped(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, A
 Told = Callable[[np.ndarray, list[str], int], dict[str, float]]
 
 
-def _measure(name: str, rows: pd.DataFrame, before: pd.Series) -> tuple[np.ndarray, list[str], Told] | None:
-    """Values of a measure, what they are of, and how they are averaged."""
-    group, column = {
+def _of(measure: str) -> tuple[str, str]:
+    """Group and column of a measure."""
+    return {
         "targeted": ("targeted", "exact"),
         "held_out": ("held_out", "exact"),
         "targeted_hits": ("targeted", "hits"),
@@ -100,15 +106,27 @@ def _measure(name: str, rows: pd.DataFrame, before: pd.Series) -> tuple[np.ndarr
         "similarity": ("targeted", "similarity"),
         "never": ("never", "nll"),
         "prose": ("prose", "nll"),
-    }[name]
+        "prose_without": ("prose", "nll"),
+        "perplexity": ("prose", "nll"),
+    }[measure]
+
+
+def _measure(
+    name: str, rows: pd.DataFrame, before: dict[str, pd.Series]
+) -> tuple[np.ndarray, list[str], Told] | None:
+    """Values of a measure, what they are of, and how they are averaged."""
+    group, column = _of(name)
     own = rows[rows["group"] == group]
     own = own[own[column].notna()]
     if own.empty or (name in ("accuracy", "similarity") and len(own) < (rows["group"] == group).sum()):
         return None
     values = own[column].to_numpy(float)
-    if column == "nll":
-        values = values - before.loc[list(zip(own["group"], own["item"], strict=True))].to_numpy(float)
-    how = {"targeted": _share, "held_out": _share, "prose": _ratio}.get(name, _mean)
+    if column == "nll" and name != "perplexity":
+        base = before["without" if name == "prose_without" else "none"]
+        if base.empty:
+            return None
+        values = values - base.loc[list(zip(own["group"], own["item"], strict=True))].to_numpy(float)
+    how = {"targeted": _share, "held_out": _share}.get(name, _ratio if group == "prose" else _mean)
     return values, [cluster(group, name) for name in own["item"]], how
 
 
@@ -214,17 +232,47 @@ def jointly(sides: Sequence[tuple[pd.DataFrame, int]], seed: int, resamples: int
     return {"value": value, "ci_lo": float(low), "ci_hi": float(high), "n": len(sides[0][0]), "draws": draws}
 
 
+NOTHING: dict[str, Any] = {"value": np.nan, "ci_lo": np.nan, "ci_hi": np.nan, "n": 0}
+"""What is told of no rows."""
+
+
 def elsewhere(items: pd.DataFrame, edit: str, *, seed: int = 0) -> dict[str, Any]:
     """Of what was recited behind prefixes written otherwise before an edit: the share that still is.
 
     No dose was chosen on it. A sequence and a variant are a trial; sequences are the clusters.
     """
-    own = items[(items["group"] == "targeted") & (items["variant"] != "given")]
-    was = own[(own["edit"] == "none") & (own["exact"] == 1)][["item", "variant"]]
-    now = own[own["edit"] == edit].merge(was, on=["item", "variant"])
+    now = _trials(items, items[items["edit"] == edit])
     if now.empty:
-        return {"value": np.nan, "ci_lo": np.nan, "ci_hi": np.nan, "n": 0}
+        return NOTHING
     return {**_share(now["exact"].to_numpy(float), now["item"].tolist(), seed), "n": now["item"].nunique()}
+
+
+def _trials(items: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows, those of sequences and other prefixes that elicited them before any edit."""
+    was = items[(items["edit"] == "none") & (items["exact"] == 1)]
+    was = was[(was["group"] == "targeted") & (was["variant"] != "given")][["item", "variant"]]
+    return rows.merge(was, on=["item", "variant"])
+
+
+def beyond(
+    items: pd.DataFrame, controls: pd.DataFrame, edit: str, *, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """What each control of an edit leaves recited behind other prefixes, less what the edit does.
+
+    Args:
+        items: of edits at their chosen doses. controls: of random ones at the dose of this edit, all draws.
+
+    Returns:
+        by control value, ci_lo, ci_hi (95 %, sequences and draws resampled), n, draws; above 0 the edit takes more.
+    """
+    own = _trials(items, items[items["edit"] == edit]).groupby("item", sort=False)["exact"].mean()
+    out = {}
+    for name, rows in controls.groupby("edit", sort=False):
+        left = _trials(items, rows).pivot_table(index="item", columns="draw", values="exact", sort=False)
+        delta = left.sub(own, axis=0).dropna()
+        entropy = stable_seed("beyond", seed, edit, name)[0]
+        out[str(name)] = jointly([(delta, 1)], entropy) if len(delta) else NOTHING
+    return out
 
 
 def chosen(doses: pd.DataFrame, spec: InjectionSpec) -> pd.DataFrame:
@@ -235,7 +283,7 @@ def chosen(doses: pd.DataFrame, spec: InjectionSpec) -> pd.DataFrame:
     Returns:
         subject, memory, edit, family, control, asked, dose, before, targeted, prose, erases.
     """
-    wide = doses[doses["measure"].isin(["targeted", "prose"])]
+    wide = doses[doses["measure"].isin(["targeted", "prose"]) & (doses["edit"] != "without")]
     head = ["subject", "memory", *EDIT]
     wide = wide.pivot_table(index=head, columns="measure", values="value", sort=False).reset_index()
     out = []
@@ -250,6 +298,15 @@ def chosen(doses: pd.DataFrame, spec: InjectionSpec) -> pd.DataFrame:
         best = enough.iloc[0] if len(enough) else rows.iloc[int(np.argmin(rows["targeted"].to_numpy()))]
         out.append({**best.drop(labels=["norm"]).to_dict(), "before": before, "erases": erases})
     return pd.DataFrame(out)
+
+
+def best(choice: pd.DataFrame) -> str | None:
+    """The edit that a memory's deletion is judged by: of those that erase it the one that costs prose least.
+
+    Neurons that are known to hold it are no edit that anyone could make.
+    """
+    able = choice[~choice["control"] & choice["erases"] & (choice["family"] != "known")]
+    return None if able.empty else str(able.sort_values("prose", kind="stable")["edit"].iloc[0])
 
 
 def to_attack(choice: pd.DataFrame, spec: InjectionSpec) -> list[str]:

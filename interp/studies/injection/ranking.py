@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,11 @@ CONTROLS = ("random", "magnitude")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a locator is given: the sequences, what they are compared with, and how much it may do."""
+    """What a locator is given: the sequences, what they are compared with, and how much it may do.
+
+    Attributes:
+        fitted: locators by name, that others go on from.
+    """
 
     subject: CausalLM
     items: Sequence[TextItem]
@@ -34,13 +38,25 @@ class Asked:
     effort: Effort
     seed: int = 0
     progress: Progress = quiet
+    fitted: dict[str, Any] = field(default_factory=dict)
+
+
+FITTED_AS = {"gradient_size": "gradient"}
+"""Rankings that come from one fit."""
 
 
 def locate(name: str, asked: Asked) -> Any:
-    """A fitted locator whose `scores_` have the method of that name.
+    """A fitted locator whose `scores_` have the method of that name; what was fitted once is used again.
 
     Those that are published without a comparison are used so.
     """
+    own = FITTED_AS.get(name, name)
+    if own not in asked.fitted:
+        asked.fitted[own] = _fit(own, asked)
+    return asked.fitted[own]
+
+
+def _fit(name: str, asked: Asked) -> Any:
     from interp.locate.memorization.activation import Activation
     from interp.locate.memorization.contrastive import ContrastiveGradients
     from interp.locate.memorization.gates import LearnedGates
@@ -53,9 +69,11 @@ def locate(name: str, asked: Asked) -> Any:
     makes: dict[str, Any] = {
         "activation": lambda: Activation(),
         "gradient": lambda: GradientActivation(),
-        "gradient_size": lambda: GradientActivation(),
         "integrated": lambda: IntegratedGradients(e.path, e.nodes),  # type: ignore[arg-type]
-        "leave_one_out": lambda: LeaveOneOut(e.screen or None),
+        # A screen has to be complete: sequences that many neurons share have nearly no gradient at the intact model.
+        "leave_one_out": lambda: LeaveOneOut(
+            e.screen or None, by=locate("integrated", asked) if e.screen and e.path == "layer" else None
+        ),
         "wanda": lambda: WandaContrast(null="prompts"),
         "slimming": lambda: LearnedGates("slimming", steps=e.gates, seed=seed),
         "hard_concrete": lambda: LearnedGates("hard_concrete", steps=e.gates, seed=seed),
@@ -92,7 +110,9 @@ def every_unit(subject: CausalLM) -> pd.DataFrame:
 GAP = 0.2
 """Integrated gradients whose scores miss more than this share of what they should sum to are not counted."""
 STILL = 0.01
-"""Gates have settled where their mean opening moves less than this from one tenth of the training to the next."""
+SETTLED = 0.05
+"""Gates have settled where their mean opening moves less than `STILL` from one tenth of the training to the next, and
+less than this share of all that it moved: gates that have hardly begun move little too."""
 
 
 def sound(name: str, located: Any) -> bool:
@@ -105,7 +125,8 @@ def sound(name: str, located: Any) -> bool:
         tenth = len(opening) // 10
         if not tenth:
             return False
-        return bool(abs(opening[-tenth:].mean() - opening[-2 * tenth : -tenth].mean()) < STILL)
+        moves = abs(opening[-tenth:].mean() - opening[-2 * tenth : -tenth].mean())
+        return bool(moves < STILL and moves < SETTLED * abs(opening[-1] - opening[0]))
     return True
 
 

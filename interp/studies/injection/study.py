@@ -23,6 +23,7 @@ half (A) are what is located and the others (B) are held out:
 | `chosen` | an edit, as it is measured on | subject, memory, edit, asked, dose, targeted, prose, erases, attacked (bool) |
 | `edits` | an edit at its chosen dose and a measure | as `doses` |
 | `edit_items` | an edit and a sequence | subject, memory, edit, item, group, variant, exact, accuracy, similarity, hits, nll, run |
+| `beside` | a control at the dose of the edit that a memory's deletion is judged by, a draw and a sequence behind another prefix | as `edit_items`, of (that edit), draw |
 | `prefixes` | an edit and a way to write the prefix | subject, memory, edit, variant (given, shorter, longer, first dropped, one replaced), measure (exact, hits), value, ci_lo, ci_hi, n |
 | `contrasts` | an edit less a control at the same dose | subject, memory, edit, asked, against (`random`: as many neurons; `random, EDIT`: as many weights of each row; `equal norm, EDIT`), measure (targeted, held_out: hits; never, prose: nats a token; specific: held-out rise less that of never seen), value, ci_lo, ci_hi, p, n, draws |
 | `attacks` | a search of a soft prompt | subject, memory, condition (original: without the memory, memorized, other prefix: the same behind random tokens, an edit), of `soft_prompts` |
@@ -34,8 +35,10 @@ half (A) are what is located and the others (B) are held out:
 
 Measures: `targeted`, `held_out` (share of A, of B that is recited whole), `targeted_hits`, `held_out_hits` (share of
 their tokens that are the likeliest), `accuracy`, `similarity` (of A, let go on alone; similarity is 1 - Levenshtein
-distance over length), `never` (nats a token of sequences never seen, less those before the edit), `prose` (perplexity of
-prose over that before). Sequences, topics of prose and draws of controls are resampled. A memory is what is recited
+distance over length), `never` (nats a token of sequences never seen, less those before the edit), `perplexity`
+(of prose), `prose` (the same over that of the model with the memory), `prose_without` (over that of the model before
+the memory was put in, whose perplexity is told as the edit `without`; a model that recites as it comes has no other
+one). Sequences, topics of prose and draws of controls are resampled. A memory is what is recited
 before any edit; the rest of what was taught is left out. Running it again goes on where it stopped.
 """  # noqa: E501
 
@@ -232,6 +235,7 @@ class InjectionStudy(Deletion):
             self.contrasts,
             choice,
             self.items,
+            self.beside,
             self.attacks,
             curves,
             self.spec,
