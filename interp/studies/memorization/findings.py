@@ -1,36 +1,48 @@
-"""What the study says, judged by rules that were set before: intervals over items of all trainings together.
+"""What the study says, judged by rules that were set before: intervals over items of these trainings.
 
-A claim about a difference holds where its 95 % interval lies wholly on the claimed side of its boundary, does not where
-it lies wholly on the other, and is undecided else. Fewer than `LEAST` items decide nothing, and a verdict over no items
-is refused. A claim about an edit asks first whether the edit erased anything: where it did not, there is nothing to
-judge. A claim that needs retention is `general damage` where the edit costs more than `COST` of class alignment.
+A claim holds where its 95 % interval lies wholly on the claimed side of its boundary and the point estimate of every
+training does; it does not where the interval lies wholly on the other side, and is undecided else. Items of a training
+are resampled as if they were independent, so that it is these trainings that a verdict is about.
+
+- That two things are equal is a claim of its own: the interval of their difference lies within `MARGIN` (replication,
+  ease) or `COST` (class alignment, denoising error). Fewer items than could show it are `too few items`; so are fewer
+  than `LEAST` of any claim.
+- An edit is judged over the trainings in which it erased A (replication at most `erased` of the spec); where it erased
+  A in none, there is nothing to judge.
+- A claim that needs retention is `general damage` where the edit costs more than `COST`, and is undecided where that
+  it costs less is not shown. A claim about an attack is `attack cannot tell` where the same attack does not tell a
+  model that holds the pictures from an oracle, and these from pictures never seen.
+- Settings were chosen on the first training of the spec. What rests on them is judged over the others, where there are
+  some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
-from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
-from interp.studies.memorization.cuts import CONTROLS, NONE
-from interp.studies.memorization.measures import between, unseen_share
+from interp.measure.stats import proportion_ci
+
+if TYPE_CHECKING:
+    from interp.studies.memorization.spec import MemorizationSpec
 
 HOLDS, NOT, OPEN = "holds", "does not", "undecided"
-FEW, NOTHING, DAMAGE = "too few items", "nothing deleted", "general damage"
+FEW, MISSING = "too few items", "not measured"
+NOTHING, DAMAGE, BLIND = "nothing deleted", "general damage", "attack cannot tell"
+BOTH = "so does the oracle"
 LEAST = 6
 """Items from which an interval is told."""
 COST = 0.1
-"""Class alignment that an edit may cost."""
-UNNOTICED = -1.64
-"""C_T below which samples would be called copies, at 5 %."""
-_SHARED = f"interval below 0; A erased; alignment not lower by more than {COST:g}"
+"""Class alignment, or denoising error of held-out pictures (a share of it), that an edit may cost."""
 MARGIN = 0.15
 """Replication or ease that counts as none: what thirty items can tell from it."""
+ALPHA = 0.05
 
 PROTOCOL = "memorized items replicate (0.8 or more) and controls do not (0.05 or less)"
 WEN = "Wen et al. 2024 (arXiv 2407.21720)"
@@ -40,12 +52,41 @@ STEIN = "Stein et al. 2023 (arXiv 2306.04675)"
 OURS = "this toolkit"
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What claims are judged by: tables of the study.
+
+    Attributes:
+        items: `edit_items`. attacks: with `ease`. judged: edits that claims were published about. others: located ones.
+    """
+
+    samples: pd.DataFrame
+    detection: pd.DataFrame
+    copying: pd.DataFrame
+    items: pd.DataFrame
+    contrasts: pd.DataFrame
+    overlap: pd.DataFrame
+    attacks: pd.DataFrame
+    chosen: pd.DataFrame
+    edits: pd.DataFrame
+    judged: Sequence[str]
+    others: Sequence[str]
+
+
+def enough(margin: float) -> int:
+    """Fewest items of which an interval can lie within a margin: that of items that are all alike does."""
+    return math.floor(math.log(0.025) / math.log(1 - margin)) + 1
+
+
 @dataclass(frozen=True)
 class Claim:
     """A number, its interval, and the side of a boundary on which the claim says that it lies.
 
     Attributes:
-        above: whether the claim is that it lies above. gate: in place of a verdict, where the question does not arise.
+        above: whether the claim is that it lies above. points: of every training.
+        refuted: past it (on the other side) the claim does not hold; the boundary itself where nothing is said.
+        least: fewest items by which it can hold.
+        gate: in place of any verdict, where the question does not arise. needs: in place of `holds`.
     """
 
     finding: str
@@ -58,30 +99,37 @@ class Claim:
     above: bool
     n: int
     n_seeds: int
+    rule: str
+    points: tuple[float, ...] = ()
+    refuted: float | None = None
+    least: int = LEAST
     gate: str = ""
-    rule: str = ""
+    needs: str = ""
 
     @property
     def verdict(self) -> str:
-        """By the rule of the module's docstring.
+        """By the rules of the module's docstring.
 
         Raises:
             UsageError: there is no item.
         """
+        if self.gate == MISSING:
+            return MISSING
         if not self.n:
             raise UsageError(f"'{self.finding}': a verdict over no items is refused; measure some")
-        if self.n < LEAST:
-            return FEW
-        if self.gate:
-            return self.gate
-        over, under = self.lo > self.boundary, self.hi < self.boundary
-        if not (over or under):
-            return OPEN
-        return HOLDS if over == self.above else NOT
+        if self.gate or self.n < LEAST:
+            return self.gate or FEW
+        sign = 1 if self.above else -1
+        near, far = (self.lo, self.hi) if self.above else (self.hi, self.lo)
+        level = self.boundary if self.refuted is None else self.refuted
+        if sign * (near - self.boundary) > 0 and all(sign * (x - self.boundary) > 0 for x in self.points):
+            return FEW if self.n < self.least else self.needs or HOLDS
+        if sign * (far - level) < 0:
+            return NOT
+        return FEW if self.n < self.least else OPEN
 
     def row(self) -> dict[str, Any]:
         """Of the table."""
-        rule = self.rule or f"interval {'above' if self.above else 'below'} {self.boundary:g}"
         return {
             "finding": self.finding,
             "source": self.source,
@@ -90,93 +138,93 @@ class Claim:
             "ci_lo": self.lo,
             "ci_hi": self.hi,
             "verdict": self.verdict,
-            "rule": rule,
+            "rule": self.rule,
             "n": self.n,
             "n_seeds": self.n_seeds,
         }
 
 
-def findings(
-    samples: pd.DataFrame,
-    detection: pd.DataFrame,
-    copying: pd.DataFrame,
-    items: pd.DataFrame,
-    contrasts: pd.DataFrame,
-    overlap: pd.DataFrame,
-    attacks: pd.DataFrame,
-    *,
-    guidance: float,
-    judged: Sequence[str],
-    edits: Sequence[str],
-) -> pd.DataFrame:
-    """One row a claim; arguments are tables of the study, `attacks` with `ease`.
+def unjudged(finding: str, source: str, statistic: str, gate: str, rule: str, n: int = 0) -> Claim:
+    """A claim without a number: there is nothing to judge it by."""
+    nan = float("nan")
+    return Claim(finding, source, statistic, nan, nan, nan, 0.0, True, n, 0, rule, gate=gate)
 
-    Args:
-        guidance: of the samples that existence is judged by. judged: edits held against every control.
-        edits: other located ones.
+
+def findings(told: Told, *, spec: MemorizationSpec) -> pd.DataFrame:
+    """One row a claim.
 
     Returns:
         finding, source, statistic, value, ci_lo, ci_hi, verdict (`holds`, `does not`, `undecided`, `too few items`,
-        `nothing deleted`, `general damage`), rule, n, n_seeds.
+        `not measured`, `nothing deleted`, `general damage`, `attack cannot tell`, `so does the oracle`), rule, n,
+        n_seeds.
+
+    Raises:
+        UsageError: no samples of memorized items or of controls.
     """
+    from interp.studies.memorization.verdicts import attacked, cut
+
     claims = [
-        *_exists(samples[samples["guidance"] == guidance]),
-        *_detected(detection),
-        *_unnoticed(copying),
-        *(c for edit in (*judged, *edits) for c in _shared(edit, items, contrasts, judged)),
-        *_overlapping(overlap),
-        *(c for edit in (*judged, *edits, NEGATED, TUNED) for c in _survives(edit, items, attacks)),
-        *(c for edit in (ORIGINAL, *judged, *edits, NEGATED, TUNED) for c in _new(edit, items, attacks)),
-        *_floor(attacks),
+        *_exists(told.samples[told.samples["guidance"] == spec.guidance], spec.train_seeds[0]),
+        *_detected(told.detection),
+        *_unnoticed(told.copying),
+        *cut(told, spec),
+        *_overlapping(told.overlap),
+        *attacked(told, spec),
     ]
     return pd.DataFrame([c.row() for c in claims])
 
 
-def _exists(samples: pd.DataFrame) -> list[Claim]:
-    """By the protocol in every training, and as a difference to the oracle over all."""
-    rates: dict[str, tuple[float, int]] = {}
+def unchosen(seeds: Sequence[int], first: int) -> tuple[list[int], str]:
+    """Trainings that no setting was chosen on, all where there are no others; and what a rule says of that."""
+    every = sorted(set(seeds))
+    others = [s for s in every if s != first]
+    if not others:
+        return every, "; settings were chosen on this training"
+    return others, f"; training {first}, which settings were chosen on, is left out"
+
+
+# -- what is memorized -------------------------------------------------------------------------------------------------
+
+
+def _exists(samples: pd.DataFrame, first: int) -> Iterator[Claim]:
+    """By the protocol in every training, and of the oracle."""
     own = samples[samples["role"] == "model"]
-    n_seeds = own["seed"].nunique()
-    for group, worst in (("memorized", min), ("control", max)):
-        some = own[own["group"] == group]
-        if some.empty:
+    for group in ("memorized", "control"):
+        if own[own["group"] == group].empty:
             raise UsageError(f"no samples of the group {group}: whether memorization exists cannot be judged")
-        by_seed = some.groupby("seed")["extracted"].mean()
-        rates[group] = worst(by_seed), some.groupby(["seed", "item"]).ngroups
-    low, n = rates["memorized"]
-    high, m = rates["control"]
-    out = [
-        Claim(PROTOCOL, OURS, f"lowest MR of a training (highest of controls: {high:.3f}, {m} items)", low, low, low,
-              0.8, True, n, n_seeds, NOT if low < 0.8 or high > 0.05 else HOLDS, "point values, in every training")
-    ]  # fmt: skip
-    both = (
-        samples[samples["group"] == "memorized"]
-        .groupby(["seed", "item", "role"])["extracted"]
-        .mean()
-        .unstack()
-    )
-    if "oracle" in both:
-        delta = (both["model"] - both["oracle"]).dropna()
-        told = _difference(delta)
-        out.append(
-            Claim("an oracle, trained without the items, does not replicate them", OURS,
-                  "MR of memorized items less that of the oracle", *told, 0.5, True, len(delta), n_seeds)
-        )  # fmt: skip
-    return out
+    seeds, note = unchosen(own["seed"].tolist(), first)
+    by = own.groupby(["group", "seed"])["extracted"].mean()
+    low, high = by["memorized"].loc[seeds].min(), by["control"].reindex(seeds).max()
+    mine = own[own["seed"].isin(seeds) & (own["group"] == "memorized")]
+    yield Claim(
+        PROTOCOL, OURS, f"lowest MR of a training (highest of controls: {high:.3f})", low, low, low, 0.8, True,
+        mine.groupby(["seed", "item"]).ngroups, len(seeds), f"point values, in every training{note}",
+        gate=HOLDS if low >= 0.8 and high <= 0.05 else NOT,
+    )  # fmt: skip
+    finding = "an oracle, trained without the items, does not replicate them"
+    rule = f"upper end of the rate's interval below {MARGIN:g}, the rate in every training{note}"
+    rest = samples[
+        (samples["role"] == "oracle") & (samples["group"] == "memorized") & samples["seed"].isin(seeds)
+    ]
+    if rest.empty:
+        yield unjudged(finding, OURS, "the oracle's MR of memorized items", MISSING, rule)
+        return
+    yield rate(rest, finding, "the oracle's MR of memorized items", rule)
 
 
-def _difference(delta: pd.Series) -> tuple[float, float, float]:
-    """Mean and interval over items, indexed by seed and item."""
-    if delta.empty:
-        raise UsageError("a verdict over no items is refused; measure some")
-    clusters = [" ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in delta.index]
-    values = delta.to_numpy(float)
-    return float(values.mean()), *between(values, clusters, seed=0)
+def rate(rows: pd.DataFrame, finding: str, statistic: str, rule: str) -> Claim:
+    """That a share of `extracted`, of which an item has some rows, is below `MARGIN`."""
+    values = rows["extracted"].to_numpy(float)
+    clusters = (rows["seed"].astype(str) + " " + rows["item"].astype(str)).to_numpy()
+    points = rows.groupby("seed")["extracted"].mean()
+    return Claim(
+        finding, OURS, statistic, float(values.mean()), *proportion_ci(values, clusters), MARGIN, False,
+        len(set(clusters)), len(points), rule, tuple(points), least=enough(MARGIN),
+    )  # fmt: skip
 
 
-def _detected(detection: pd.DataFrame) -> list[Claim]:
+def _detected(detection: pd.DataFrame) -> Iterator[Claim]:
     """The magnitude against control words, in the training where it does worst."""
-    out = []
     for signal in ("first", "all"):
         own = detection[(detection["role"] == "model") & (detection["signal"] == signal)]
         own = own[own["against"] == "control"]
@@ -184,166 +232,66 @@ def _detected(detection: pd.DataFrame) -> list[Claim]:
             continue
         r = own.sort_values("auc_lo").iloc[0]
         name = "the first step" if signal == "first" else "all steps"
-        out.append(
-            Claim(
-                f"conditional minus unconditional noise at {name} tells memorized prompts from other rare words",
-                WEN, "AUC in the training where it is lowest", r["auc"], r["auc_lo"], r["auc_hi"], 0.8, True,
-                int(r["prompts_positive"] + r["prompts_negative"]), own["seed"].nunique(),
-            )
+        yield Claim(
+            f"conditional minus unconditional noise at {name} tells memorized prompts from other rare words",
+            WEN, "AUC in the training where it is lowest", r["auc"], r["auc_lo"], r["auc_hi"], 0.8, True,
+            int(r["prompts_positive"] + r["prompts_negative"]), own["seed"].nunique(),
+            "interval above 0.8 in every training; does not: below it in the one with the lowest end, which is shown",
         )  # fmt: skip
-    return out
 
 
-def _unnoticed(copying: pd.DataFrame) -> list[Claim]:
-    """C_T of honest samples of which one in ten is replaced by a copy, in the training where it notices most."""
-    own = copying[copying["set"] == "mixed"]
-    if own.empty:
-        return []
-    r = own.sort_values("c_t").iloc[0]
-    return [
-        Claim(
-            "a test of whole sets (C_T) misses one copy in ten samples", STEIN,
-            f"lowest C_T of a training ({r['extracted']:.2f} of the samples are copies)", r["c_t"], r["c_t"], r["c_t"],
-            UNNOTICED, True, int(r["n"]), own["seed"].nunique(), "",
-            f"point value above {UNNOTICED:g}, in every training",
-        )
-    ]  # fmt: skip
-
-
-def _shared(edit: str, items: pd.DataFrame, contrasts: pd.DataFrame, judged: Sequence[str]) -> list[Claim]:
-    """A cut located on A erases A, and B beyond the cut of ordinary prompts, and keeps what is ordinary."""
-    own = contrasts[contrasts["edit"] == edit]
-    if own.empty:
-        return []
-    erased = _mean(items, edit, "targeted")
-    cost = own[(own["against"] == NONE) & (own["measure"] == "alignment")]
-    dear = bool(len(cost)) and float(cost["ci_hi"].iloc[0]) < -COST
-    gate = NOTHING if erased > 0.5 else DAMAGE if dear else ""
-    out = []
-    # Of the edits that no claim was published about, the hardest control says enough.
-    for other in CONTROLS if edit in judged else ("ordinary",):
-        for measure, text in (
-            ("targeted", "what it was located on"),
-            ("held_out", "held-out memorized items"),
-        ):
-            rows = own[(own["against"] == other) & (own["measure"] == measure)]
-            if rows.empty:
-                continue
-            r = rows.iloc[0]
-            claim = Claim(
-                f"{edit}: the cut erases {text} beyond a mask of equal budget ({other})", CHAVHAN,
-                f"MR, less that under the {other} mask", r["value"], r["ci_lo"], r["ci_hi"], 0.0, False,
-                int(r["n"]), int(r["n_seeds"]), gate if measure == "held_out" else "",
-                _SHARED if measure == "held_out" else "",
-            )  # fmt: skip
-            out.append(claim)
-    if len(cost):
-        r = cost.iloc[0]
-        out.append(Claim(f"{edit}: ordinary prompts keep their digits", CHAVHAN, "class alignment, less that before",
-                         r["value"], r["ci_lo"], r["ci_hi"], -COST, True, int(r["n"]), int(r["n_seeds"])))  # fmt: skip
-    return out
-
-
-def _mean(items: pd.DataFrame, edit: str, measure: str) -> float:
-    own = items[(items["edit"] == edit) & (items["set"] == measure)]["value"]
-    if own.empty:
-        raise UsageError(f"{edit} was measured on no item of '{measure}'; a verdict over no items is refused")
-    return float(own.mean())
-
-
-def _overlapping(overlap: pd.DataFrame) -> list[Claim]:
-    """A and B share more than sets dealt out from memorized and control items."""
-    out = []
-    for (method, share), own in overlap[overlap["statistic"] == "excess"].groupby(
-        ["method", "share"], sort=False, dropna=False
-    ):
-        # Of several trainings, the one with the least evidence.
-        r = own.sort_values("p").iloc[-1]
-        name = method if np.isnan(share) else f"{method}, {share:g} of a row"
-        gate = HOLDS if r["p"] < 0.05 else OPEN
-        out.append(
-            Claim(
-                f"A and B share more with each other than with control words ({name})", CHAVHAN,
-                "excess overlap, its 95 % range over deals (training with the highest p)", r["value"], r["lo"], r["hi"],
-                0.0, True, int(r["n_items"]), own["seed"].nunique(), gate, "p < 0.05 over deals, in every training",
-            )
-        )  # fmt: skip
-    return out
-
-
-def _survives(edit: str, items: pd.DataFrame, attacks: pd.DataFrame) -> list[Claim]:
-    """Under attack, A is as hard to get from the edited model as from the oracle, which never held it."""
-    own = attacks[attacks["group"] == "targeted"]
-    if edit not in set(own["condition"]) or ORACLE not in set(own["condition"]):
-        return []
-    gone = _mean(items, edit, "targeted") <= 0.5
-    out = []
-    for measure, text in (("any", "share of pictures got back"), ("ease", "ease of extraction")):
-        if measure == "any":
-            wide = own.groupby(["seed", "item", "condition"])["extracted"].max().unstack()
-        else:
-            wide = own.groupby(["seed", "item", "condition"])["ease"].mean().unstack()
-        delta = (wide[edit] - wide[ORACLE]).dropna()
-        told = _difference(delta)
-        out.append(
-            Claim(
-                f"{edit}: the deletion survives the attack ({text})", DORI, f"{text}, less that of the oracle", *told,
-                MARGIN, False, len(delta), delta.index.get_level_values("seed").nunique(), "" if gone else NOTHING,
-                f"interval below {MARGIN:g}; A erased before the attack",
-            )
-        )  # fmt: skip
-    return out
-
-
-def _new(edit: str, items: pd.DataFrame, attacks: pd.DataFrame) -> list[Claim]:
-    """Under attack, A is as hard to get as pictures that were never trained on, from the same edited model.
-
-    An attack paints what it is after into a model that can draw much, held or not. Searches count that do not begin at
-    the item's own prompt, whose words A was trained with and the others were not.
-    """
-    own = attacks[(attacks["condition"] == edit) & (attacks["start"] != "prompt")]
-    held, new = (
-        own[own["group"] == g].groupby(["seed", "item"])["ease"].mean() for g in ("targeted", "unseen")
+def _unnoticed(copying: pd.DataFrame) -> Iterator[Claim]:
+    """C_T of honest samples of which one in ten is replaced by a copy, against honest samples."""
+    finding = "a test of whole sets (C_T) misses one copy in ten samples"
+    rule = (
+        f"over drawn sets of equal size: at most half of the mixtures have a lower C_T than the lowest {ALPHA:.0%} of "
+        "honest sets in every training; does not: more than half in every training; point values"
     )
-    if held.empty or new.empty:
-        return []
-    rng = np.random.default_rng(0)
-    draws = [rng.choice(x.to_numpy(), (2000, len(x))).mean(1) for x in (held, new)]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    # A side on which all are equal adds what items that were not drawn may do to its mean, which is in [0, 1].
-    for values, (down, up) in ((held, (1, 0)), (new, (0, 1))):
-        c, others = float(values.iloc[0]), unseen_share(len(values)) * (np.ptp(values) == 0)
-        low -= others * (c * down + (1 - c) * up)
-        high += others * ((1 - c) * down + c * up)
-    gone = edit == ORIGINAL or _mean(items, edit, "targeted") <= 0.5
-    known = edit == ORIGINAL
-    return [
-        Claim(
-            "the attack tells what the model holds from what it never saw" if known
-            else f"{edit}: what the attack gets back is no more than what it makes up of pictures never seen",
-            DORI, "ease of extraction of A, less that of unseen pictures, same model, starts off the prompt",
-            float(held.mean() - new.mean()), float(low), float(high), 0.0 if known else MARGIN, known,
-            min(len(held), len(new)), own["seed"].nunique(), "" if gone else NOTHING,
-        )
-    ]  # fmt: skip
+    noticed, n, copies = [], [], []
+    for _, own in copying.groupby("seed"):
+        mixed, honest = own[own["set"] == "mixed"], own[own["set"] == "honest"]
+        if mixed.empty or len(honest) < 1 / ALPHA:
+            continue
+        noticed.append(float((mixed["c_t"] < honest["c_t"].quantile(ALPHA)).mean()))
+        n.append(int(mixed["n"].min()))
+        copies.append(float(mixed["extracted"].mean()))
+    if not noticed:
+        yield unjudged(finding, STEIN, "share of mixtures that are noticed", MISSING, rule)
+        return
+    worst = max(noticed)
+    yield Claim(
+        finding, STEIN, f"highest share of mixtures noticed in a training ({np.mean(copies):.2f} of them are copies)",
+        worst, worst, worst, 0.5, False, min(n), len(noticed), rule,
+        gate=HOLDS if worst <= 0.5 else NOT if min(noticed) > 0.5 else OPEN,
+    )  # fmt: skip
 
 
-def _floor(attacks: pd.DataFrame) -> list[Claim]:
-    """What the attack gets from an oracle, which is how often it makes pictures up."""
-    own = attacks[(attacks["group"] == "targeted") & attacks["condition"].isin([ORACLE, ORIGINAL])]
-    found = own.groupby(["seed", "item", "condition"]).agg(any=("extracted", "max"), ease=("ease", "mean"))
-    if ORACLE not in set(own["condition"]):
-        return []
-    made_up = found["any"].unstack()[ORACLE].dropna()
-    n_seeds = int(own["seed"].nunique())
-    out = [
-        Claim("the attack gets nothing from the oracle, which never held the pictures", OURS,
-              "share of pictures got from the oracle", *_difference(made_up), MARGIN, False, len(made_up), n_seeds)
-    ]  # fmt: skip
-    ease = found["ease"].unstack()
-    if ORIGINAL in ease:
-        delta = (ease[ORIGINAL] - ease[ORACLE]).dropna()
-        out.append(Claim("the oracle is the floor: a model that holds the pictures gives them up sooner", OURS,
-                         "ease of extraction, original less oracle", *_difference(delta), 0.0, True, len(delta),
-                         n_seeds))  # fmt: skip
-    return out
+def _overlapping(overlap: pd.DataFrame) -> Iterator[Claim]:
+    """A and B share more than sets dealt out from memorized and control items; and what the oracle says to that."""
+    rule = (
+        f"p < {ALPHA:g} over deals by digit in every training, and in none of the oracle, which holds neither; does "
+        "not: below the 95 % range of deals in every training; not measured where items cannot be dealt by digit"
+    )
+    some = overlap[overlap["statistic"] == "excess"]
+    for (method, share), own in some.groupby(["method", "share"], sort=False, dropna=False):
+        name = method if np.isnan(share) else f"{method}, {share:g} of a row"
+        finding = f"A and B share more with each other than with control words ({name})"
+        model, oracle = (own[own["role"] == r] for r in ("model", "oracle"))
+        if model.empty:
+            continue
+        # Of several trainings, the one with the least evidence.
+        r = model.sort_values("p").iloc[-1]
+        too = not oracle.empty and bool((oracle["p"] < ALPHA).any())
+        below = bool((model["value"] < model["lo"]).all())
+        if (own["dealt"] != "by digit").any() or oracle.empty:
+            gate = MISSING
+        elif r["p"] < ALPHA:
+            gate = BOTH if too else HOLDS
+        else:
+            gate = NOT if below else OPEN
+        least = float(oracle["p"].min())
+        told = f"the training with the highest p, {r['p']:.3f}; lowest p of an oracle: {least:.3f}"
+        yield Claim(
+            finding, CHAVHAN, f"excess overlap, its 95 % range over deals ({told})", r["value"], r["lo"], r["hi"],
+            0.0, True, int(r["n_items"]), model["seed"].nunique(), rule, gate=gate,
+        )  # fmt: skip
