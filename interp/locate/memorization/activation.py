@@ -7,22 +7,18 @@ holds the item.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
 
 from interp.locate.memorization.units import UnitLocator, unit_table
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
 from interp.models.parts import Part, Pass, weight_of
-from interp.models.subject import CausalLM
 from interp.trace.passes import ROWS, Corpus, corpus_of, stream
 
-if TYPE_CHECKING:
-    from interp.models.pipeline import Pipeline
 
-
-class Activation(UnitLocator):
+class Activation(UnitLocator[Corpus | Sequence[Any]]):
     """Mean over tokens of |a_j| ||W_:j||: how much unit j writes on the items.
 
     Args:
@@ -48,23 +44,14 @@ class Activation(UnitLocator):
         self.guidance = guidance
         self.batch = batch
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Corpus | Sequence[Any] | None = None,
-        *,
-        reference: Corpus | Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Sum |a| of each unit over the tokens of each item; see `UnitLocator`."""
-        self._begin(subject, data, self.kind)
-        sides = [self._sizes(subject, side, progress) for side in (data, reference) if side is not None]
-        self.scores_ = unit_table("activation", *sides)
-        return self
+    def _learn(self, sides: tuple[Corpus | Sequence[Any], ...], progress: Progress) -> None:
+        self.scores_ = unit_table("activation", *(self._sizes(side, progress) for side in sides))
 
     def _sizes(
-        self, subject: CausalLM | Pipeline, data: Any, progress: Progress
+        self, data: Corpus | Sequence[Any], progress: Progress
     ) -> dict[Part, Float[torch.Tensor, "items units"]]:
+        """Sums of |a| over the tokens of each item."""
+        subject = self.subject_
         options = (
             {"steps": self.steps, "stop": self.stop, "guidance": self.guidance}
             if subject.kind == "pipeline"

@@ -8,21 +8,24 @@ items, compared as two samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from interp.errors import UsageError
 from interp.measure.stats import fdr
 from interp.trace.moments import HALVES, ColumnMoments, Half, Norm
+from interp.trace.passes import Corpus, Prompts, corpus_of
 
 if TYPE_CHECKING:
     from interp.models.parts import Part
+    from interp.models.pipeline import Pipeline
+    from interp.models.subject import CausalLM
 
 Null = Literal["empty", "paired", "prompts"]
 NULLS: tuple[Null, ...] = ("empty", "paired", "prompts")
@@ -166,7 +169,38 @@ def _test(a: np.ndarray, b: np.ndarray, paired: bool) -> tuple[np.ndarray, np.nd
     return se, t, stats.t.sf(t, df)
 
 
-def check_null(null: str) -> None:
-    """Raise `UsageError` unless there is such a null."""
-    if null not in NULLS:
-        raise UsageError(f"null={null!r}: write one of {', '.join(NULLS)}")
+def null_of(
+    subject: CausalLM | Pipeline, asked: Null | None, reference: bool, known: Sequence[Null] = NULLS
+) -> Null:
+    """The null that is asked for; by default `prompts` where there are reference items, else `paired`.
+
+    Raises:
+        UsageError: there is no such null, or not of this subject or without reference items.
+    """
+    if asked is not None and asked not in known:
+        raise UsageError(f"null={asked!r}: write one of {', '.join(known)}")
+    null = asked or ("paired" if not reference and subject.kind == "pipeline" else "prompts")
+    if null == "prompts" and not reference:
+        raise UsageError("null='prompts' needs other items to compare with: fit(..., reference=other_items)")
+    if null != "prompts" and subject.kind != "pipeline":
+        raise UsageError(f"null={null!r} is of pipelines; a language model takes reference=other_items")
+    return null
+
+
+def seeded(
+    subject: CausalLM | Pipeline, data: Corpus | Sequence[Any], seeds: Sequence[int], **options: Any
+) -> tuple[Corpus, Int[torch.Tensor, " runs"]]:
+    """A corpus in which each prompt runs from each of the seeds, and the item that each run is of.
+
+    A corpus is taken as it is, each run an item.
+
+    Args:
+        options: of a pipeline's runs, see `Prompts`.
+    """
+    corpus = corpus_of(subject, data, **(options if subject.kind == "pipeline" else {}))
+    items = torch.arange(len(corpus))
+    if isinstance(data, Prompts) or not isinstance(corpus, Prompts):
+        return corpus, items
+    texts = tuple(text for text in corpus.texts for _ in seeds)
+    runs = replace(corpus, texts=texts, seeds=tuple(seeds) * len(corpus))
+    return runs, items.repeat_interleave(len(seeds))

@@ -10,7 +10,7 @@ items alone. `guarded` divides by how strongly a weight moves single items to ke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 Weights = dict[Part, Float[torch.Tensor, "out in"]]
 
 
-class ContrastiveGradients(UnitLocator):
+class ContrastiveGradients(UnitLocator[Sequence[Any]]):
     """Weights by the gradient of the target items' objective, against that of single items to keep.
 
     Args:
@@ -53,6 +53,8 @@ class ContrastiveGradients(UnitLocator):
         UsageError: no such rule, or no items to keep.
     """
 
+    keeps = True
+
     def __init__(
         self,
         rule: Rule = "guarded",
@@ -69,28 +71,17 @@ class ContrastiveGradients(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """One backward pass for the target items together, one for each item to keep."""
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         if self.rule not in RULES:
             raise UsageError(f"rule={self.rule!r}: write one of {', '.join(RULES)}")
-        self._begin(subject, data, self.kind)
-        assert data is not None
-        if reference is None or not len(reference):
-            raise UsageError(
-                "ContrastiveGradients needs items to keep: fit(subject, items, reference=others)"
-            )
-        self.items_, self.keep_ = tuple(data), tuple(reference)
+
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        """One backward pass for the target items together, one for each item to keep."""
+        self.items_, self.keep_ = (tuple(side) for side in sides)
         leaves = self._leaves()
         change = {part: torch.zeros_like(w) for part, w in leaves.items()}
         squares = {part: torch.zeros_like(w) for part, w in leaves.items()}
-        size = together(subject, self.items_, self.draws)
+        size = together(self.subject_, self.items_, self.draws)
         for at in range(0, len(self.items_), size):
             for part, grad in self._gradient(leaves, self.items_[at : at + size]).items():
                 change[part] += grad / len(self.items_)
@@ -106,7 +97,6 @@ class ContrastiveGradients(UnitLocator):
         }
         order = [self.rule, *(rule for rule in RULES if rule != self.rule)]
         self.scores_ = pd.concat([self._table(rule) for rule in order], ignore_index=True)
-        return self
 
     def _table(self, rule: str) -> pd.DataFrame:
         return unit_table(rule, {p: w.norm(dim=0, keepdim=True) for p, w in self.weights_[rule].items()})
@@ -185,10 +175,7 @@ class ContrastiveGradients(UnitLocator):
 
     def _masks(self, share: float | None, method: str | None) -> dict[Part, torch.Tensor]:
         self.ranking(method)
-        if self.subject_.fingerprint != self.fingerprint_:
-            raise UsageError(
-                f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
-            )
+        self._unchanged()
         scores = self.weights_[method or self.rule]
         found = top_masks(scores, share or self.share, per="all")
         return {part: mask.to(scores[part].device) for part, mask in found.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from interp.errors import UsageError
 from interp.locate.memorization.gating import frozen, gated, open_gates, together
 from interp.locate.memorization.units import UnitLocator, unit_table
 from interp.measure.memorization.objective import loss
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
 from interp.models.parts import Part
 from interp.models.subject import CausalLM
 from interp.tasks.base import stable_seed
@@ -41,7 +41,7 @@ BETA = 0.5
 """Its temperature."""
 
 
-class LearnedGates(UnitLocator):
+class LearnedGates(UnitLocator[Sequence[Any]]):
     """How open a unit's gate is left when every open gate has its price.
 
     Args:
@@ -80,40 +80,25 @@ class LearnedGates(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Learn the gates; see `UnitLocator`."""
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         if self.rule not in RULES or self.per not in get_args(Per):
             raise UsageError(
                 f"rule={self.rule!r}, per={self.per!r}: write one of {', '.join(RULES)}, and 'set' or 'item'"
             )
         if not (self.price > 0 and self.rate > 0 and self.steps > 0):
             raise UsageError(f"price={self.price}, rate={self.rate}, steps={self.steps}: each is above 0")
-        self._begin(subject, data, self.kind)
-        self.history_: list[tuple[float, float]] = []
-        sides = []
-        for side in (data, reference):
-            if side is not None:
-                history: list[tuple[float, float]] = []
-                sides.append(self._learn(subject, side, history, progress))
-                self.history_ = self.history_ or history
-        self.scores_ = unit_table(self.rule, *sides)
-        return self
 
-    def _learn(
-        self,
-        subject: CausalLM | Pipeline,
-        items: Sequence[Any],
-        history: list[tuple[float, float]],
-        progress: Progress,
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        histories: list[list[tuple[float, float]]] = [[] for _ in sides]
+        found = [self._openings(*own, progress) for own in zip(sides, histories, strict=True)]
+        self.history_ = histories[0]
+        self.scores_ = unit_table(self.rule, *found)
+
+    def _openings(
+        self, items: Sequence[Any], history: list[tuple[float, float]], progress: Progress
     ) -> dict[Part, Float[torch.Tensor, "g units"]]:
         """Openings of the gates; `history` is written to."""
+        subject = self.subject_
         rows = len(items) if self.per == "item" else 1
         entropy = stable_seed("gates", self.seed, self.rule)
         generator = torch.Generator().manual_seed(entropy[0] << 32 | entropy[1])

@@ -9,7 +9,7 @@ the objective all the way, so that the scores of a path sum to what closing all 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from interp.errors import UsageError
 from interp.locate.memorization.gating import gate_gradients, gated, open_gates, together
 from interp.locate.memorization.units import UnitLocator, unit_table
 from interp.measure.memorization.objective import loss
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
 from interp.models.parts import Part
 from interp.models.subject import CausalLM
 
@@ -32,7 +32,7 @@ PATHS: tuple[Path, ...] = get_args(Path)
 PerPart = dict[Part, Float[torch.Tensor, "items units"]]
 
 
-class GradientActivation(UnitLocator):
+class GradientActivation(UnitLocator[Sequence[Any]]):
     """Minus gradient times activation, summed over tokens: what closing a unit costs if the model were linear.
 
     Args:
@@ -48,48 +48,28 @@ class GradientActivation(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """One backward pass an item; items share passes."""
-        self._begin(subject, data, self.kind)
-        sides = []
-        for side in (data, reference):
-            if side is not None:
-                sides.append(_at_open_gates(subject, side, self.parts_, self.draws, self.seed, progress))
-        sizes = [{part: values.abs() for part, values in side.items()} for side in sides]
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        signed = [self._at_open_gates(side, progress) for side in sides]
+        sizes = [{part: values.abs() for part, values in side.items()} for side in signed]
         self.scores_ = pd.concat(
-            [unit_table("gradient", *sides), unit_table("gradient_size", *sizes)], ignore_index=True
+            [unit_table("gradient", *signed), unit_table("gradient_size", *sizes)], ignore_index=True
         )
-        return self
+
+    def _at_open_gates(self, items: Sequence[Any], progress: Progress) -> PerPart:
+        """One backward pass an item; items share passes."""
+        found: dict[Part, list[torch.Tensor]] = {part: [] for part in self.parts_}
+        size = together(self.subject_, items, self.draws)
+        for at in range(0, len(items), size):
+            some = items[at : at + size]
+            gates = open_gates(self.subject_, self.parts_, len(some))
+            _, grads = gate_gradients(self.subject_, some, gates, draws=self.draws, seed=self.seed)
+            for part, grad in grads.items():
+                found[part].append(-grad)
+            progress(min(at + size, len(items)), len(items), "gradients")
+        return {part: torch.cat(rows) for part, rows in found.items()}
 
 
-def _at_open_gates(
-    subject: CausalLM | Pipeline,
-    items: Sequence[Any],
-    parts: Sequence[Part],
-    draws: int,
-    seed: int,
-    progress: Progress,
-) -> PerPart:
-    found: dict[Part, list[torch.Tensor]] = {part: [] for part in parts}
-    size = together(subject, items, draws)
-    for at in range(0, len(items), size):
-        some = items[at : at + size]
-        gates = open_gates(subject, parts, len(some))
-        _, grads = gate_gradients(subject, some, gates, draws=draws, seed=seed)
-        for part, grad in grads.items():
-            found[part].append(-grad)
-        progress(min(at + size, len(items)), len(items), "gradients")
-    return {part: torch.cat(rows) for part, rows in found.items()}
-
-
-class IntegratedGradients(UnitLocator):
+class IntegratedGradients(UnitLocator[Sequence[Any]]):
     """Gradients averaged while gates are opened from 0 to 1, all layers and steps in shared passes.
 
     The nodes are those of Gauss and Legendre: on a smooth path few of them integrate better than many midpoints.
@@ -120,32 +100,24 @@ class IntegratedGradients(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Integrate, and compare with the exact costs of whole paths."""
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         if self.path not in PATHS:
             raise UsageError(f"path={self.path!r}: write one of {', '.join(PATHS)}")
         if self.steps < 1:
             raise UsageError(f"steps={self.steps}: at least one node of a path is needed")
-        self._begin(subject, data, self.kind)
-        assert data is not None
-        target = self._integrate(subject, data, progress)
-        sides = [target] if reference is None else [target, self._integrate(subject, reference, progress)]
-        self.scores_ = unit_table("integrated", *sides)
-        self.completeness_ = self._complete(subject, data, target)
-        return self
+
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        """Integrate, and compare with the exact costs of whole paths."""
+        found = [self._integrate(side, progress) for side in sides]
+        self.scores_ = unit_table("integrated", *found)
+        self.completeness_ = self._complete(sides[0], found[0])
 
     def _paths(self) -> tuple[tuple[Part, ...], ...]:
         """Parts whose gates are opened together."""
         return (self.parts_,) if self.path == "joint" else tuple((part,) for part in self.parts_)
 
-    def _integrate(self, subject: CausalLM | Pipeline, items: Sequence[Any], progress: Progress) -> PerPart:
+    def _integrate(self, items: Sequence[Any], progress: Progress) -> PerPart:
+        subject = self.subject_
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
         jobs = [
             (i, path, node / 2 + 0.5, weight / 2)
@@ -168,7 +140,8 @@ class IntegratedGradients(UnitLocator):
             progress(done, len(jobs), "integrated gradients")
         return out
 
-    def _complete(self, subject: CausalLM | Pipeline, items: Sequence[Any], found: PerPart) -> pd.DataFrame:
+    def _complete(self, items: Sequence[Any], found: PerPart) -> pd.DataFrame:
+        subject = self.subject_
         paths = self._paths()
         jobs = [(i, path) for path in ((), *paths) for i in range(len(items))]
         losses: list[float] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +22,7 @@ from interp.intervene.weights import Delta, Stack
 from interp.locate.memorization.gating import frozen, together
 from interp.locate.memorization.units import UnitLocator, unit_table
 from interp.measure.memorization.objective import loss
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
 from interp.models.parts import Part, Pass, replacing, weight_of
 from interp.models.subject import CausalLM
 
@@ -61,7 +61,7 @@ class Factors:
         return -(self.write @ (own * ~kept) @ self.read.T)
 
 
-class FlatDirections(UnitLocator):
+class FlatDirections(UnitLocator[Sequence[Any]]):
     """Components of the weights in directions of low curvature.
 
     Args:
@@ -69,7 +69,8 @@ class FlatDirections(UnitLocator):
         kind: of the parts, see `interp.models.parts.parts`.
         draws, seed: of (t, eps) in a pipeline, see `interp.measure.memorization.objective.loss`.
 
-    After `fit(subject, reference=ordinary_items)`:
+    After `fit(subject, reference=ordinary_items)` (without a reference the items are those; what is memorized need not
+    be known, and may be among them):
         factors_: by part. kept_: by part, the share of its components that is kept at `mass`.
         scores_: of each unit how much of its column is dropped, as a length; the method is `flat`.
 
@@ -82,23 +83,17 @@ class FlatDirections(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Sum the moments over ordinary items.
+    def _check(self, subject: CausalLM | Pipeline) -> None:
+        self._share(self.mass)
 
-        Args:
-            data: used where there is no reference. What is memorized need not be known, and may be among them.
-        """
-        items = data if reference is None else reference
-        self._begin(subject, items, self.kind)
-        assert items is not None
-        self._check(self.mass)
+    def _sides(self, data: Sequence[Any] | None, reference: Sequence[Any] | None) -> tuple[Sequence[Any]]:
+        """Ordinary items, those of the reference where there are some."""
+        (items,) = super()._sides(data if reference is None else reference, None)
+        return (items,)
+
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        """Sum the moments over ordinary items."""
+        (items,), subject = sides, self.subject_
         sums = _Moments()
         size = together(subject, items, self.draws)
         for at in range(0, len(items), size):
@@ -118,10 +113,9 @@ class FlatDirections(UnitLocator):
             self.kept_[part] = float(kept.double().mean())
             dropped[part] = factors.without(weight, kept).norm(dim=0)[None]
         self.scores_ = unit_table("flat", dropped)
-        return self
 
     @staticmethod
-    def _check(mass: float) -> None:
+    def _share(mass: float) -> None:
         if not 0 < mass < 1:
             raise UsageError(f"mass={mass}: write a share of the curvature between 0 and 1")
 
@@ -145,11 +139,8 @@ class FlatDirections(UnitLocator):
             return super().edit(k, share=share, method=method)
         self.ranking(method)
         mass = self.mass if mass is None else mass
-        self._check(mass)
-        if self.subject_.fingerprint != self.fingerprint_:
-            raise UsageError(
-                f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
-            )
+        self._share(mass)
+        self._unchanged()
         edits = []
         for part in parts or self.parts_:
             factors = self.factors_[part]

@@ -7,7 +7,7 @@ pipeline many units are closed at once, each in its own rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Unit = tuple[Part, int]
 
 
-class LeaveOneOut(UnitLocator):
+class LeaveOneOut(UnitLocator[Sequence[Any]]):
     """How much the objective of an item rises when a unit is closed at all tokens.
 
     Args:
@@ -49,7 +49,7 @@ class LeaveOneOut(UnitLocator):
         kind: str = "ff_out",
         draws: int = 8,
         seed: int = 0,
-        by: UnitLocator | None = None,
+        by: UnitLocator[Any] | None = None,
     ):
         self.screen = screen
         self.kind = kind
@@ -57,37 +57,27 @@ class LeaveOneOut(UnitLocator):
         self.seed = seed
         self.by = by
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Close each unit once; see `UnitLocator`."""
-        self._begin(subject, data, self.kind)
-        chosen = self._screened(subject, data, reference)
-        sides = []
-        for side in (data, reference):
-            if side is not None:
-                rises = leave_one_out(
-                    subject, side, chosen, draws=self.draws, seed=self.seed, progress=progress
-                )
-                sides.append(self._spread(subject, chosen, rises))
-        table = unit_table("leave_one_out", *sides)
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        """Close each unit once."""
+        chosen = self._screened(*sides)
+        found = []
+        for side in sides:
+            rises = leave_one_out(
+                self.subject_, side, chosen, draws=self.draws, seed=self.seed, progress=progress
+            )
+            found.append(self._spread(chosen, rises))
+        table = unit_table("leave_one_out", *found)
         names = {f"{part!r}.{unit}" for part, unit in chosen}
         self.scores_ = table[table["component"].isin(names)].reset_index(drop=True)
-        return self
 
-    def _screened(self, subject: CausalLM | Pipeline, data: Any, reference: Any) -> list[Unit]:
-        every = [(p, u) for p in self.parts_ for u in range(weight_of(subject, p).shape[1])]
+    def _screened(self, data: Sequence[Any], reference: Sequence[Any] | None = None) -> list[Unit]:
+        every = [(p, u) for p in self.parts_ for u in range(weight_of(self.subject_, p).shape[1])]
         if self.screen is None:
             return every
         if not 1 <= self.screen <= len(every):
             raise UsageError(f"screen={self.screen}: there are {len(every)} units to measure")
         found = self.by or IntegratedGradients("layer", kind=self.kind, draws=self.draws, seed=self.seed).fit(
-            subject, data, reference=reference
+            self.subject_, data, reference=reference
         )
         ranked = found.ranking().assign(size=lambda t: t["score"].abs())
         first = ranked.sort_values("size", ascending=False, kind="stable")["component"][: self.screen]
@@ -95,9 +85,9 @@ class LeaveOneOut(UnitLocator):
         return [(part, unit) for part, unit in every if f"{part!r}.{unit}" in names]
 
     def _spread(
-        self, subject: CausalLM | Pipeline, chosen: Sequence[Unit], rises: torch.Tensor
+        self, chosen: Sequence[Unit], rises: torch.Tensor
     ) -> dict[Part, Float[torch.Tensor, "items units"]]:
-        out = {p: torch.zeros(rises.shape[1], weight_of(subject, p).shape[1]) for p in self.parts_}
+        out = {p: torch.zeros(rises.shape[1], weight_of(self.subject_, p).shape[1]) for p in self.parts_}
         for (part, unit), own in zip(chosen, rises, strict=True):
             out[part][:, unit] = own
         return out

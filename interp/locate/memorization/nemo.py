@@ -10,7 +10,7 @@ Hintersdorf et al. 2024 (NeMo); the rule is theirs, the search runs all prompts 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,25 +18,25 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import UsageError
-from interp.locate.base import Locator
+from interp.locate.memorization.base import ItemLocator
 from interp.locate.memorization.blocking import WIDEST, Ask, Blocker, Found, Search, drive, refine, widen
 from interp.locate.memorization.values import RUNGS, activity, initial_sets
 from interp.measure.memorization.detection import Pushed
 from interp.measure.memorization.similarity import Similarity, pairwise, pearson
 from interp.measure.stats import proportion_ci
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
+from interp.models.parts import Part, parts, weight_of
 from interp.models.subject import CausalLM
 
 if TYPE_CHECKING:
     from interp.intervene.weights.base import Stack
-    from interp.models.parts import Part
     from interp.models.pipeline import Pipeline
 
 FIRST_HALF = ("down_blocks", "mid_block")
 """Blocks of the UNet whose values NeMo looks at."""
 
 
-class NeMo(Locator):
+class NeMo(ItemLocator[Sequence[Any]]):
     """Value units of cross-attention that hold single prompts' pictures.
 
     Args:
@@ -68,14 +68,19 @@ class NeMo(Locator):
         scores_: method `blocked` (share of the memorized prompts for which the unit stays blocked) and `z` (mean |z|
             over them): component, part, unit, method, score, se, n.
 
+    There have to be two ordinary prompts at least; many are better, for units are judged by their scatter.
+
     Example:
         found = NeMo().fit(pipe, memorized, reference=ordinary)
         with found.edit().applied(pipe): ...                    # the units of all prompts
         with found.edit(items=[0]).applied(pipe): ...           # of one
         found.coverage(held_out, ks=(1, 4, 16))                 # do they stand for prompts they were not found on?
+
+    Raises:
+        UsageError: no prompts, fewer than two reference prompts, fewer than two seeds or no rungs.
     """
 
-    mechanism = "memorization"
+    subject_: Pipeline
 
     def __init__(
         self,
@@ -103,34 +108,10 @@ class NeMo(Locator):
         self.ahead = ahead
         self.batch = batch
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Find the units of each prompt.
-
-        Args:
-            data: prompts, or items that have one.
-            reference: ordinary prompts, at least two; many are better, for units are judged by their scatter.
-            progress: told about stages.
-
-        Raises:
-            UsageError: no prompts, fewer than two reference prompts, fewer than two seeds or no rungs.
-        """
-        from interp.models.parts import parts
-
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         if isinstance(subject, CausalLM):
             raise UsageError(
                 f"NeMo looks at cross-attention with a prompt, and {subject.name} is a language model"
-            )
-        prompts, ordinary = _prompts(data), _prompts(reference)
-        if not prompts or len(ordinary) < 2:
-            raise UsageError(
-                "NeMo learns from prompts and from two or more ordinary ones: fit(pipe, items, reference=ordinary)"
             )
         if self.level is not None and (self.threshold is not None or not 0 < self.level < 1):
             raise UsageError(f"level={self.level}: write a share between 0 and 1, and no threshold beside it")
@@ -138,15 +119,31 @@ class NeMo(Locator):
             raise UsageError(
                 "NeMo compares two or more seeds at one of the steps, and needs at least one rung"
             )
+
+    def _sides(
+        self, data: Sequence[Any] | None, reference: Sequence[Any] | None
+    ) -> tuple[list[str], list[str]]:
+        prompts, ordinary = _prompts(data), _prompts(reference)
+        if not prompts or len(ordinary) < 2:
+            raise UsageError(
+                "NeMo learns from prompts and from two or more ordinary ones: fit(pipe, items, reference=ordinary)"
+            )
+        return prompts, ordinary
+
+    def _parts(self, subject: CausalLM | Pipeline) -> tuple[Part, ...]:
         found = parts(subject, "cross_v")
         chosen = tuple(p for p in found if self.blocks is None or any(b in p.path for b in self.blocks))
         if not chosen:
             raise UsageError(
                 f"no cross-attention in {', '.join(self.blocks or ())}; blocks=None takes all there is"
             )
-        self.subject_, self.parts_ = subject, chosen
+        return chosen
+
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        """Find the units of each prompt."""
+        prompts, ordinary = sides
         progress(0, 3, "reference")
-        known = activity(subject, chosen, ordinary)
+        known = activity(self.subject_, self.parts_, ordinary)
         self._mean, self._sd = known.mean(0), known.std(0)
         self.threshold_ = self._same(ordinary) if self.threshold is None else self.threshold
         progress(1, 3, "search")
@@ -154,7 +151,6 @@ class NeMo(Locator):
         progress(3, 3, "done")
         self.stats_ = self._places().assign(mean=self._mean.numpy(), sd=self._sd.numpy())
         self.scores_ = self._scores()
-        return self
 
     def _blocker(self, prompts: Sequence[str]) -> Blocker:
         return Blocker(
@@ -250,8 +246,6 @@ class NeMo(Locator):
 
     def _places(self) -> pd.DataFrame:
         """One row a unit: component, part, unit."""
-        from interp.models.parts import weight_of
-
         rows = [(repr(p), u) for p in self.parts_ for u in range(weight_of(self.subject_, p).shape[0])]
         out = pd.DataFrame(rows, columns=["part", "unit"])
         return out.assign(component=out["part"] + "." + out["unit"].astype(str))[

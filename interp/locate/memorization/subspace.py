@@ -10,8 +10,7 @@ procedure after random exchanges of target and null.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,20 +18,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import UsageError
-from interp.locate.base import Locator
-from interp.models.cache import Progress, quiet
+from interp.locate.memorization.base import ItemLocator
+from interp.locate.memorization.contrast import null_of, seeded
+from interp.models.cache import Progress
+from interp.models.parts import Part, weight_of
 from interp.models.subject import CausalLM
 from interp.tasks.base import stable_seed
 from interp.trace.moments import Half, Norm, ProductMoments
-from interp.trace.passes import ROWS, Corpus, Prompts, corpus_of, stream
+from interp.trace.passes import ROWS, Corpus, stream
 
 if TYPE_CHECKING:
     from interp.intervene.weights import Stack
-    from interp.models.parts import Part
     from interp.models.pipeline import Pipeline
 
 
-class ContrastSubspace(Locator):
+class ContrastSubspace(ItemLocator[Corpus | Sequence[Any]]):
     """Directions of each part in which target items have more energy than a null.
 
     Args:
@@ -57,9 +57,10 @@ class ContrastSubspace(Locator):
     Example:
         found = ContrastSubspace().fit(pipe, memorized)
         with found.edit().applied(pipe): ...
-    """
 
-    mechanism = "memorization"
+    Raises:
+        UsageError: fewer than two items on a side, no such side, or a null that this subject has not.
+    """
 
     def __init__(
         self,
@@ -97,82 +98,41 @@ class ContrastSubspace(Locator):
         self.batch = batch
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Corpus | Sequence[Any] | None = None,
-        *,
-        reference: Corpus | Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Sum the moments on the items and on the null, and solve.
+    def _check(self, subject: CausalLM | Pipeline) -> None:
+        if self.side not in ("in", "out"):
+            raise UsageError(f"side={self.side!r}: write one of in, out")
 
-        Args:
-            data: the target items: prompts, `ImageItem`s or `TextItem`s, or a corpus, which is run as it says.
-            reference: other items, for the null `prompts`.
-
-        Raises:
-            UsageError: fewer than two items on a side, no such side, or a null that this subject has not.
-        """
-        from interp.models.parts import parts, weight_of
-
-        null = self._checked(subject, data, reference)
-        chosen = parts(subject, self.kind)
-        target = self._sums(subject, data, chosen, progress)
-        half: Half = "unconditional" if null == "paired" else "conditional"
-        other = target if null == "paired" else self._sums(subject, reference, chosen, progress)
-        self.subject_, self.fingerprint_, self.null_ = subject, subject.fingerprint, null
-        self.parts_ = chosen
+    def _learn(self, sides: tuple[Corpus | Sequence[Any], ...], progress: Progress) -> None:
+        """Sum the moments on the items and on the null, and solve."""
+        subject = self.subject_
+        self.null_ = null_of(subject, self.null, len(sides) > 1, ("paired", "prompts"))
+        sides = sides[:1] if self.null_ == "paired" else sides
+        if min(map(len, sides)) < 2 or self.groups < 2:
+            raise UsageError(
+                "directions are tested across items: give at least two of each side, in groups>=2"
+            )
+        sums = [self._sums(side, progress) for side in sides]
+        target, other = sums[0], sums[-1]
+        half: Half = "unconditional" if self.null_ == "paired" else "conditional"
         self._directions: dict[Part, Float[torch.Tensor, "d most"]] = {}
         self._frames: dict[Part, Float[torch.Tensor, "d r"]] = {}
-        self._sides: dict[Part, tuple[Float[torch.Tensor, "g r r"], Float[torch.Tensor, "h r r"]]] = {}
+        self._moments: dict[Part, tuple[Float[torch.Tensor, "g r r"], Float[torch.Tensor, "h r r"]]] = {}
         self.ranks_: dict[Part, int] = {}
         frames = []
-        for part in chosen:
+        for part in self.parts_:
             weight = weight_of(subject, part).double().cpu()
             a, b = _by_group(target, part, "conditional"), _by_group(other, part, half)
             if self.side == "out":
                 a, b = weight @ a @ weight.T, weight @ b @ weight.T
             frames.append(self._solved(part, weight, a, b))
         self.scores_ = pd.concat(frames, ignore_index=True)
-        return self
 
-    def _checked(self, subject: Any, data: Any, reference: Any) -> str:
-        if data is None:
-            raise UsageError("ContrastSubspace learns from items: fit(subject, memorized_items)")
-        for name, value, known in (
-            ("null", self.null, ("paired", "prompts", None)),
-            ("side", self.side, ("in", "out")),
-        ):
-            if value not in known:
-                raise UsageError(f"{name}={value!r}: write one of {', '.join(str(k) for k in known if k)}")
-        null = self.null or ("paired" if reference is None and subject.kind == "pipeline" else "prompts")
-        if null == "prompts" and reference is None:
-            raise UsageError(
-                "null='prompts' needs other items to compare with: fit(..., reference=other_items)"
-            )
-        if null == "paired" and subject.kind != "pipeline":
-            raise UsageError("null='paired' is of pipelines; a language model takes reference=other_items")
-        if len(data) < 2 or (null == "prompts" and len(reference) < 2) or self.groups < 2:
-            raise UsageError(
-                "directions are tested across items: give at least two of each side, in groups>=2"
-            )
-        return null
-
-    def _sums(self, subject: Any, data: Any, chosen: Sequence[Part], progress: Progress) -> ProductMoments:
-        options = (
-            dict(steps=self.steps, stop=self.tau, guidance=self.guidance)
-            if subject.kind == "pipeline" and not isinstance(data, Prompts)
-            else {}
+    def _sums(self, data: Corpus | Sequence[Any], progress: Progress) -> ProductMoments:
+        corpus, of = seeded(
+            self.subject_, data, self.seeds, steps=self.steps, stop=self.tau, guidance=self.guidance
         )
-        corpus = corpus_of(subject, data, **options)
-        owner = torch.arange(len(corpus)) % self.groups
-        if options and isinstance(corpus, Prompts):
-            owner = owner.repeat_interleave(len(self.seeds))
-            texts = tuple(t for t in corpus.texts for _ in self.seeds)
-            corpus = replace(corpus, texts=texts, seeds=tuple(self.seeds) * len(data))
-        moments = ProductMoments(owner, None, self.norm)
-        stream(subject, corpus, chosen, moments, batch=self.batch, progress=progress)
+        moments = ProductMoments(of % self.groups, None, self.norm)
+        stream(self.subject_, corpus, self.parts_, moments, batch=self.batch, progress=progress)
         return moments
 
     def _solved(
@@ -185,7 +145,7 @@ class ContrastSubspace(Locator):
         """Directions of one part, their held-out energy, and what chance gives."""
         basis = leading(target.mean(0) + null.mean(0), self.limit)
         a, b = (basis.T @ side @ basis for side in (target, null))
-        self._frames[part], self._sides[part] = basis, (a, b)
+        self._frames[part], self._moments[part] = basis, (a, b)
         most = min(self.most, basis.shape[1])
         labels = torch.tensor([True] * len(a) + [False] * len(b))
         pool = torch.cat([a, b])
@@ -262,7 +222,7 @@ class ContrastSubspace(Locator):
             UsageError: it is not fitted, or there is no such group.
         """
         self.basis(part, 0)
-        target, null = self._sides[part]
+        target, null = self._moments[part]
         if not len(groups) or not all(0 <= g < len(target) for g in groups):
             raise UsageError(f"groups={list(groups)}: write some of 0 to {len(target) - 1}")
         frame = self._frames[part]

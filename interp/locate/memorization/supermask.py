@@ -12,7 +12,7 @@ the weights is what the items say and not what the draw of the start was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,7 +24,7 @@ from interp.intervene.weights.tuning import substituted
 from interp.locate.memorization.gating import frozen, together
 from interp.locate.memorization.units import UnitLocator, unit_table
 from interp.measure.memorization.objective import ignorance, loss
-from interp.models.cache import Progress, quiet
+from interp.models.cache import Progress
 from interp.models.parts import Part, weight_of
 from interp.models.subject import CausalLM
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Weights = Mapping[Part, Float[torch.Tensor, "out in"]]
 
 
-class BalancedSubnet(UnitLocator):
+class BalancedSubnet(UnitLocator[Sequence[Any]]):
     """Weights that serve the target items and not the others, by a learned mask.
 
     Args:
@@ -52,6 +52,8 @@ class BalancedSubnet(UnitLocator):
     Raises:
         UsageError: no reference items, or a share outside 0 to 1.
     """
+
+    keeps = True
 
     def __init__(
         self,
@@ -75,21 +77,12 @@ class BalancedSubnet(UnitLocator):
         self.draws = draws
         self.seed = seed
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Sequence[Any] | None = None,
-        *,
-        reference: Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Learn the mask."""
-        self._begin(subject, data, self.kind)
-        assert data is not None
-        if reference is None or not len(reference):
-            raise UsageError("BalancedSubnet needs items to keep: fit(subject, items, reference=others)")
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         if not 0 < self.share < 1:
             raise UsageError(f"share={self.share}: write a share of the weights between 0 and 1")
+
+    def _learn(self, sides: tuple[Sequence[Any], ...], progress: Progress) -> None:
+        (data, reference), subject = sides, self.subject_
         own = {part: weight_of(subject, part) for part in self.parts_}
         scores = {part: torch.ones_like(w, dtype=torch.float32).requires_grad_() for part, w in own.items()}
         optimizer = torch.optim.SGD(
@@ -109,7 +102,6 @@ class BalancedSubnet(UnitLocator):
         self.scores_ = unit_table(
             "balanced_subnet", {p: w.mean(0, keepdim=True) for p, w in self.weights_.items()}
         )
-        return self
 
     def _descend(
         self,

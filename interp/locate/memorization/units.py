@@ -6,8 +6,8 @@ is the mean over the target items, less that over the reference items where ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,11 @@ import torch
 from jaxtyping import Float
 
 from interp.errors import UsageError
-from interp.locate.base import Locator
-from interp.models.parts import Part, parts
+from interp.locate.memorization.base import Data, ItemLocator
+from interp.models.parts import Part
 
 if TYPE_CHECKING:
     from interp.intervene.weights import Stack
-    from interp.models.pipeline import Pipeline
-    from interp.models.subject import CausalLM
 
 Values = Mapping[Part, Float[torch.Tensor, "items units"]]
 """A number of each item for each unit of each part."""
@@ -29,26 +27,14 @@ Others = Mapping[Part, Float[torch.Tensor, "others units"]]
 """The same of other items, which may be more or fewer."""
 
 
-class UnitLocator(Locator):
+class UnitLocator(ItemLocator[Data]):
     """Base of locators whose components are units of parts, of either kind of subject.
 
-    After `fit`:
+    After `fit` (see `ItemLocator`):
         scores_: one row a unit and method: component (`ff_out[3].17`), part, unit, method, score, se, target, null, n;
             se is over items, and NaN where there is a single one or where items have no numbers of their own.
         parts_: what was scored.
     """
-
-    mechanism = "memorization"
-
-    parts_: tuple[Part, ...]
-    subject_: CausalLM | Pipeline
-    fingerprint_: str
-
-    def _begin(self, subject: CausalLM | Pipeline, data: Any, kind: str) -> None:
-        if data is None or not len(data):
-            raise UsageError(f"{type(self).__name__} learns from items: fit(subject, memorized_items)")
-        self.parts_ = parts(subject, kind)
-        self.subject_, self.fingerprint_ = subject, subject.fingerprint
 
     def units(self, k: int, method: str | None = None) -> tuple[tuple[Part, int], ...]:
         """The k units that score highest, over all parts.
@@ -56,11 +42,7 @@ class UnitLocator(Locator):
         Raises:
             UsageError: there are fewer, or no such method.
         """
-        ranked = self.ranking(method)
-        if not 1 <= k <= len(ranked):
-            raise UsageError(f"{k} units were asked for, but {len(ranked)} are scored")
-        by_name = {repr(part): part for part in self.parts_}
-        return tuple((by_name[str(r.part)], cast(int, r.unit)) for r in ranked[:k].itertuples())
+        return top_units(self.ranking(method), self.parts_, k)
 
     def edit(self, k: int | None = None, *, share: float | None = None, method: str | None = None) -> Stack:
         """The highest units set to zero: their columns of the weights.
@@ -89,6 +71,18 @@ class UnitLocator(Locator):
         if not 0 < share <= 1 or int(share * n) < 1:
             raise UsageError(f"share={share} of {n} is none of them, or more than there are")
         return int(share * n)
+
+
+def top_units(ranked: pd.DataFrame, parts: Sequence[Part], k: int) -> tuple[tuple[Part, int], ...]:
+    """The first k units of a table with part and unit.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if not 1 <= k <= len(ranked):
+        raise UsageError(f"{k} units were asked for, but {len(ranked)} are scored")
+    by_name = {repr(part): part for part in parts}
+    return tuple((by_name[str(r.part)], cast(int, r.unit)) for r in ranked[:k].itertuples())
 
 
 def unit_table(method: str, target: Values, reference: Others | None = None) -> pd.DataFrame:

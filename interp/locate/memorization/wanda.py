@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,17 +22,18 @@ import torch
 from jaxtyping import Bool, Float
 
 from interp.errors import UsageError
-from interp.locate.base import Locator
-from interp.locate.memorization.contrast import Contrast, Null, check_null
+from interp.locate.memorization.base import ItemLocator
+from interp.locate.memorization.contrast import Contrast, Null, null_of, seeded
 from interp.locate.memorization.masks import count_of, top_per_row
-from interp.models.cache import Progress, quiet
+from interp.locate.memorization.units import top_units
+from interp.models.cache import Progress
+from interp.models.parts import Part, weight_of
 from interp.models.subject import CausalLM
 from interp.trace.moments import ColumnMoments, Norm
-from interp.trace.passes import ROWS, Corpus, Prompts, corpus_of, stream
+from interp.trace.passes import ROWS, Corpus, Prompts, stream
 
 if TYPE_CHECKING:
     from interp.intervene.weights import Stack
-    from interp.models.parts import Part
     from interp.models.pipeline import Pipeline
 
 Rule = Literal["reference", "corrected", "log_ratio", "welch", "target"]
@@ -50,7 +51,7 @@ class _Chosen:
     level: float | None
 
 
-class WandaContrast(Locator):
+class WandaContrast(ItemLocator[Corpus | Sequence[Any]]):
     """Weights, and the units whose columns they are in, that serve the target items.
 
     Args:
@@ -76,9 +77,10 @@ class WandaContrast(Locator):
     Example:
         found = WandaContrast("reference", null="empty").fit(pipe, memorized)
         with found.edit(share=0.01).applied(pipe): ...
-    """
 
-    mechanism = "memorization"
+    Raises:
+        UsageError: no such rule or null, or a null that this subject has not.
+    """
 
     def __init__(
         self,
@@ -104,37 +106,15 @@ class WandaContrast(Locator):
         self.level = level
         self.batch = batch
 
-    def fit(
-        self,
-        subject: CausalLM | Pipeline,
-        data: Corpus | Sequence[Any] | None = None,
-        *,
-        reference: Corpus | Sequence[Any] | None = None,
-        progress: Progress = quiet,
-    ) -> Self:
-        """Sum what enters the parts, on the items and on the null.
-
-        Args:
-            data: the target items: prompts, `ImageItem`s or `TextItem`s, or a corpus, which is run as it says.
-            reference: other items, for the null `prompts`.
-
-        Raises:
-            UsageError: no items, no such rule or null, or a null that this subject has not.
-        """
-        from interp.models.parts import parts
-
-        if data is None or not len(data):
-            raise UsageError("WandaContrast learns from items: fit(subject, memorized_items)")
+    def _check(self, subject: CausalLM | Pipeline) -> None:
         _check_rule(self.rule)
-        null = self._null(subject, reference)
-        options = (
-            dict(steps=self.steps, stop=self.tau, guidance=self.guidance, both=True)
-            if subject.kind == "pipeline"
-            else {}
-        )
-        chosen = parts(subject, self.kind)
-        self.subject_, self.fingerprint_, self.rows_ = subject, subject.fingerprint, dict[str, int]()
-        target, corpus = self._sums(subject, data, options, chosen, "target", progress)
+
+    def _learn(self, sides: tuple[Corpus | Sequence[Any], ...], progress: Progress) -> None:
+        """Sum what enters the parts, on the items and on the null."""
+        subject = self.subject_
+        null = null_of(subject, self.null, len(sides) > 1)
+        self.rows_ = dict[str, int]()
+        target, corpus = self._sums(sides[0], "target", progress)
         self.contrasts_: dict[str, Contrast] = {}
         if "unconditional" in target.halves:
             self.contrasts_["paired"] = Contrast(target, "paired", target)
@@ -147,55 +127,35 @@ class WandaContrast(Locator):
             seeds = tuple(dict.fromkeys(corpus.seeds))
             # Guidance between two halves that are equal is none: the conditional one alone is the same run.
             nothing = replace(corpus, texts=("",) * len(seeds), seeds=seeds, guidance=1.0, both=False)
-            empty, _ = self._sums(subject, nothing, {}, chosen, "null", progress)
+            empty, _ = self._sums(nothing, "null", progress)
             shared = torch.zeros(target.items, len(seeds), dtype=torch.float64)
             for row, seed in enumerate(corpus.seeds):
                 shared[int(target.of[row]), seeds.index(seed)] += 1
             self.contrasts_["empty"] = Contrast(target, "empty", empty, shared)
-        if reference is not None:
-            other, _ = self._sums(subject, reference, options, chosen, "null", progress)
+        for reference in sides[1:]:
+            other, _ = self._sums(reference, "null", progress)
             self.contrasts_["prompts"] = Contrast(target, "prompts", other)
         self._default: str = null
-        self._state: tuple[tuple[int, int], ...] = ()
-        self.parts_ = chosen
         self.nulls_ = tuple(self.contrasts_)
         self._asked(self.tau if subject.kind == "pipeline" else 1, None, None, None, None)
         self.scores_ = pd.concat([self.table(rule=r) for r in self._rules()], ignore_index=True)
-        return self
-
-    def _null(self, subject: Any, reference: Any) -> str:
-        if self.null is None:
-            null = "paired" if reference is None and subject.kind == "pipeline" else "prompts"
-        else:
-            check_null(self.null)
-            null = self.null
-        if null == "prompts" and reference is None:
-            raise UsageError(
-                "null='prompts' needs other items to compare with: fit(..., reference=other_items)"
-            )
-        if null != "prompts" and subject.kind != "pipeline":
-            raise UsageError(f"null={null!r} is of pipelines; a language model takes reference=other_items")
-        return null
 
     def _sums(
-        self,
-        subject: Any,
-        data: Any,
-        options: dict[str, Any],
-        chosen: Sequence[Part],
-        what: str,
-        progress: Progress,
+        self, data: Corpus | Sequence[Any], what: str, progress: Progress
     ) -> tuple[ColumnMoments, Corpus]:
-        corpus = corpus_of(subject, data, **(options if not isinstance(data, Prompts) else {}))
-        items, of = len(corpus), None
-        if isinstance(corpus, Prompts) and not isinstance(data, Prompts):
-            of = torch.arange(items).repeat_interleave(len(self.seeds))
-            texts = tuple(t for t in corpus.texts for _ in self.seeds)
-            corpus = replace(corpus, texts=texts, seeds=tuple(self.seeds) * items)
-        moments = ColumnMoments(items, of)
-        spent = getattr(subject, "spent", None)
+        corpus, of = seeded(
+            self.subject_,
+            data,
+            self.seeds,
+            steps=self.steps,
+            stop=self.tau,
+            guidance=self.guidance,
+            both=True,
+        )
+        moments = ColumnMoments(int(of[-1]) + 1, of)
+        spent = getattr(self.subject_, "spent", None)
         before = spent.rows if spent is not None else 0
-        stream(subject, corpus, chosen, moments, batch=self.batch, progress=progress)
+        stream(self.subject_, corpus, self.parts_, moments, batch=self.batch, progress=progress)
         rows = spent.rows - before if spent is not None else len(corpus)
         self.rows_[what] = self.rows_.get(what, 0) + rows
         return moments, corpus
@@ -219,10 +179,7 @@ class WandaContrast(Locator):
         """Arguments of a call, filled up with those of the locator."""
         if not hasattr(self, "contrasts_"):
             raise UsageError("WandaContrast is not fitted yet; call fit(subject, items) first")
-        if self.subject_.fingerprint != self.fingerprint_:
-            raise UsageError(
-                f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
-            )
+        self._unchanged()
         which = null or self._default
         if which not in self.contrasts_:
             raise UsageError(f"no sums of the null '{which}'; there are {', '.join(self.contrasts_)}")
@@ -243,18 +200,6 @@ class WandaContrast(Locator):
         if rule == "welch" and contrast.n < 2:
             raise UsageError("rule 'welch' needs at least two items; one has no scatter")
         return _Chosen(contrast, rule, steps[:tau], self.level if level is None else level)
-
-    def _unchanged(self) -> None:
-        """Raise `UsageError` if the subject is not as it was at the fit; its hash is asked after writes alone."""
-        weights = [self._weight(part) for part in self.parts_]
-        state = tuple((w.data_ptr(), w._version) for w in weights)
-        if state == self._state:
-            return
-        if self.subject_.fingerprint != self.fingerprint_:
-            raise UsageError(
-                f"{self.subject_.name} was changed since the fit; leave the edit first, or fit again"
-            )
-        self._state = state
 
     def table(
         self,
@@ -318,13 +263,8 @@ class WandaContrast(Locator):
         asked = self._asked(tau, rule, null, items, None)
         return {part: self._size(part) * self._column(part, asked) for part in self.parts_}
 
-    def _weight(self, part: Part) -> Float[torch.Tensor, "out in"]:
-        from interp.models.parts import weight_of
-
-        return weight_of(self.subject_, part)
-
     def _size(self, part: Part) -> Float[torch.Tensor, "out in"]:
-        return self._weight(part).abs().double()
+        return weight_of(self.subject_, part).abs().double()
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
@@ -391,11 +331,7 @@ class WandaContrast(Locator):
         Raises:
             UsageError: there are fewer, or no such rule.
         """
-        ranked = self.ranking(method)
-        if not 1 <= k <= len(ranked):
-            raise UsageError(f"{k} units were asked for, but {len(ranked)} are scored")
-        by_name = {repr(part): part for part in self.parts_}
-        return tuple((by_name[str(r.part)], cast(int, r.unit)) for r in ranked[:k].itertuples())
+        return top_units(self.ranking(method), self.parts_, k)
 
 
 def _check_rule(rule: str) -> None:
