@@ -46,6 +46,10 @@ def test_items_that_are_all_alike_have_an_interval() -> None:
     assert between(whole(0, 0, 30)) == pytest.approx((-bound, bound))
     assert between(whole(0, 30, 30)) == pytest.approx((-1.0, 2 * bound - 1))
     assert between(np.full(10, 0.5)) == pytest.approx((0.5 - unseen_share(10), 0.5 + unseen_share(10)))
+    # Ten items are ten trials, of which five: 0.18709 to 0.81291, and none: to 0.30850, tied by 1/3.
+    assert between(whole(0, 5, 10)) == pytest.approx((-0.81291, 0.00739), abs=1e-5)
+    # Sixty that change alike are four times as many, of which half: to 0.56500.
+    assert between(np.full(60, 0.5))[1] == pytest.approx(0.56500, abs=1e-5)
     assert apart(np.zeros(30), np.zeros(30)) == pytest.approx((-bound, bound))
     assert all(np.isnan(between(np.zeros(0)))) and all(np.isnan(apart(np.zeros(0), np.zeros(3))))
 
@@ -345,7 +349,10 @@ def test_a_perfect_deletion_that_spares_the_rest() -> None:
     assert "dose 0.1 against 0.2" in " ".join(found["statistic"])
     columns = "source statistic value ci_lo ci_hi verdict rule n n_seeds"
     assert found.columns.tolist() == columns.split()
-    assert not found["rule"].eq("").any() and found.index.is_unique
+    assert found.index.is_unique
+    for name, least in ((SURVIVES, 23), (SHARED, 6), ("keep their digits", 36), ("gets nothing", 23)):
+        rule = found.loc[[name in i for i in found.index], "rule"].item()
+        assert rule.endswith(f"over items of these trainings, {least} at least")
 
 
 def test_sharing_is_a_fall_beyond_every_control() -> None:
@@ -358,6 +365,7 @@ def test_sharing_is_a_fall_beyond_every_control() -> None:
     also = rows(of_edits(wanda_reference=gone, ordinary__={"held_out": 0.2}))
     assert verdict(also, SHARED) == verdict(also, "items are erased beyond its control (ordinary)") == NOT
     assert verdict(also, "items are erased beyond its control (words)") == HOLDS
+    assert also.loc[f"{REFERENCE}: held-out memorized items {SHARED}", "value"] == 0  # beside the hardest
     draw = rows(of_edits(wanda_reference=gone, **{"random 0__": {"held_out": 0.2}}))
     row = draw.loc[f"{REFERENCE}: held-out memorized items are erased beyond its control (random)"]
     assert row["value"] == pytest.approx(-0.8 * 2 / 3)
@@ -430,6 +438,10 @@ def test_an_attack_at_its_ceiling_tells_nothing() -> None:
     assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND
     assert verdict(found, "gets nothing from the oracle") == NOT
     assert verdict(found, "attack tells what the model holds") == NOT
+    # An oracle that gives all away, beside an edit that gives nothing: the attack makes up what it is after.
+    found = rows(attacks=of_attacks(oracle=1.0))
+    assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND
+    assert verdict(found, "attack tells what the model holds") == HOLDS
     # Of an oracle alone that is low: pictures never seen come as soon.
     found = rows(attacks=of_attacks(original=ceiling))
     assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND

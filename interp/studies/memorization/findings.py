@@ -138,7 +138,7 @@ class Claim:
             "ci_lo": self.lo,
             "ci_hi": self.hi,
             "verdict": self.verdict,
-            "rule": self.rule,
+            "rule": f"{self.rule}; over items of these trainings, {self.least} at least",
             "n": self.n,
             "n_seeds": self.n_seeds,
         }
@@ -289,8 +289,8 @@ def _overlapping(overlap: pd.DataFrame) -> Iterator[Claim]:
             gate = BOTH if too else HOLDS
         else:
             gate = NOT if below else OPEN
-        least = float(oracle["p"].min())
-        told = f"the training with the highest p, {r['p']:.3f}; lowest p of an oracle: {least:.3f}"
+        least = "none" if oracle.empty else f"{oracle['p'].min():.3f}"
+        told = f"the training with the highest p, {r['p']:.3f}; lowest p of an oracle: {least}"
         yield Claim(
             finding, CHAVHAN, f"excess overlap, its 95 % range over deals ({told})", r["value"], r["lo"], r["hi"],
             0.0, True, int(r["n_items"]), model["seed"].nunique(), rule, gate=gate,
