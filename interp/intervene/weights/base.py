@@ -13,7 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -282,6 +282,15 @@ class OfPart(Single):
 
     def about(self) -> dict[str, Any]:
         return {"part": {"path": self.part.path, "kind": self.part.kind, "number": self.part.number}}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that are tensors; kinds that pack them say so themselves."""
+        own_ = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in own_.items() if isinstance(value, torch.Tensor)}
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> Single:
+        return cls(part=part_of(about), model=model, **tensors)  # type: ignore[call-arg]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.part}, {self.digest[:6]})"

@@ -84,8 +84,30 @@ class Prune(OfPart):
         return cls(part_of(about), torch.from_numpy(flat.reshape(rows, columns)), model)
 
 
+class OfUnits(OfPart):
+    """An edit of some input units of a part (neurons), with a number or a vector for each."""
+
+    each: ClassVar[str]
+    """Name of the field that has them."""
+
+    units: Int[torch.Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", numbers(self.units, f"{self.part}"))
+        given: torch.Tensor = getattr(self, self.each)
+        _keep(self, **{self.each: given})
+        if len(given) != len(self.units):
+            raise UsageError(
+                f"{self.part}: {len(self.units)} units and {len(given)} {self.each}; give one of each"
+            )
+
+    def fits(self, subject: Any) -> None:
+        within(self.units, weight_of(subject, self.part).shape[1], self.part)
+        super().fits(subject)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class MeanAblate(OfPart):
+class MeanAblate(OfUnits):
     """Input units hold their means, whatever comes in: their columns are zero and the bias keeps what they wrote.
 
     A projection without bias is lent one for the time of the edit.
@@ -98,6 +120,7 @@ class MeanAblate(OfPart):
     """
 
     kind: ClassVar[str] = "mean_ablate"
+    each: ClassVar[str] = "means"
     shifts: ClassVar[bool] = True
 
     part: Part
@@ -105,21 +128,9 @@ class MeanAblate(OfPart):
     means: Float[torch.Tensor, " _"]
     model: str = ""
 
-    def __post_init__(self) -> None:
-        _keep_units(self, self.units)
-        _keep(self, means=self.means)
-        if len(self.means) != len(self.units):
-            raise UsageError(
-                f"{self.part}: {len(self.units)} units and {len(self.means)} means; give one of each"
-            )
-
     @property
     def shape(self) -> tuple[None, None]:
         return (None, None)
-
-    def fits(self, subject: Any) -> None:
-        within(self.units, weight_of(subject, self.part).shape[1], self.part)
-        super().fits(subject)
 
     def weight(self, weight: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, "out in"]:
         return weight.index_fill(1, self.units.to(weight.device), 0)
@@ -128,13 +139,6 @@ class MeanAblate(OfPart):
         self, bias: Float[torch.Tensor, " out"], weight: Float[torch.Tensor, "out in"]
     ) -> Float[torch.Tensor, " out"]:
         return bias + weight[:, self.units.to(weight.device)] @ self.means.to(weight)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"units": self.units, "means": self.means}
-
-    @classmethod
-    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> MeanAblate:
-        return cls(part_of(about), tensors["units"], tensors["means"], model)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,16 +187,13 @@ class ProjectOut(OfPart):
     def about(self) -> dict[str, Any]:
         return {**super().about(), "side": self.side}
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"basis": self.basis}
-
     @classmethod
     def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> ProjectOut:
         return cls(part_of(about), tensors["basis"], about["side"], model)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OutputVectors(OfPart):
+class OutputVectors(OfUnits):
     """What some neurons write is replaced: their columns of the weight become these vectors.
 
     Args:
@@ -203,37 +204,19 @@ class OutputVectors(OfPart):
     """
 
     kind: ClassVar[str] = "output_vectors"
+    each: ClassVar[str] = "vectors"
 
     part: Part
     units: Int[torch.Tensor, " n"]
     vectors: Float[torch.Tensor, "_ out"]
     model: str = ""
 
-    def __post_init__(self) -> None:
-        _keep_units(self, self.units)
-        _keep(self, vectors=self.vectors)
-        if len(self.vectors) != len(self.units):
-            raise UsageError(
-                f"{self.part}: {len(self.units)} units and {len(self.vectors)} vectors; give one of each"
-            )
-
     @property
     def shape(self) -> tuple[int, None]:
         return (self.vectors.shape[1], None)
 
-    def fits(self, subject: Any) -> None:
-        within(self.units, weight_of(subject, self.part).shape[1], self.part)
-        super().fits(subject)
-
     def weight(self, weight: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, "out in"]:
         return weight.index_copy(1, self.units.to(weight.device), self.vectors.to(weight).T)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"units": self.units, "vectors": self.vectors}
-
-    @classmethod
-    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> OutputVectors:
-        return cls(part_of(about), tensors["units"], tensors["vectors"], model)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -272,13 +255,6 @@ class LowRank(OfPart):
 
     def weight(self, weight: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, "out in"]:
         return weight + (self.a.to(weight) @ self.b.to(weight)).T
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"a": self.a, "b": self.b}
-
-    @classmethod
-    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: str) -> LowRank:
-        return cls(part_of(about), tensors["a"], tensors["b"], model)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -364,10 +340,6 @@ def unpack(name: str, tensors: Mapping[str, torch.Tensor], shape: Sequence[int])
 def _keep(edit: Single, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         object.__setattr__(edit, name, own(tensor, f"{name}"))
-
-
-def _keep_units(edit: MeanAblate | OutputVectors, units: torch.Tensor) -> None:
-    object.__setattr__(edit, "units", numbers(units, f"{edit.part}"))
 
 
 def within(units: Int[torch.Tensor, " n"], n: int, part: Part) -> Int[torch.Tensor, " n"]:
