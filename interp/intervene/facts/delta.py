@@ -7,7 +7,6 @@ the factors and the request, and the fingerprint of the model they were made for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from interp.errors import BrokenData, MissingResource, UsageError
+from interp.errors import BrokenData, UsageError
 from interp.intervene.base import Atom, Intervention
+from interp.intervene.described import read_described, write_described
 from interp.intervene.edit import WeightEdit
 from interp.intervene.facts.requests import Rewrite
 from interp.models.subject import CausalLM
-from interp.runs import write_bytes
 
 VERSION = 1
 _KEY = "interp.facts"
@@ -82,17 +79,13 @@ class FactEdit(Intervention):
             factors = {"a": edit.a, "b": edit.b, "shift": edit.shift}
             tensors |= {f"{number}.{name}": f for name, f in factors.items() if f is not None}
         about = {
-            "version": VERSION,
             "model": self.model,
             "edits": layers,
             "rewrites": [asdict(r) for r in self.rewrites],
             "recipe": dict(self.recipe),
             "history": [[dict(step) for step in steps] for steps in self.history],
         }
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, save(tensors, metadata={_KEY: json.dumps(about, sort_keys=True)}))
-        return target
+        return write_described(path, _KEY, VERSION, about, tensors)
 
     @classmethod
     def load(cls, path: str | Path, subject: CausalLM | None = None) -> FactEdit:
@@ -106,18 +99,7 @@ class FactEdit(Intervention):
             BrokenData: it is no edit of facts, or its numbers were changed.
             UsageError: it was made for another model.
         """
-        if not Path(path).is_file():
-            raise MissingResource(f"no file {path} with an edit of facts; write one with edit.save(path)")
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})[_KEY])
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise BrokenData(f"{path} is no edit of facts ({type(error).__name__}: {error})") from error
-        if about.get("version") != VERSION:
-            raise BrokenData(
-                f"{path}: version {about.get('version')} of edits of facts; this reads {VERSION}"
-            )
+        about, found = read_described(path, _KEY, VERSION, "facts")
         edits = []
         for number, at in enumerate(about["edits"]):
             a, b, shift = (found.get(f"{number}.{name}") for name in ("a", "b", "shift"))

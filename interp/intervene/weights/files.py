@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from interp.errors import BrokenData, MissingResource, UsageError
+from interp.errors import BrokenData, UsageError
+from interp.intervene.described import read_described, write_described
 from interp.intervene.weights.base import PartEdit, Single, Stack, known_as
-from interp.runs import write_bytes
 
 VERSION = 1
 _KEY = "interp.weights"
@@ -33,25 +30,13 @@ def write(edit: PartEdit, path: str | Path) -> Path:
         )
         # safetensors refuses tensors that share memory, as changes of tied weights could.
         tensors |= {f"{number}.{name}": t.clone() for name, t in single.tensors().items()}
-    about = {"version": VERSION, "stack": isinstance(edit, Stack), "edits": described}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, save(tensors, metadata={_KEY: json.dumps(about, sort_keys=True)}))
-    return target
+    about = {"stack": isinstance(edit, Stack), "edits": described}
+    return write_described(path, _KEY, VERSION, about, tensors)
 
 
 def read(path: str | Path, subject: Any = None) -> PartEdit:
     """See `PartEdit.load`."""
-    if not Path(path).is_file():
-        raise MissingResource(f"no file {path} with an edit of weights; write one with edit.save(path)")
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise BrokenData(f"{path} is no edit of weights ({type(error).__name__}: {error})") from error
-    if about.get("version") != VERSION:
-        raise BrokenData(f"{path}: version {about.get('version')} of edits of weights; this reads {VERSION}")
+    about, found = read_described(path, _KEY, VERSION, "weights")
     singles = tuple(_single(path, number, it, found) for number, it in enumerate(about["edits"]))
     edit = Stack(singles) if about["stack"] else singles[0]
     if subject is not None:

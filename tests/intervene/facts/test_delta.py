@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from interp.errors import BrokenData, MissingResource, UsageError
+from interp.errors import UsageError
 from interp.intervene.facts import FactEdit, Search, memit, rome
 from interp.models.subject import CausalLM
 from tests.intervene.facts.rewrites import contexts, moments, rewrites
+from tests.intervene.refusals import refuses_broken_files
 from tests.subjects import examples, subject
 from tests.tiny import tiny
 
@@ -79,16 +79,4 @@ def test_an_edit_made_under_another_belongs_on_top_of_it():
 def test_files_that_are_no_edits_or_were_changed_are_refused(tmp_path):
     edit = made()
     path = edit.save(tmp_path / "edit.safetensors")
-    with pytest.raises(MissingResource, match="no file"):
-        FactEdit.load(tmp_path / "none.safetensors")
-    (tmp_path / "text.safetensors").write_text("no tensors")
-    with pytest.raises(BrokenData, match="is no edit of facts"):
-        FactEdit.load(tmp_path / "text.safetensors")
-    save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(BrokenData, match="is no edit of facts"):
-        FactEdit.load(tmp_path / "other.safetensors")
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    (tmp_path / "changed.safetensors").write_bytes(data)
-    with pytest.raises(BrokenData, match="not those that were written"):
-        FactEdit.load(tmp_path / "changed.safetensors")
+    refuses_broken_files(FactEdit.load, path, "facts")
