@@ -6,37 +6,24 @@ one step of the attack. What commands print is held against what the library giv
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
-from typer.testing import CliRunner
 
 import interp
-from interp.cli import app
 from interp.cli.memory_methods import METHODS
 from interp.intervene.weights import Prune
 from interp.models.parts import weight_of
+from tests.memory_commands import run, told
 from tests.pipelines import stable_diffusion
 
 MEMORIZED = ("the zorax poster of seven", "a zorax photo of nine")
 ORDINARY = ("a photo of the digit two", "the red poster", "a blue digit", "photo of one")
 FEW = ("--steps", "3", "--json")
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["memorization", *(str(a) for a in arguments)], catch_exceptions=False)
-
-
-def told(*arguments: object) -> Any:
-    done = run(*arguments)
-    assert done.exit_code == 0, (done.output, done.exception)
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import interp
-from interp.cli import app, memory_edits
+from interp.cli import memory_edits
 from interp.cli.memory_items import Case, case_of
 from interp.errors import UsageError
 from interp.intervene.weights import Delta, MeanAblate
@@ -19,22 +17,13 @@ from interp.models.parts import parts, weight_of
 from interp.models.subject import CausalLM
 from interp.models.tokens import as_tokens
 from interp.tasks.base import Example
+from tests.memory_commands import run, told
 from tests.tiny import byte_tokenizer, tiny
 
 SIZE = ("--prefix", 8, "--suffix", 2)
 STARTS = [
     f"{word} {i} is told" for i, word in enumerate(("alpha", "beta", "gamma", "delta", "omega", "sigma"))
 ]
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["memorization", *(str(a) for a in arguments)], catch_exceptions=False)
-
-
-def told(*arguments: object) -> Any:
-    done = run(*arguments)
-    assert done.exit_code == 0, (done.output, done.exception)
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import memory_cuts, memory_demo
+from interp.cli import memory_attack, memory_cuts, memory_demo
 from interp.cli.console import Json, emit, progress, say
 from interp.cli.memory_items import (
     Images,
@@ -228,4 +228,4 @@ def _print(tables: Mapping[str, Any], json: bool) -> None:
 
 app.command()(memory_cuts.locate)
 app.command()(memory_cuts.delete)
-app.command()(memory_cuts.attack)
+app.command()(memory_attack.attack)

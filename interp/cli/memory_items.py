@@ -59,6 +59,9 @@ NewImages = Annotated[
         help="Folder of 100 or more new pictures of the same kind: how near a copy is, by chance.",
     ),
 ]
+Steps = Annotated[int, typer.Option(min=2, help="Denoising steps, of a pipeline.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Guidance, of a pipeline.")]
+Samples = Annotated[int, typer.Option(min=1, help="Samples of each prompt.")]
 Prefix = Annotated[int, typer.Option(min=1, help="Tokens of a passage that a language model is given.")]
 Suffix = Annotated[int, typer.Option(min=1, help="Tokens that it has to recite.")]
 
@@ -66,6 +69,8 @@ _DIGITS = re.compile(r"digits(?:-(tiny|quick|full))?(?:-(\d+))?(-oracle)?")
 _ORDINARY = 40
 _WORDS = 8
 """Passages that begin with the same words are of one half, and one item to the record of an edit."""
+FIRST = 1000
+"""First seed of samples; those of locating come before."""
 
 
 @dataclass
