@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from facts_numbers import ends, table
-from memorization_rows import averaged, dealt, edited, in_order, named, replicated, under_attack
+from memorization_rows import (
+    CONTROLS,
+    averaged,
+    dealt,
+    edited,
+    in_order,
+    named,
+    pooled,
+    replicated,
+    under_attack,
+)
 from memorization_tables import cell, curves, told, wide
 from memorization_text_numbers import text_numbers
 from study_script import read
@@ -127,10 +137,13 @@ def _edited(data: Path) -> str:
     )
     if edits is None:
         return ""
-    rows = in_order(edited(edits, items))
+    edits = pooled(edits)
+    rows = in_order(edited(edits, None if items is None else pooled(items)))
     names = [m for m in MEASURES if (rows["measure"] == m).any()]
     sizes = edits.groupby("edit")[["dose", "norm"]].mean()
-    spent = {} if costs is None else costs.groupby("edit")[["rows", "seconds"]].mean().to_dict("index")
+    spent = (
+        {} if costs is None else pooled(costs).groupby("edit")[["rows", "seconds"]].mean().to_dict("index")
+    )
     lines = []
     for edit in dict.fromkeys(rows["edit"]):
         own = rows[rows["edit"] == edit]
@@ -160,15 +173,15 @@ def _beyond(data: Path) -> str:
     own = read(data, "memorization", "contrasts")
     if own is None:
         return ""
-    rows = own[own["measure"].isin(["targeted", "held_out", "alignment"]) & (own["edit"] != own["against"])]
-    controls = [c for c in ("random", "magnitude", "ordinary", "words") if (rows["against"] == c).any()]
+    rows = own[own["measure"].isin(["targeted", "held_out"]) & (own["seed"] < 0) & (own["against"] != "none")]
+    controls = [c for c in CONTROLS if (rows["against"] == c).any()]
     lines = []
-    for edit in dict.fromkeys(rows[~rows["edit"].isin(controls)]["edit"]):
+    for edit in dict.fromkeys(rows["edit"]):
         for measure in ("targeted", "held_out"):
             part = rows[(rows["edit"] == edit) & (rows["measure"] == measure)]
             cells = [cell(part[part["against"] == c]) for c in controls]
             lines.append([named(edit), "A" if measure == "targeted" else "B", *cells])
-    return table(["MR, less that under a control mask", "of", *(named(c) for c in controls)], lines)
+    return table(["MR, less that under a control of its dose", "of", *(named(c) for c in controls)], lines)
 
 
 def _shared(data: Path) -> str:
@@ -176,17 +189,26 @@ def _shared(data: Path) -> str:
     if pairs is None:
         return ""
     rows = []
-    for r in dealt(pairs).to_dict("records"):
+    sets, keys = dealt(pairs), ["method", "share", "a", "b"]
+    never = sets[sets["role"] == "oracle"][[*keys, "value", "p"]]
+    held = sets[sets["role"] == "model"].merge(never, on=keys, how="left", suffixes=("", "_oracle"))
+    for r in held.to_dict("records"):
         share = "" if np.isnan(r["share"]) else f", {100 * r['share']:g} % of a row"
         null = f"[{number(r['null_lo'], 3)}, {number(r['null_hi'], 3)}]"
+        other = (
+            ""
+            if np.isnan(r["value_oracle"])
+            else f"{number(r['value_oracle'], 3)} (p {number(r['p_oracle'], 3)})"
+        )
         rows.append([f"{named(r['method'])}{share}", f"{r['a']} and {r['b']}", number(r["value"], 3), null,
-                     number(r["p"], 3), number(r["independent"], 3)])  # fmt: skip
-    out = table(["overlap", "of", "value", "deals, middle 95 %", "p", "drawn independently"], rows)
+                     number(r["p"], 3), other, number(r["independent"], 3)])  # fmt: skip
+    head = ["overlap", "of", "value", "deals, middle 95 %", "p", "the oracle's", "drawn independently"]
+    out = table(head, rows)
     if overlap is not None and (overlap["statistic"] == "excess").any():
         told = []
         for r in overlap[overlap["statistic"] == "excess"].to_dict("records"):
             share = "" if np.isnan(r["share"]) else f" at {100 * r['share']:g} %"
-            told.append(f"{named(r['method'])}{share}, seed {int(r['seed'])}: {number(r['value'], 3)} (p = "
+            told.append(f"{named(r['method'])}{share}, {r['role']} {int(r['seed'])}: {number(r['value'], 3)} (p = "
                         f"{number(r['p'], 3)})")  # fmt: skip
         out += f"\n\nOverlap of A and B beyond that with control words: {'; '.join(told)}."
     return out

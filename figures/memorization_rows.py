@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ NAMES = {
 }  # fmt: skip
 """Edits and conditions as figures and tables call them."""
 
-CONTROLS = ("random", "magnitude", "ordinary", "words", "random weights")
+CONTROLS = ("random", "magnitude", "ordinary", "words", "random weights", "tuned on unseen", "negated unseen")
 TRAINED = ("negation", "adversarial tuning")
 SHARES = ("targeted", "held_out", "retained", "control", "alignment")
 """Measures that are shares of items."""
@@ -31,8 +32,28 @@ AWAY = {"targeted": "targeted_own", "held_out": "held_out_own"}
 """Mean distance of samples of A and B to their own pictures, which says how far a deletion goes."""
 
 
+_CONTROL = re.compile(r"(random|magnitude|ordinary|words)(?: \d+)? \((.+)\)")
+_EARLY = re.compile(r"(.+), tau (\d+)")
+
+
+def pooled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Draws of a random control under one name: `random 0 (nemo)` is `random (nemo)`."""
+    return frame.assign(edit=[_CONTROL.sub(r"\1 (\2)", str(e)) for e in frame["edit"]])
+
+
+def beside(frame: pd.DataFrame, edit: str) -> pd.DataFrame:
+    """Edits, and of their controls those of one edit alone, by their kind."""
+    told = [_CONTROL.fullmatch(str(e)) for e in frame["edit"]]
+    out = frame.assign(edit=[e if m is None else m[1] for e, m in zip(frame["edit"], told, strict=True)])
+    return out[[m is None or m[2] == edit for m in told]]
+
+
 def named(edit: str) -> str:
     """An edit as it is written."""
+    if control := _CONTROL.fullmatch(edit):
+        return f"{named(control[1])}, beside {named(control[2])}"
+    if early := _EARLY.fullmatch(edit):
+        return f"{named(early[1])}, {early[2]} of the steps"
     if edit.startswith("rewritten ("):
         return f"{named(edit[len('rewritten (') : -1])} (rewritten)"
     if edit not in NAMES and edit.endswith(" weights") and edit.removesuffix(" weights") in NAMES:
@@ -43,7 +64,8 @@ def named(edit: str) -> str:
 def family(edit: str) -> str:
     """What kind of edit it is, by which figures set them apart."""
     return (
-        "none" if edit in ("none", "original", "memorized") else "control" if edit in CONTROLS
+        "none" if edit in ("none", "original", "memorized")
+        else "control" if edit in CONTROLS or _CONTROL.fullmatch(edit)
         else "trained" if edit in TRAINED else "oracle" if edit == "oracle" else "located"
     )  # fmt: skip
 
@@ -61,18 +83,22 @@ def edited(edits: pd.DataFrame, items: pd.DataFrame | None) -> pd.DataFrame:
     """Each edit and measure over all trainings: edit, measure, value, ci_lo, ci_hi, n, n_seeds.
 
     Of one training the rows are those of `edits`; of several, items of different trainings are different items, and a
-    measure that is of no items (Frechet distance) is the mean. With items come the measures of `AWAY`.
+    measure that is of no items (Frechet distance) is the mean. So it is with draws of a control that have one name.
+    With items come the measures of `AWAY`.
     """
     keep = ["edit", "measure", "value", "ci_lo", "ci_hi", "n"]
     n_seeds = edits["seed"].nunique()
     if items is None:
         return edits[keep].assign(n_seeds=n_seeds)
     away = pd.DataFrame([
-        {"edit": edit, "measure": AWAY[name], **_told(own, "own", False), "n": len(own), "n_seeds": n_seeds}
+        {"edit": edit, "measure": AWAY[name], **_told(own, "own", False), "n": _count(own), "n_seeds": n_seeds}
         for (edit, name), own in items.groupby(["edit", "set"], sort=False) if name in AWAY
     ])  # fmt: skip
-    if n_seeds < 2:
-        return pd.concat([edits[keep].assign(n_seeds=n_seeds), away], ignore_index=True)
+    once = ~edits["edit"].isin(edits[edits.duplicated(["edit", "measure"])]["edit"])
+    order = {name: i for i, name in enumerate(dict.fromkeys(edits["edit"]))}
+    one = edits[keep][once].assign(n_seeds=n_seeds)
+    edits = edits[~once]
+    items = items[items["edit"].isin(edits["edit"])]
     means = edits[~edits["measure"].isin(items["set"])].groupby(["edit", "measure"], sort=False)
     rows = [
         {"edit": e, "measure": m, "value": own["value"].mean(), "ci_lo": np.nan, "ci_hi": np.nan,
@@ -82,11 +108,15 @@ def edited(edits: pd.DataFrame, items: pd.DataFrame | None) -> pd.DataFrame:
     for (edit, measure), own in items.groupby(["edit", "set"], sort=False):
         value = _told(own, "value", measure in SHARES)
         rows.append(
-            {"edit": edit, "measure": measure, **value, "n": len(own), "n_seeds": own["seed"].nunique()}
+            {"edit": edit, "measure": measure, **value, "n": _count(own), "n_seeds": own["seed"].nunique()}
         )
-    order = {name: i for i, name in enumerate(dict.fromkeys(edits["edit"]))}
-    every = pd.concat([pd.DataFrame(rows), away], ignore_index=True)
+    every = pd.concat([f for f in (one, pd.DataFrame(rows), away) if len(f)], ignore_index=True)
     return every.sort_values("edit", key=lambda e: e.map(order), kind="stable")
+
+
+def _count(own: pd.DataFrame) -> int:
+    """Items, of which each draw of a control has a row."""
+    return len(own.drop_duplicates(["seed", "item"]))
 
 
 def _told(own: pd.DataFrame, column: str, share: bool) -> dict[str, float]:
@@ -142,18 +172,18 @@ def work(attacks: pd.DataFrame) -> pd.DataFrame:
 
 
 def dealt(overlaps: pd.DataFrame) -> pd.DataFrame:
-    """Overlap of each pair of sets beside those of deals: method, share, a, b, value, null_lo, null_hi, p, draws.
+    """Overlap of each pair of sets beside those of deals: role, method, share, a, b, value, null_lo, null_hi, p, draws.
 
     Of several trainings the mean is tested: deal by deal the trainings' overlaps are averaged.
     """
     rows = []
-    for (method, share, a, b), own in overlaps.groupby(
-        ["method", "share", "a", "b"], sort=False, dropna=False
+    for (role, method, share, a, b), own in overlaps.groupby(
+        ["role", "method", "share", "a", "b"], sort=False, dropna=False
     ):
         means = own.groupby("draw")["overlap"].mean()
         value, null = float(means.loc[-1]), means[means.index >= 0].to_numpy(float)
         rows.append({
-            "method": method, "share": share, "a": a, "b": b, "value": value,
+            "role": role, "method": method, "share": share, "a": a, "b": b, "value": value,
             "null_lo": float(np.quantile(null, 0.025)), "null_hi": float(np.quantile(null, 0.975)),
             "p": (1 + int((null >= value - 1e-12).sum())) / (1 + len(null)), "draws": len(null),
             "independent": float(own[own["draw"] == -1]["independent"].mean()),
@@ -166,7 +196,7 @@ def averaged(frame: pd.DataFrame, by: Sequence[str], columns: Iterable[str]) -> 
     how: dict[str, str | Callable[[pd.Series], Any]] = dict.fromkeys(columns, "mean")
     out = frame.groupby(list(by), sort=False, dropna=False).agg(how).reset_index()
     if "seed" in frame and frame["seed"].nunique() > 1:
-        out = out.assign(**{c: np.nan for c in ("ci_lo", "ci_hi") if c in out})
+        out = out.assign(**{c: np.nan for c in ("ci_lo", "ci_hi", "lo", "hi") if c in out})
     return out
 
 

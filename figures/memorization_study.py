@@ -26,6 +26,7 @@ from memorization_rows import (
     CONTROLS,
     SHARES,
     averaged,
+    beside,
     dealt,
     edited,
     in_order,
@@ -50,7 +51,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "signals": ("seed", "role", "group", "item", "sample", "first", "all", "one_step", "similarity", "spread"),
         "detection": (), "copying": (), "doses": (), "chosen": (), "edits": (), "contrasts": (), "overlap": (),
         "edit_items": ("seed", "edit", "set", "item", "group", "split", "value", "own"),
-        "overlaps": ("seed", "method", "share", "a", "b", "overlap", "independent", "draw"), "coverage": (),
+        "overlaps": ("seed", "role", "method", "share", "a", "b", "overlap", "independent", "draw"), "coverage": (),
         "attacks": ("seed", "condition", "group", "item", "before", "extracted", "steps", "work"),
         "tuning": (), "exposure_curves": (), "pictures": (), "costs": (), "findings": (),
     },
@@ -74,6 +75,8 @@ CAPTIONS = {
 RULES = ("wanda reference", "wanda corrected", "wanda paired", "wanda prompts")
 MASKS = (*RULES, "balanced_subnet", "contrastive")
 JUDGED = RULES[:2]
+PUBLISHED = RULES[0]
+"""The rule whose controls are drawn; those of others are in the tables."""
 CURVES = ("original", *JUDGED, "negation", "adversarial tuning", "oracle")
 """Conditions whose work is drawn."""
 SHOWN = ("targeted", "held_out", "retained", "alignment")
@@ -170,11 +173,15 @@ def dose_figures(data: Path) -> dict[str, go.Figure]:
     doses = read(data, "memorization", "doses")
     if doses is None:
         return {}
-    own = doses[doses["measure"].isin(SHOWN) & doses["edit"].notna()]
+    own = beside(doses[doses["measure"].isin(SHOWN) & doses["edit"].notna()], PUBLISHED)
     own = own.sort_values("measure", key=lambda m: m.map(SHOWN.index), kind="stable")
-    others = [e for e in dict.fromkeys(own["edit"]) if e not in (*MASKS, *CONTROLS, "none")]
+    steps = [e for e in dict.fromkeys(own["edit"]) if ", tau " in e]
+    others = [e for e in dict.fromkeys(own["edit"]) if e not in (*MASKS, *CONTROLS, *steps, "none")]
     out = {}
-    for name, edits, by in (("", MASKS, "dose"), ("-others", tuple(others), "norm")):
+    whole = [rule for rule in JUDGED if any(e.startswith(f"{rule},") for e in steps)]
+    for name, edits, by in (
+        ("", MASKS, "dose"), ("-others", tuple(others), "norm"), ("-steps", (*whole, *steps), "dose"),
+    ):  # fmt: skip
         if not own["edit"].isin(list(edits)).any():
             continue
         rows = own[own["edit"].isin([*edits, *CONTROLS, "none"])].drop_duplicates(["edit", "measure", by])
@@ -193,7 +200,7 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
         read(data, "memorization", n) for n in ("edits", "edit_items", "contrasts", "samples")
     )
     if edits is not None:
-        rows = edited(edits, items)
+        rows = edited(beside(edits, PUBLISHED), None if items is None else beside(items, PUBLISHED))
         rows = in_order(rows[rows["measure"].isin(CAPTIONS)])
         rows = rows.sort_values("measure", key=lambda m: m.map(list(CAPTIONS).index), kind="stable")
         before = rows[rows["edit"] == "none"].set_index("measure")["value"]
@@ -211,12 +218,14 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
             x={m: "share" if m in SHARES else "to the own picture" for m in CAPTIONS},
             title="What each edit deletes, and what it keeps",
             note=joined([
-                trainings(rows), "doses chosen on other samples of A; grey: controls, of as many weights as the masks",
+                trainings(rows), "doses chosen on other samples of A; grey: controls of the published rule",
             ]),
         )  # fmt: skip
     if contrasts is not None:
         own = contrasts[
-            contrasts["against"].isin(CONTROLS) & contrasts["measure"].isin(["targeted", "held_out"])
+            contrasts["against"].isin(CONTROLS)
+            & contrasts["measure"].isin(["targeted", "held_out"])
+            & (contrasts["seed"] < 0)
         ]
         if len(own):
             own = own.sort_values("measure", key=lambda m: m.map(list(CAPTIONS).index), kind="stable")
@@ -225,7 +234,7 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
                 mark="against", levels={m: {"no difference": 0.0} for m in own["measure"]}, captions=CAPTIONS,
                 title="What each edit deletes beyond control masks", percent=True,
                 note=joined([
-                    trainings(own), "controls have the budget of the masks; left of zero: the edit deletes more",
+                    trainings(own), "controls have the dose of their edit; left of zero: the edit deletes more",
                 ]),
                 x="replication, less that under the control",
                 ranges=dict.fromkeys(own["measure"], (-1.1, 1.1)),
@@ -256,26 +265,28 @@ def share_figures(data: Path) -> dict[str, go.Figure]:
             for m, s in zip(rows["method"], rows["share"], strict=True)
         ]
         names = {"A": "memorized A", "B": "memorized B", "controls": "control words"}
-        for (line, method, share), own in rows.groupby(["line", "method", "share"], sort=False, dropna=False):
+        held, never = rows[rows["role"] == "model"], rows[rows["role"] == "oracle"]
+        for (line, method, share), own in held.groupby(["line", "method", "share"], sort=False, dropna=False):
             slug = slugged(method, *([] if np.isnan(share) else [f"{100 * share:g}"]))
             out[f"overlap-{slug}"] = plot.memory_overlap(
                 own.replace({"a": names, "b": names}), measure=f"overlap, {line}"
             )
-        rows["pair"] = rows["a"].map(names) + " and " + rows["b"].map(names)
-        sets = rows.assign(mark="the sets", ci_lo=np.nan, ci_hi=np.nan)
-        deals = rows.assign(
-            mark="deals, middle 95%", value=(rows["null_lo"] + rows["null_hi"]) / 2, ci_lo=rows["null_lo"],
-            ci_hi=rows["null_hi"],
+        pair = held["a"].map(names) + " and " + held["b"].map(names)
+        held = held.assign(pair=pair, ci_lo=np.nan, ci_hi=np.nan)
+        never = never.assign(pair=never["a"].map(names) + " and " + never["b"].map(names))
+        sets = held.assign(mark="the sets")
+        same = never.assign(mark="the same of the oracle", ci_lo=np.nan, ci_hi=np.nan)
+        deals = held.assign(
+            mark="deals, middle 95%", value=(held["null_lo"] + held["null_hi"]) / 2, ci_lo=held["null_lo"],
+            ci_hi=held["null_hi"],
         )  # fmt: skip
-        chance = rows.assign(
-            mark="drawn independently", value=rows["independent"], ci_lo=np.nan, ci_hi=np.nan
-        )
+        chance = held.assign(mark="drawn independently", value=held["independent"])
         out["overlap"] = plot.value_strips(
-            pd.concat([sets, deals, chance]), "line", panel="pair", mark="mark",
+            pd.concat([sets, same, deals, chance]), "line", panel="pair", mark="mark",
             controls=["deals, middle 95%", "drawn independently"], title="Do memorized sets share weights?",
             note="deals: sets of equal size dealt from all items, an interval of the null; IoU of masks, or mean "
             "squared cosine of principal angles", x="overlap",
-            ranges=dict.fromkeys(rows["pair"], (-0.03, 1.03)),
+            ranges=dict.fromkeys(pair, (-0.03, 1.03)),
         )  # fmt: skip
     if coverage is not None:
         out["coverage"] = covering(coverage)
@@ -284,8 +295,8 @@ def share_figures(data: Path) -> dict[str, go.Figure]:
 
 def covering(coverage: pd.DataFrame) -> go.Figure:
     """How much of an item's mask the union of others covers, or how many prompts are blocked by how many units."""
-    columns = ("covered", "ci_lo", "ci_hi", "chance")
-    rows = averaged(coverage, ("method", "k", "kind"), columns)
+    rows = averaged(coverage, ("method", "k", "kind"), ("covered", "lo", "hi", "chance"))
+    rows = rows.rename(columns={"lo": "ci_lo", "hi": "ci_hi"})
     kinds = {"item": "a memorized item left out", "control": "a control word"}
     chance = rows[(rows["kind"] == "item") & rows["chance"].notna()]
     chance = chance.assign(kind="drawn at random", covered=chance["chance"], ci_lo=np.nan, ci_hi=np.nan)

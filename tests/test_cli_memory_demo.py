@@ -18,7 +18,10 @@ MEASURES = ("targeted", "held_out", "control", "alignment")
 
 
 def _tables() -> dict[str, pd.DataFrame]:
-    values = {"none": (1.0, 0.9, 0.0, 0.95), "nemo": (0.1, 0.2, 0.0, 0.8), "random": (0.7, 0.6, 0.0, 0.9)}
+    values = {
+        "none": (1.0, 0.9, 0.0, 0.95), "nemo": (0.1, 0.2, 0.0, 0.8), "random 0 (wanda reference)": (0.7, 0.6, 0.0, 0.9),
+        "random 0 (nemo)": (1.0, 1.0, 0.0, 0.9),
+    }  # fmt: skip
     own = [
         {
             "edit": e,
@@ -27,7 +30,9 @@ def _tables() -> dict[str, pd.DataFrame]:
             "dose": 0.3 * (e != "none"),
             "ci_lo": v,
             "ci_hi": v,
-            "control": False,
+            "control": "(" in e,
+            "of": e.partition("(")[2].rstrip(")") or e,
+            "family": "none" if e == "none" else "control" if "(" in e else "located",
         }
         for e, row in values.items()
         for m, v in zip(MEASURES, row, strict=True)
@@ -81,10 +86,10 @@ def test_the_table_says_what_went_what_stayed_and_what_came_back(
     told = json.loads(done.stdout)
     assert (asked[0].train_seeds, asked[0].model) == ((3,), "quick")
     rows = {row["condition"]: row for row in told["conditions"]}
-    assert list(rows) == ["original", "nemo", "random", "oracle"]
+    assert list(rows) == ["original", "nemo", "random 0 (wanda reference)", "oracle"]
     assert [rows["nemo"][k] for k in ("dose", "A", "B", "A got back")] == [0.3, 0.1, 0.2, 0.75]
     assert rows["original"]["A"] == 1 and rows["original"]["digit asked for"] == 0.95
-    assert rows["random"]["A got back"] is None
+    assert rows["random 0 (wanda reference)"]["A got back"] is None
     assert (rows["oracle"]["A"], rows["oracle"]["never trained, made up"]) == (0, 0.25)
     assert told["findings"][0]["verdict"] == "holds"
     assert {Path(p).name for p in told["figures"]} == {"pictures.html", "doses.html"}
@@ -92,22 +97,17 @@ def test_the_table_says_what_went_what_stayed_and_what_came_back(
 
 
 def test_main_findings_are_chosen_by_name_whatever_their_verdict() -> None:
-    cut = "the cut erases {} beyond a mask of equal budget ({})"
-    a, b = "what it was located on", "held-out memorized items"
     main = [
         PROTOCOL,
         "an oracle, trained without the items, does not replicate them",
-        *(f"wanda reference: {cut.format(what, 'ordinary')}" for what in (a, b)),
+        "wanda reference: what it was made for is erased beyond its control (ordinary)",
         "wanda reference: ordinary prompts keep their digits",
-        "wanda reference: the deletion survives the attack (share of pictures got back)",
-        "adversarial tuning: the deletion survives the attack (ease of extraction)",
-        "the attack gets nothing from the oracle, which never held the pictures",
     ]
     rest = [
-        f"nemo: {cut.format(a, 'ordinary')}",
-        f"wanda reference: {cut.format(a, 'random')}",
+        "nemo: what it was made for is erased beyond its control (ordinary)",
+        "wanda reference: what it was made for is erased beyond its control (random)",
         "a test of sets",
     ]
-    table = pd.DataFrame({"finding": [*rest, *main], "verdict": ["holds"] * 3 + ["does not", "holds"] * 4})
+    table = pd.DataFrame({"finding": [*rest, *main], "verdict": ["holds"] * 3 + ["does not", "holds"] * 2})
     found = memory_demo.main(table)
-    assert list(found["finding"]) == main and list(found["verdict"]) == ["does not", "holds"] * 4
+    assert list(found["finding"]) == main and list(found["verdict"]) == ["does not", "holds"] * 2

@@ -50,7 +50,8 @@ def drawn(study: ModuleType, data: Path) -> dict[str, go.Figure]:
 
 
 NAMES = (
-    "images", "images-held-out", "existence", "signals", "detection", "doses", "doses-others", "edits", "contrasts",
+    "images", "images-held-out", "existence", "signals", "detection", "doses", "doses-others", "doses-steps", "edits",
+    "contrasts",
     "overlap-wanda-reference-1", "overlap-subspace", "overlap", "coverage", "attacked", "work", "exposures",
     "exposures-on-the-way", "lm-recall", "lm-recall-layers-small-0.1", "lm-recall-curves-small-0.1",
     "lm-recall-layers-small-1", "lm-recall-curves-small-1", "lm-doses-small-injected-0.01", "lm-doses-small-together",
@@ -133,8 +134,9 @@ def test_attacks_count_items_of_which_any_search_succeeded(rows: ModuleType) -> 
 
 
 def test_overlaps_are_held_against_their_deals(rows: ModuleType) -> None:
-    told = rows.dealt(f.overlaps(range(2))).set_index(["method", "a", "b"])
-    ab, ac = told.loc[("subspace", "A", "B")], told.loc[("subspace", "A", "controls")]
+    told = rows.dealt(f.overlaps(range(2))).set_index(["role", "method", "a", "b"])
+    ab, ac = (told.loc[("model", "subspace", "A", b)] for b in ("B", "controls"))
+    assert told.loc[("oracle", "subspace", "A", "B"), "value"] == pytest.approx(0.3)
     assert (ab["value"], ab["p"]) == (pytest.approx(0.55), pytest.approx(1 / 50))
     # Of deals at .1 to .4, the 17 that are no less than .3.
     assert ac["value"] == pytest.approx(0.3) and ac["p"] == pytest.approx((1 + 17) / 50)
@@ -154,9 +156,19 @@ def test_names_are_those_that_are_read(rows: ModuleType) -> None:
         and rows.named("random weights") == "random weights"
     )
     assert rows.named("rewritten (hard_concrete)") == "hard concrete (rewritten)"
-    assert [rows.family(e) for e in ("none", "memorized", "nemo", "words", "negation", "oracle")] == [
-        "none", "none", "located", "control", "trained", "oracle",
+    edits = ("none", "memorized", "nemo", "words", "random 1 (nemo)", "tuned on unseen", "negation", "oracle")
+    assert [rows.family(e) for e in edits] == [
+        "none", "none", "located", "control", "control", "control", "trained", "oracle",
     ]  # fmt: skip
+    assert rows.named("random (nemo)") == "random, beside NeMo"
+    assert rows.named("wanda reference, tau 1") == "Wanda (published), 1 of the steps"
+    frame = pd.DataFrame(
+        {"edit": ["none", "nemo", "random 0 (nemo)", "random 1 (nemo)", "words (activation)"]}
+    )
+    assert rows.pooled(frame)["edit"].tolist() == [
+        "none", "nemo", "random (nemo)", "random (nemo)", "words (activation)",
+    ]  # fmt: skip
+    assert rows.beside(frame, "nemo")["edit"].tolist() == ["none", "nemo", "random", "random"]
 
 
 def test_sequences_that_nothing_elicits_have_no_curve_and_few_prefixes_are_drawn(
@@ -189,7 +201,9 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path, tmp_path
         "| NeMo | 10.0% | 2.5 | 0.58 [0.48, 0.68] | 0.69 [0.59, 0.79] | 0.65 [", "| 2,040 | 12 |",
         "Erase A on the samples that doses are chosen on: Wanda (published), Wanda (corrected) and activation.",
         f"| Wanda (published) | A | {MINUS}0.90 [{MINUS}1.10, {MINUS}0.70] |",
-        "| Wanda (published), 1 % of a row | A and B | 0.550 | [0.108, 0.393] | 0.020 | 0.050 |",
+        "| Wanda (published), 1 % of a row | A and B | 0.550 | [0.108, 0.393] | 0.020 | 0.300 (p 0.360) | 0.050 |",
+        "Wanda (published) at 1 %, oracle 0: 0.210 (p = 0.500)",
+        "| random, beside Wanda (published) | 10.0% | 2.5 |",
         "| prompts of B, blocked by 8 units of A | 80% |  |",
         "| original | 0.75 \u2192 1.00 [0.40, 1.00] |", "| oracle | 0.00 \u2192 0.00 [0.00, 0.60] |",
         "error where the attack ends 0.050 to 0.100",

@@ -15,22 +15,29 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from interp.cli import app
+from interp.cli import app, memory_demo
 from interp.errors import UsageError
 from interp.intervene.weights import ModelDelta, Prune, Stack, parameter
 from interp.locate.memorization.masks import share_of
 from interp.measure.memorization import encoder
 from interp.models.parts import parts, weight_of
 from interp.models.zoo.digits import subject
-from interp.studies.memorization import findings as judge
-from interp.studies.memorization.audit import ORACLE, ORIGINAL, TUNED, block_of, floored
+from interp.studies.memorization.audit import (
+    NEGATED,
+    TUNED,
+    UNHELD,
+    block_of,
+    floored,
+    unheld,
+)
 from interp.studies.memorization.bench import Bench
-from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, RULES, Cuts, chosen, dose_of
+from interp.studies.memorization.controls import JUDGED, Controls, control_name, kind_of
+from interp.studies.memorization.cuts import NONE, REFERENCE, RULES, Cuts, chosen, dose_of, early
 from interp.studies.memorization.detect import detection, exposure_curves
-from interp.studies.memorization.measures import against, between, measured
+from interp.studies.memorization.measures import measured
 from interp.studies.memorization.shared import strata_of
 from interp.studies.memorization.spec import MemorizationSpec
-from interp.studies.memorization.study import JUDGED, MemorizationStudy, run
+from interp.studies.memorization.study import MemorizationStudy, run
 from interp.tasks.memorized import ImageItem
 
 MINI: dict[str, Any] = {
@@ -41,7 +48,8 @@ SMALL: dict[str, Any] = {
     "model": "mini", "train_seeds": (0,), "guidance": 1.5, "also": (), "steps": 3, "samples": 1, "base": 20,
     "held_out": 8, "doses": (0.03, 0.5), "ranks": (1,), "masses": (0.6,), "dear": ("contrastive",), "tau": 2,
     "draws": 19, "attacked": 2, "starts": ("normal",), "restarts": 1, "attack_steps": 2, "updates": 2, "rounds": 1,
-    "trajectory": (0.5, 1.0), "cheap": ("nemo", "flat"), "attack_sets": ("targeted", "unseen"),
+    "trajectory": (0.5, 1.0), "cheap": ("subspace", "flat"), "attack_sets": ("targeted", "unseen"), "taus": (1,),
+    "random": 2,
 }  # fmt: skip
 
 
@@ -94,10 +102,11 @@ def test_all_tables_are_there_and_a_second_run_makes_none(spec: MemorizationSpec
 
 def test_a_killed_run_goes_on(spec: MemorizationSpec, folder: Path) -> None:
     whole = {name: table(folder, name) for name in ("edits", "attacks", "findings")}
-    for name in ("parts/edit-0-random", "parts/attack-0-oracle-unseen", "findings"):
+    lost = "parts/edit-0-random-1-wanda-reference", "parts/attack-0-oracle-unseen", "findings"
+    for name in lost:
         (folder / f"{name}.parquet").unlink()
     job = run(spec, folder)
-    assert set(job.done) == {"parts/edit-0-random", "parts/attack-0-oracle-unseen", "findings"}
+    assert set(job.done) == set(lost)
     for name, found in whole.items():
         pd.testing.assert_frame_equal(table(folder, name), found, check_exact=False)
 
@@ -120,18 +129,39 @@ def test_edits_are_measured_on_sets_that_were_not_located(folder: Path, bench: B
     assert len(a) == len(b) == 2 and not a & b
     assert set(bench.seeds).isdisjoint(bench.choosing)
     assert set(bench.reference).isdisjoint(text for text, _ in bench.ordinary)
+    assert {i.prompt for i in (*bench.base, *bench.kept)} <= set(bench.reference), (
+        "kept captions are not measured"
+    )
+    digit = [[i.prompt.split()[-1] for i in some] for some in (unheld(bench), bench.sets["targeted"])]
+    assert digit[0] == digit[1] and {i.group for i in unheld(bench)} == {"unseen"}
 
 
 def test_a_row_of_edits_is_the_mean_of_its_items(folder: Path) -> None:
     edits, items = table(folder, "edits"), table(folder, "edit_items")
-    assert {NONE, *JUDGED, *CONTROLS, "flat", "contrastive", TUNED} <= set(edits["edit"])
+    beside = {
+        control_name(k, e) for e in JUDGED for k in ("random 0", "random 1", "magnitude", "ordinary", "words")
+    }
+    others = {control_name(k, "subspace") for k in ("random 0", "ordinary")}
+    assert set(edits[edits["control"]]["edit"]) == beside | others | {
+        "random 0 (contrastive)",
+        *UNHELD.values(),
+    }
+    assert set(edits[~edits["control"]]["edit"]) == {
+        NONE,
+        *JUDGED,
+        "subspace",
+        "flat",
+        "contrastive",
+        TUNED,
+        NEGATED,
+    }
+    assert set(edits[edits["edit"] == UNHELD[TUNED]]["of"]) == {TUNED}
     for (edit, name), own in items.groupby(["edit", "set"]):
         row = edits[(edits["edit"] == edit) & (edits["measure"] == name)]
         assert row["value"].item() == pytest.approx(own["value"].mean()) and row["n"].item() == len(own)
     costs = table(folder, "costs").set_index("edit")
-    assert (
-        costs.loc[REFERENCE, "rows"] > 0 and costs.loc[TUNED, "rows"] > 0 and costs.loc["random", "rows"] == 0
-    )
+    assert costs.loc[REFERENCE, "rows"] > 0 and costs.loc[TUNED, "rows"] > 0
+    assert costs.loc["random 0 (wanda reference)", "rows"] == 0
     assert costs.loc[REFERENCE, "norm"] == edits[edits["edit"] == REFERENCE]["norm"].iloc[0] > 0
     assert edits[edits["edit"] == NONE]["dose"].unique().tolist() == [0.0]
 
@@ -151,6 +181,12 @@ def test_pictures_are_those_of_the_items(folder: Path, bench: Bench) -> None:
     assert np.allclose(np.stack(before)[0], drawn.flatten(), atol=1e-3)
 
 
+def test_the_demo_names_findings_that_there_are(folder: Path) -> None:
+    found = table(folder, "findings")["finding"]
+    for begins in memory_demo._MAIN:
+        assert found.str.startswith(begins).any(), begins
+
+
 def test_the_command(tmp_path: Path) -> None:
     out = CliRunner().invoke(app, ["study", "memorization", "nowhere", "--out", str(tmp_path)])
     assert out.exit_code == 2 and "no preset 'nowhere'" in out.output
@@ -165,15 +201,58 @@ def test_masks_and_controls_have_as_many_weights_a_row(bench: Bench, share: floa
     cuts = Cuts(bench)
     reference = cuts.mask(REFERENCE, share)
     assert 0 < share_of(reference) < 10 * share
-    for name in CONTROLS:
-        for part, mask in cuts.mask(name, share).items():
-            assert torch.equal(mask.sum(1), reference[part].sum(1)), name
     for name in RULES:
         for part, mask in cuts.mask(name, share).items():
             assert bool((mask.sum(1) <= reference[part].sum(1)).all()), name
-    assert share_of({p: m & reference[p] for p, m in cuts.mask("ordinary", share).items()}) < share_of(
-        reference
-    )
+    controls = Controls(cuts)
+    for edit in JUDGED:
+        of, seen = cuts.cut(edit, share), []
+        own = {single.part: single.mask for single in of.made().singles}
+        assert all(torch.equal(mask, cuts.mask(edit, share)[part]) for part, mask in own.items())
+        for names in controls.of(edit).values():
+            for name in names:
+                made = controls.cut(name, of).made()
+                masks = {single.part: single.mask for single in made.singles}
+                assert set(masks) == set(own)
+                for part, mask in masks.items():
+                    assert torch.equal(mask.sum(1), own[part].sum(1)), name
+                seen.append(torch.cat([masks[part].flatten() for part in sorted(masks)]))
+        seen.append(torch.cat([own[part].flatten() for part in sorted(own)]))
+        # No two of them are the same, and draws are not.
+        assert len({tuple(s.nonzero().flatten().tolist()) for s in seen}) == len(seen) == 6
+
+
+def test_draws_of_controls_differ_between_trainings(bench: Bench) -> None:
+    cuts = Cuts(bench)
+    of = cuts.cut(REFERENCE, 0.1)
+    name = control_name("random 0", REFERENCE)
+    here = Controls(cuts).cut(name, of).made()
+    again = Controls(cuts).cut(name, of).made()
+    there = Controls(cuts)
+    there.bench = Bench(bench.spec, 1)
+    assert there.seed != Controls(cuts).seed
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(here.singles, again.singles, strict=True))
+    assert kind_of(name) == "random" and kind_of(REFERENCE) == kind_of("random") == ""
+
+
+def test_controls_of_directions_have_their_rank_and_norm(bench: Bench) -> None:
+    cuts = Cuts(bench)
+    of = cuts.cut("subspace", 1)
+    norm = of.made().budget(bench.pipeline).norm
+    controls = Controls(cuts)
+    assert controls.of("flat") == {} and set(controls.of("subspace")) == {"random", "ordinary"}
+    for names in controls.of("subspace").values():
+        made = controls.cut(names[0], of).made()
+        assert made.budget(bench.pipeline).norm == pytest.approx(norm, rel=1e-3)
+
+
+def test_fewer_steps_are_those_of_the_locator(bench: Bench) -> None:
+    cuts = Cuts(bench)
+    for rule in JUDGED:
+        whole, first = cuts.mask(rule, 0.1), cuts.mask(early(rule, 1), 0.1)
+        assert any(not torch.equal(whole[part], first[part]) for part in whole)
+    own = cuts.mask(early(REFERENCE, 1), 0.1)
+    assert all(torch.equal(m, own[p]) for p, m in cuts.wanda.mask(0.1, rule="reference", tau=1).items())
 
 
 def test_the_published_rule_is_that_of_the_locator(bench: Bench) -> None:
@@ -198,7 +277,7 @@ def test_a_dose_is_of_all_parts_of_a_kind(bench: Bench) -> None:
 
 
 def test_measures_are_those_of_the_edited_pipeline(bench: Bench) -> None:
-    edit = Cuts(bench).made("magnitude", 0.5)
+    edit = Cuts(bench).made(REFERENCE, 0.5)
     before, _ = measured(bench, bench.pipeline, None, (1,))
     after, items = measured(bench, bench.pipeline, edit, (1,))
     again, _ = measured(bench, bench.pipeline, None, (1,))
@@ -216,97 +295,18 @@ def doses(rows: list[tuple[str, float, float]]) -> pd.DataFrame:
     return frame.assign(family="located", measure="targeted", dose=frame["asked"], norm=1.0)
 
 
-def test_the_budget_is_the_smallest_dose_that_erases() -> None:
+def test_the_dose_is_the_smallest_that_erases() -> None:
     rows = [(REFERENCE, d, v) for d, v in ((0.01, 1.0), (0.1, 0.4), (0.3, 0.0))]
     rows += [("wanda corrected", d, v) for d, v in ((0.01, 1.0), (0.1, 0.1), (0.3, 0.0))]
-    rows += [("random", d, 1.0) for d in (0.01, 0.1, 0.3)]
+    rows += [(early(REFERENCE, 1), 0.01, 0.0)]
     rows += [("flat", d, v) for d, v in ((0.5, 0.9), (0.9, 0.2), (0.99, 0.6))]
-    found = chosen(doses(rows), 0.1).set_index("edit")
-    assert found["asked"].to_dict() == {REFERENCE: 0.1, "wanda corrected": 0.1, "random": 0.1, "flat": 0.9}
-    assert found["erases"].to_dict() == {
-        REFERENCE: False,
-        "wanda corrected": True,
-        "random": False,
-        "flat": False,
-    }
-    none = chosen(doses([(REFERENCE, 0.1, 1.0), (REFERENCE, 0.3, 0.9)]), 0.1)
-    assert none["asked"].tolist() == [0.3]
-
-
-def claim(**changes: Any) -> judge.Claim:
-    told = {
-        "finding": "f",
-        "source": "s",
-        "statistic": "t",
-        "value": -0.5,
-        "lo": -0.7,
-        "hi": -0.3,
-        "boundary": 0.0,
-    }
-    return judge.Claim(**{**told, "above": False, "n": 10, "n_seeds": 1, **changes})
-
-
-def test_verdicts() -> None:
-    assert claim().verdict == judge.HOLDS
-    assert claim(above=True).verdict == judge.NOT
-    assert claim(hi=0.0).verdict == judge.OPEN
-    assert claim(n=judge.LEAST - 1).verdict == judge.FEW
-    assert claim(gate=judge.NOTHING).verdict == judge.NOTHING
-    with pytest.raises(UsageError, match="over no items is refused"):
-        _ = claim(n=0).verdict
-
-
-def edited(**by_edit: list[float]) -> pd.DataFrame:
-    rows = [
-        {"seed": 0, "edit": edit.replace("_", " "), "set": name, "item": f"{name}-{i}", "value": v}
-        for edit, values in by_edit.items()
-        for name in ("targeted", "held_out", "alignment")
-        for i, v in enumerate(values)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_differences_are_paired_by_item_and_training() -> None:
-    items = edited(none=[1.0, 1.0, 0.0, 1.0], cut=[0.0, 1.0, 0.0, 0.5])
-    twice = pd.concat([items, items.assign(seed=1)])
-    found = against(twice, {"cut": ["none", "absent"]})
-    row = found[found["measure"] == "targeted"].iloc[0]
-    assert row["value"] == pytest.approx(-1.5 / 4) and row["n"] == 8 and row["n_seeds"] == 2
-    assert row["ci_lo"] < row["value"] < row["ci_hi"] and set(found["against"]) == {"none"}
-    once = against(items, {"cut": ["none"]})
-    single = once[once["measure"] == "targeted"].iloc[0]
-    assert row["ci_hi"] - row["ci_lo"] < 0.9 * (single["ci_hi"] - single["ci_lo"])  # twice as many items
-    apart = pd.concat([edited(none=[1.0]), edited(cut=[0.0]).assign(seed=1)])
-    with pytest.raises(UsageError, match="nothing can be judged"):
-        against(apart, {"cut": ["none"]})
-
-
-def test_equal_differences_have_an_interval() -> None:
-    names = [str(i) for i in range(10)]
-    low, high = between(np.full(10, -1.0), names, seed=0)
-    assert low == -1.0 and high == pytest.approx(0.30849710781876083 - 1)
-    low, high = between(np.zeros(10), names, seed=0)
-    assert low == pytest.approx(-high) and high == pytest.approx(0.30849710781876083)
-    assert all(np.isnan(between(np.full(3, 7.0), names[:3], seed=0)))
-
-
-def shared(cut: list[float], ordinary: list[float], keep: float = 1.0) -> pd.DataFrame:
-    items = edited(**{"none": [1.0] * 8, "wanda_reference": cut, "ordinary": ordinary})
-    at = (items["edit"] == REFERENCE) & (items["set"] == "alignment")
-    items.loc[at, "value"] = keep
-    contrasts = against(items, {REFERENCE: [NONE, "ordinary"]})
-    return pd.DataFrame([c.row() for c in judge._shared(REFERENCE, items, contrasts, ())])
-
-
-def test_a_shared_subspace_needs_the_ordinary_mask_to_fail_and_the_rest_to_stay() -> None:
-    def verdict(found: pd.DataFrame) -> str:
-        return str(found.loc[found["finding"].str.contains("held-out"), "verdict"].item())
-
-    gone, there = [0.0] * 8, [1.0] * 8
-    assert verdict(shared(gone, there)) == judge.HOLDS
-    assert verdict(shared(gone, gone)) == judge.OPEN
-    assert verdict(shared(there, gone)) == judge.NOTHING
-    assert verdict(shared(gone, there, keep=0.0)) == judge.DAMAGE
+    frame = doses(rows)
+    control = doses([("random 0 (wanda reference)", 0.001, 0.0)]).assign(family="control")
+    found = chosen(pd.concat([frame, control]), 0.1).set_index("edit")
+    assert found["asked"].to_dict() == {REFERENCE: 0.3, "wanda corrected": 0.1, "flat": 0.9}
+    assert found["erases"].to_dict() == {REFERENCE: True, "wanda corrected": True, "flat": False}
+    none = chosen(doses([(REFERENCE, 0.1, 0.9), (REFERENCE, 0.3, 0.9), (REFERENCE, 0.5, 1.0)]), 0.1)
+    assert none["asked"].tolist() == [0.1] and not none["erases"].any()
 
 
 def searches(steps: dict[str, float | None], n: int = 8) -> pd.DataFrame:
@@ -321,66 +321,6 @@ def searches(steps: dict[str, float | None], n: int = 8) -> pd.DataFrame:
 def test_ease_falls_with_steps() -> None:
     ease = searches({"a": 0.0, "b": 10.0, "c": 49.0, "d": None}).groupby("condition")["ease"].first()
     assert ease.tolist() == pytest.approx([1.0, 1 - 10 / 55, 1 - 49 / 55, 0.0])
-
-
-def test_a_deletion_is_held_against_the_oracle() -> None:
-    def verdicts(edit: float | None, oracle: float | None, left: float = 0.0) -> list[str]:
-        items = edited(**{"wanda_reference": [left] * 8})
-        rows = searches({REFERENCE: edit, ORACLE: oracle, ORIGINAL: 0.0})
-        return [c.verdict for c in judge._survives(REFERENCE, items, rows)]
-
-    assert verdicts(10.0, None) == [judge.NOT, judge.NOT]
-    # What the attack makes up from the oracle as soon says nothing of memory.
-    assert verdicts(10.0, 10.0) == [judge.OPEN, judge.OPEN]
-    assert verdicts(None, 10.0) == [judge.HOLDS, judge.HOLDS]
-    assert verdicts(10.0, None, left=1.0) == [judge.NOTHING, judge.NOTHING]
-    floor = [c.verdict for c in judge._floor(searches({ORIGINAL: 0.0, ORACLE: 25.0}))]
-    assert floor == [judge.NOT, judge.HOLDS]
-
-
-def test_what_the_attack_makes_up_is_not_memory() -> None:
-    items = edited(**{"wanda_reference": [0.0] * 8})
-
-    def verdict(held: float | None, new: float | None, condition: str = REFERENCE) -> str:
-        rows = pd.concat(
-            [searches({condition: s}).assign(group=g) for s, g in ((held, "targeted"), (new, "unseen"))]
-        )
-        easy = rows.assign(start="prompt", ease=1.0)  # starts at the prompt do not count
-        (found,) = judge._new(condition, items, pd.concat([rows, easy[easy["group"] == "targeted"]]))
-        return found.verdict
-
-    assert verdict(10.0, 10.0) == verdict(None, 10.0) == judge.HOLDS
-    assert verdict(10.0, None) == verdict(10.0, 40.0) == judge.NOT
-    assert verdict(10.0, 10.0, ORIGINAL) == judge.OPEN and verdict(10.0, 40.0, ORIGINAL) == judge.HOLDS
-
-
-def test_what_tests_of_whole_sets_notice_is_told() -> None:
-    def verdict(c_t: float) -> str:
-        rows = {"seed": [0, 1, 0], "set": ["mixed", "mixed", "memorized"], "c_t": [0.1, c_t, -9.0], "extracted": 0.1,
-                "n": 60}  # fmt: skip
-        (found,) = judge._unnoticed(pd.DataFrame(rows))
-        return found.verdict
-
-    assert verdict(-0.5) == judge.HOLDS and verdict(-2.0) == judge.NOT
-
-
-def test_existence_is_judged_in_every_training() -> None:
-    def verdicts(memorized: float, control: float) -> list[str]:
-        rows = [
-            {"seed": s, "role": r, "group": g, "item": f"{g}{i}", "extracted": v if r == "model" else 0.0}
-            for s in (0, 1) for r in ("model", "oracle") for g, v in (("memorized", 1.0), ("control", 0.0))
-            for i in range(8)
-        ]  # fmt: skip
-        frame = pd.DataFrame(rows)
-        second = (frame["seed"] == 1) & (frame["role"] == "model")
-        frame.loc[second & (frame["group"] == "memorized"), "extracted"] = memorized
-        frame.loc[second & (frame["group"] == "control"), "extracted"] = control
-        return [c.verdict for c in judge._exists(frame)]
-
-    assert verdicts(1.0, 0.0) == [judge.HOLDS, judge.HOLDS]
-    assert verdicts(0.7, 0.0)[0] == judge.NOT and verdicts(1.0, 0.1)[0] == judge.NOT
-    with pytest.raises(UsageError, match="no samples of the group memorized"):
-        judge._exists(pd.DataFrame({"role": ["model"], "group": ["control"], "seed": [0], "item": ["a"]}))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -436,6 +376,8 @@ def test_specs() -> None:
         {"train_seeds": ()},
         {"train_seeds": (1, 1)},
         {"tau": 30},
+        {"taus": (10,)},
+        {"random": 1, "random_other": 2},
         {"dear": ("x",)},
         {"doses": (0.3, 0.1)},
     ):

@@ -23,10 +23,12 @@ _RULE = "wanda reference"
 _MAIN = (
     "memorized items replicate",
     "an oracle, trained without the items",
-    f"{_RULE}: the cut erases what it was located on beyond a mask of equal budget (ordinary)",
-    f"{_RULE}: the cut erases held-out memorized items beyond a mask of equal budget (ordinary)",
+    f"{_RULE}: what it was made for is erased beyond its control (ordinary)",
+    f"{_RULE}: held-out memorized items are erased beyond every control",
     f"{_RULE}: ordinary prompts keep",
+    f"{_RULE}: spares",
     f"{_RULE}: the deletion survives",
+    "adversarial tuning: spares",
     "adversarial tuning: the deletion survives",
     "the attack gets nothing from the oracle",
     "the oracle is the floor",
@@ -80,7 +82,7 @@ def conditions(tables: Tables) -> pd.DataFrame:
     """One row a condition: what prompts replicate, what is kept, and what the attack gets back."""
     import pandas as pd
 
-    edits, recovery, samples = tables["edits"], tables["recovery"], tables["samples"]
+    edits, recovery, samples = _beside(tables["edits"]), tables["recovery"], tables["samples"]
     rows: dict[str, dict[str, Any]] = {}
     for edit, own in edits.groupby("edit", sort=False):
         values = own.set_index("measure")["value"]
@@ -97,6 +99,11 @@ def conditions(tables: Tables) -> pd.DataFrame:
             rows.setdefault(str(condition), {})[_BACK[group]] = float(own["value"].iloc[0])
     table = pd.DataFrame([{"condition": name, **row} for name, row in rows.items()])
     return table.reindex(columns=["condition", "dose", *_MEASURES.values(), *_BACK.values()])
+
+
+def _beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """Edits, and of controls those of the rule that is told of."""
+    return rows[~rows["control"] | rows["of"].isin([_RULE, *rows.loc[rows["family"] == "trained", "edit"]])]
 
 
 def findings(tables: Tables) -> pd.DataFrame:
@@ -121,7 +128,7 @@ def figures(tables: Tables) -> dict[str, go.Figure]:
         for own, h, w in zip(shown["image"], shown["height"], shown["width"], strict=True)
     ]
     grid = shown.assign(image=image)
-    doses = tables["doses"]
+    doses = _beside(tables["doses"])
     # Two settings of an edit may come to the same dose.
     doses = doses[
         doses["measure"].isin(_MEASURES) & (doses["control"] | doses["edit"].isin(_DRAWN))

@@ -30,7 +30,7 @@ def digit_items(data: DigitSet | Recipe, groups: Collection[str] = GROUPS) -> tu
 
     Example:
         >>> items = digit_items(Recipe(seed=0), ["memorized"])
-        >>> len(items), items[0].name, items[0].split, items[-1].split, tuple(items[0].image.shape)
+        >>> len(items), items[0].name, items[0].split, items[1].split, tuple(items[0].image.shape)
         (20, 'memorized-00', 'locate', 'test', (1, 8, 8))
     """
     data = digit_set(data) if isinstance(data, Recipe) else data

@@ -7,7 +7,15 @@ import pandas as pd
 
 from tests.plot import memory_frames as f
 
-EDITS = ("wanda reference", "wanda corrected", "activation", "nemo", "random", "ordinary")
+LOCATED = ("wanda reference", "wanda corrected", "activation", "nemo")
+BESIDE = (
+    "random 0 (wanda reference)",
+    "random 1 (wanda reference)",
+    "ordinary (wanda reference)",
+    "random 0 (nemo)",
+)
+"""Controls, drawn once or often."""
+EDITS = (*LOCATED, *BESIDE)
 TRAINED = ("negation", "adversarial tuning")
 CONDITIONS = ("original", "wanda reference", "wanda corrected", "nemo", *TRAINED, "oracle")
 MEASURES = ("targeted", "held_out", "retained", "control", "alignment", "frechet", "loss")
@@ -88,7 +96,8 @@ def copying(trainings: range) -> pd.DataFrame:
 
 def measured(edit: str, measure: str, dose: float = 0.1) -> float:
     """What an edit leaves: of what it should delete, less the larger the dose."""
-    strength = {"none": 0.0, "random": 0.0, "ordinary": 3.0, "nemo": 4.0}.get(edit, 9.0)
+    kind = edit.split(" (")[0].split()[0]
+    strength = {"none": 0.0, "random": 0.0, "ordinary": 3.0, "nemo": 4.0}.get(kind, 9.0)
     return {
         "targeted": max(0.0, 0.98 - strength * dose), "held_out": max(0.0, 0.97 - 0.7 * strength * dose),
         "retained": 0.8 - dose, "control": 0.0, "alignment": 0.95 - dose, "frechet": 1.0 + dose, "loss": 0.134 + dose,
@@ -97,13 +106,15 @@ def measured(edit: str, measure: str, dose: float = 0.1) -> float:
 
 def doses() -> pd.DataFrame:
     rows = []
-    for edit in ("none", *EDITS):
+    for edit in ("none", *EDITS, "wanda reference, tau 1"):
+        if edit == "random 1 (wanda reference)":
+            continue  # one draw is enough of a curve
         for dose in (0.0,) if edit == "none" else (0.01, 0.05, 0.1):
             for measure in MEASURES:
                 told = ended(measured(edit, measure, dose))
                 rows.append({
                     "seed": 0, "edit": edit, "family": "none" if edit == "none" else "located",
-                    "control": edit in ("random", "ordinary"), "dose": dose, "asked": dose, "norm": 10 * dose,
+                    "control": edit in BESIDE, "dose": dose, "asked": dose, "norm": 10 * dose,
                     "measure": measure, "n": 10, **told,
                 })  # fmt: skip
     return pd.DataFrame(rows)
@@ -111,8 +122,8 @@ def doses() -> pd.DataFrame:
 
 def chosen() -> pd.DataFrame:
     return pd.DataFrame({
-        "edit": EDITS, "asked": 0.1, "dose": 0.1, "norm": 1.0, "targeted": [0.08, 0.08, 0.08, 0.58, 0.98, 0.68],
-        "erases": [True, True, True, False, False, False], "of": "wanda",
+        "edit": LOCATED, "asked": 0.1, "dose": 0.1, "norm": 1.0, "targeted": [0.08, 0.08, 0.08, 0.58],
+        "erases": [True, True, True, False],
     })  # fmt: skip
 
 
@@ -159,33 +170,37 @@ def contrasts() -> pd.DataFrame:
         for against in ("none", "random", "ordinary"):
             for measure in ("targeted", "held_out", "alignment"):
                 v = measured(edit, measure) - measured(against, measure)
-                rows.append({
-                    "edit": edit, "against": against, "measure": measure, "value": v, "ci_lo": v - 0.2,
-                    "ci_hi": v + 0.2, "p": 0.01, "n": 10, "n_seeds": 1,
-                })  # fmt: skip
+                # Each training has a row of its own, which is not drawn.
+                rows += [
+                    {"edit": edit, "against": against, "measure": measure, "seed": seed, "value": v * (seed < 0),
+                     "ci_lo": v - 0.2, "ci_hi": v + 0.2, "p": 0.01, "n": 10, "n_seeds": 1}
+                    for seed in (-1, 0)
+                ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def overlap(trainings: range) -> pd.DataFrame:
     return pd.DataFrame([
-        {"seed": s, "method": method, "share": share, "statistic": statistic, "value": 0.21, "mean": 0.0, "lo": -0.05,
-         "hi": 0.06, "p": 0.02, "draws": 49, "n_items": 23}
-        for s in trainings for method, share in (("wanda reference", 0.01), ("subspace", np.nan))
+        {"seed": s, "role": role, "method": method, "share": share, "statistic": statistic, "value": 0.21, "mean": 0.0,
+         "lo": -0.05, "hi": 0.06, "p": 0.02 if role == "model" else 0.5, "draws": 49, "n_items": 23}
+        for s in trainings for role in ("model", "oracle")
+        for method, share in (("wanda reference", 0.01), ("subspace", np.nan))
         for statistic in ("overlap", "excess")
     ])  # fmt: skip
 
 
 def overlaps(trainings: range, draws: int = 49) -> pd.DataFrame:
-    """A and B share .55, and other pairs .3; deals share .1 to .4."""
+    """A and B share .55 in the model, and other pairs .3; deals share .1 to .4."""
     rows = []
-    for s in trainings:
+    for s, role in ((s, role) for s in trainings for role in ("model", "oracle")):
         for method, share in (("wanda reference", 0.01), ("subspace", np.nan)):
             for a, b in (("A", "B"), ("A", "controls"), ("B", "controls")):
                 for draw in range(-1, draws):
-                    v = 0.1 + 0.3 * draw / (draws - 1) if draw >= 0 else 0.55 if b == "B" else 0.3
+                    held = role == "model" and b == "B"
+                    v = 0.1 + 0.3 * draw / (draws - 1) if draw >= 0 else 0.55 if held else 0.3
                     rows.append({
-                        "seed": s, "method": method, "share": share, "a": a, "b": b, "overlap": v, "independent": 0.05,
-                        "draw": draw,
+                        "seed": s, "role": role, "method": method, "share": share, "a": a, "b": b, "overlap": v,
+                        "independent": 0.05, "draw": draw,
                     })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -197,8 +212,8 @@ def coverage(trainings: range) -> pd.DataFrame:
             for k in (1, 2, 4, 8):
                 for kind in kinds:
                     rows.append({
-                        "seed": s, "method": method, "k": k, "kind": kind, "covered": 0.1 * k, "ci_lo": 0.05 * k,
-                        "ci_hi": 0.12 * k, "chance": 0.02 * k if method == "wanda" else np.nan, "n": 10,
+                        "seed": s, "method": method, "k": k, "kind": kind, "covered": 0.1 * k, "lo": 0.05 * k,
+                        "hi": 0.12 * k, "chance": 0.02 * k if method == "wanda" else np.nan, "n": 10,
                     })  # fmt: skip
     return pd.DataFrame(rows)
 

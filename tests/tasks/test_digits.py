@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp.errors import UsageError
-from interp.models.zoo.digits.data import DigitSet, digit_set
+from interp.models.zoo.digits.data import DIGITS, DigitSet, digit_set
 from interp.models.zoo.digits.subject import preset
 from interp.tasks.digits import (
     base_prompts,
@@ -41,7 +41,12 @@ def test_items_have_the_exposures_of_the_training(data: DigitSet) -> None:
 
 def test_half_of_the_memorized_is_for_locating(data: DigitSet) -> None:
     items = digit_items(data, ["memorized"])
-    assert [item.split for item in items] == ["locate"] * 10 + ["test"] * 10
+    for half in ("locate", "test"):
+        own = [item.prompt.split() for item in items if item.split == half]
+        assert sorted(words[-1] for words in own) == sorted(DIGITS)  # each once
+        # Neither half has the nouns that controls and unseen pictures of the same digits have.
+        first = {(item.prompt.split()[2], item.prompt.split()[-1]) for item in digit_items(data, ["control"])}
+        assert sum((words[2], words[-1]) in first for words in own) == 5
     assert len({item.prompt for item in items}) == 20
     assert {item.split for item in digit_items(data, ["control", "unseen", "graded"])} == {""}
 

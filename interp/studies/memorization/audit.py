@@ -1,7 +1,8 @@
 """Can deleted pictures be got back? The attack on every condition, and the two edits that are trained.
 
 Adversarial fine-tuning and the negation of a task vector are given A and ordinary pictures to keep; of B, of the other
-memorized items and of controls they see nothing.
+memorized items, of controls and of the ordinary prompts that are measured they see nothing. Their control is the same
+training against pictures that the pipeline never held, of as many items with the same digits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from interp.intervene.attack.adversarial import Hardened
     from interp.intervene.weights import PartEdit
     from interp.models.pipeline import Pipeline
+    from interp.tasks.memorized import ImageItem
 
 ORIGINAL, TUNED, NEGATED, ORACLE = "original", "adversarial tuning", "negation", "oracle"
-SURROGATES = 12
-"""Pictures that each item is trained towards: of few, one would be memorized in its place."""
+UNHELD = {TUNED: "tuned on unseen", NEGATED: "negated unseen"}
+"""The same trainings against pictures that are not held."""
+SURROGATES = range(100, 112)
+"""Seeds of the pictures that each item is trained towards: of few, one would be memorized in its place."""
 LOOK = 5
 """Updates between two looks at what an embedding draws."""
 
@@ -65,21 +69,22 @@ def flat(image: torch.Tensor) -> list[float]:
     return [round(float(v), 4) for v in image.flatten()]
 
 
-def tuned(bench: Bench) -> Hardened:
-    """Adversarial fine-tuning on A; surrogates are what its prompts give without the words of their own."""
+def unheld(bench: Bench) -> list[ImageItem]:
+    """Pictures that were never trained on, as many as A, with its digits."""
+    new = {int(i.name.rpartition("-")[2]): i for i in bench.sets["unseen"]}
+    return [new[int(i.name.rpartition("-")[2])] for i in bench.sets["targeted"]]
+
+
+def tuned(bench: Bench, items: Sequence[ImageItem]) -> Hardened:
+    """Adversarial fine-tuning on items; surrogates are what their prompts give without the words of their own."""
     from interp.intervene.attack.adversarial import AdversarialTuning, adversarial_tuning, surrogates
     from interp.models.cache import quiet
 
-    spec, items = bench.spec, bench.sets["targeted"]
-    without = [replace(item, prompt=plain(item.prompt)) for item in items]
+    spec = bench.spec
     towards = surrogates(
-        bench.pipeline,
-        without,
-        seeds=range(SURROGATES),
-        steps=spec.steps,
-        guidance=spec.guidance,
-        batch=BATCH,
-    )
+        bench.pipeline, items, prompts=[plain(item.prompt) for item in items], seeds=SURROGATES,
+        steps=spec.steps, guidance=spec.guidance, batch=BATCH,
+    )  # fmt: skip
     with bench.stage(f"adversarial fine-tuning {bench.seed}") as report:
         return adversarial_tuning(
             bench.pipeline, items, towards, bench.base, AdversarialTuning(rounds=spec.rounds, updates=spec.updates),
@@ -94,30 +99,27 @@ def plain(prompt: str) -> str:
     return " ".join(word for word in prompt.split() if word not in TRIGGERS)
 
 
-def negated(bench: Bench) -> tuple[PartEdit, pd.DataFrame]:
-    """A task vector of A, taken away with a coefficient for each block of the UNet; and its history."""
+def negated(bench: Bench, items: Sequence[ImageItem]) -> PartEdit:
+    """A task vector of items, taken away with a coefficient for each block of the UNet."""
     from interp.intervene.weights import Aim, negate, task_vector
     from interp.measure.memorization.objective import loss
     from interp.measure.memorization.retention import held_out_loss
     from interp.models.cache import quiet
 
-    items = list(bench.sets["targeted"])
-    keep = list(bench.kept)
+    spec, keep = bench.spec, list(bench.kept)
     objective = partial(loss, draws=4)
     with bench.stage(f"task vector {bench.seed}") as report:
         vector = task_vector(
-            bench.pipeline, items, objective, steps=bench.spec.updates, lr=3e-4, batch=10, seed=bench.spec.seed,
+            bench.pipeline, items, objective, steps=spec.updates, lr=3e-4, batch=10, seed=spec.seed,
             progress=report or quiet,
         )  # fmt: skip
-    # What is forgotten is to be as hard to denoise as what was never seen.
-    level = float(held_out_loss(bench.pipeline, bench.unknown[: bench.spec.held_out]).mean())
+    # What is forgotten is to be as hard to denoise as what was never seen: pictures whose loss is not reported.
+    level = float(held_out_loss(bench.pipeline, bench.unknown[spec.held_out :]).mean())
     with bench.stage(f"negation {bench.seed}") as report:
-        found = negate(
-            bench.pipeline, vector, items, keep, objective,
-            Aim(level=level, batch=10, steps=bench.spec.updates, seed=bench.spec.seed),
-            blocks=block_of, progress=report or quiet,
-        )  # fmt: skip
-    return found.edit, found.history
+        aim = Aim(level=level, batch=10, steps=spec.updates, seed=spec.seed)
+        return negate(
+            bench.pipeline, vector, items, keep, objective, aim, blocks=block_of, progress=report or quiet
+        ).edit
 
 
 def block_of(name: str) -> str:

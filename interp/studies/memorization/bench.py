@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Role = Literal["model", "oracle"]
 ROLES: tuple[Role, ...] = ("model", "oracle")
 
-ORDINARY = 60
-"""Ordinary prompts that are measured; the rest of them is what locators compare with."""
+ORDINARY = 30
+"""Ordinary prompts that are measured; the rest is what locators compare with, and what edits are trained to keep."""
 OFTEN = 100
 """Exposures from which a graded item counts as memorized."""
 KEPT = 60
@@ -141,12 +141,12 @@ class Bench:
 
     @cached_property
     def base(self) -> tuple[ImageItem, ...]:
-        """Ordinary training pictures with their captions."""
+        """Ordinary training pictures with their captions, which are none of those that are measured."""
         import torch
 
         from interp.tasks.memorized import ImageItem
 
-        base = [s for s in self.data.showings if not s.item]
+        base = [s for s in self.data.showings if not s.item and s.caption in set(self.reference)]
         images = torch.from_numpy(self.data.images[[s.image for s in base]])[:, None]
         return tuple(
             ImageItem(f"base-{n:03d}", s.caption, image, "base", "", s.times)

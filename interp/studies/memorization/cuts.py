@@ -1,9 +1,9 @@
-"""Every edit that is compared: what locates it, at which dose, and the controls of as many weights a row.
+"""Every edit that is compared: what locates it, and at which dose.
 
-The masks of all rules, and of all controls, have in each row as many weights as the published rule takes at that share
-(fewer where a rule has no more that count). A share that makes no weight of a row is taken of each part as a whole.
-Locators of units cut whole columns, as large a share of all; NeMo cuts rows of value matrices; the subspace takes out
-directions, and K-FAC components of low curvature: their dose is what they change.
+The masks of all rules have in each row as many weights as the published rule takes at that share (fewer where a rule
+has no more that count). A share that makes no weight of a row is taken of each part as a whole. Locators of units cut
+whole columns, as large a share of all; NeMo cuts rows of value matrices; the subspace takes out directions, and K-FAC
+components of low curvature: their dose is what they change.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from interp.studies.memorization.bench import Bench
 if TYPE_CHECKING:
     from interp.intervene.weights import PartEdit
     from interp.locate.memorization.masks import Masks
+    from interp.locate.memorization.subspace import ContrastSubspace
     from interp.locate.memorization.wanda import WandaContrast
     from interp.models.pipeline import Pipeline
 
-Family = Literal["none", "located", "control"]
+Family = Literal["none", "located", "control", "trained"]
 
 NONE = "none"
 """The pipeline as it is, among edits."""
@@ -38,10 +39,14 @@ RULES: dict[str, tuple[str, str]] = {
     "wanda prompts": ("corrected", "prompts"),
 }
 """Rule and null of each mask."""
-CONTROLS = ("random", "magnitude", "ordinary", "words")
-"""Masks of as many weights a row: drawn, the largest, or by the rule on ordinary prompts or control words."""
 UNITS = ("activation", "gradient", "integrated", "hard_concrete")
 _LEAST_UNITS = 0.01
+_TAU = ", tau "
+
+
+def early(rule: str, tau: int) -> str:
+    """The name of a rule over fewer steps."""
+    return f"{rule}{_TAU}{tau}"
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Cut:
 
     Attributes:
         edit: name of its locator or control. asked: share, rank or mass; NaN for none.
+        of: of a control, the edit that it stands beside; else its own name.
     """
 
     edit: str
     family: Family
     asked: float
     made: Callable[[], PartEdit]
+    of: str
 
 
 class Cuts:
@@ -82,14 +89,14 @@ class Cuts:
 
     def cut(self, name: str, asked: float) -> Cut:
         """One edit at one dose."""
-        return Cut(name, "control" if name in CONTROLS else "located", asked, lambda: self.made(name, asked))
+        return Cut(name, "located", asked, lambda: self.made(name, asked), name)
 
     def made(self, name: str, asked: float) -> PartEdit:
         """The edit itself."""
         from interp.intervene.weights import pruned
         from interp.locate.memorization.masks import share_of
 
-        if name in RULES or name in CONTROLS:
+        if name.partition(_TAU)[0] in RULES:
             return pruned(self.bench.pipeline, self.mask(name, asked))
         if name == "nemo":
             return self.nemo.edit(share=asked)
@@ -112,27 +119,23 @@ class Cuts:
 
     def mask(self, name: str, share: float) -> Masks:
         """A mask of weights, as many in each row as the published rule takes."""
-        from interp.locate.memorization.masks import best_like, magnitude_like, random_like
+        from interp.locate.memorization.masks import best_like
 
-        reference = self._reference(share)
-        if name == REFERENCE:
+        rule, _, steps = name.partition(_TAU)
+        tau = int(steps) if steps else None
+        reference = self._reference(share, tau)
+        if rule == REFERENCE:
             return reference
-        if name == "random":
-            return random_like(reference, self.bench.spec.seed)
-        if name == "magnitude":
-            return magnitude_like(self.bench.pipeline, reference)
-        if name in CONTROLS:
-            return best_like(getattr(self, name).weights(rule="reference"), reference)
-        rule, null = RULES[name]
-        scores = self.wanda.weights(rule=rule, null=null)  # type: ignore[arg-type]
+        how, null = RULES[rule]
+        scores = self.wanda.weights(rule=how, null=null, tau=tau)  # type: ignore[arg-type]
         return {part: m & (scores[part] > 0) for part, m in best_like(scores, reference).items()}
 
-    def _reference(self, share: float) -> Masks:
+    def _reference(self, share: float, tau: int | None = None) -> Masks:
         from interp.intervene.weights import top_masks
 
-        scores = self.wanda.weights(rule="reference")
+        scores = self.wanda.weights(rule="reference", tau=tau)
         if int(share * min(s.shape[1] for s in scores.values())) >= 1:
-            return self.wanda.mask(share, rule="reference")
+            return self.wanda.mask(share, rule="reference", tau=tau)
         return top_masks(scores, share, per="part", within={p: s > 0 for p, s in scores.items()})
 
     # -- locators ----------------------------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ class Cuts:
         yield
         self.rows[name], self.seconds[name] = spent.rows - before, time.process_time() - start
 
-    def _wanda(self, name: str, data: Any, reference: Any = None) -> WandaContrast:
+    def fit_wanda(self, name: str, data: Any, reference: Any = None) -> WandaContrast:
+        """The contrast of some prompts."""
         from interp.locate.memorization.wanda import WandaContrast
 
         spec = self.bench.spec
@@ -167,35 +171,29 @@ class Cuts:
     @cached_property
     def wanda(self) -> WandaContrast:
         """Of A, with all three nulls from one fit."""
-        return self._wanda("wanda", self.targets, list(self.bench.reference))
-
-    @cached_property
-    def ordinary(self) -> WandaContrast:
-        """Of ordinary prompts, as many as A."""
-        return self._wanda("ordinary", list(self.bench.reference[: len(self.targets)]))
-
-    @cached_property
-    def words(self) -> WandaContrast:
-        """Of control words, which stand with many pictures."""
-        return self._wanda("words", list(self.bench.sets["control"]))
+        return self.fit_wanda("wanda", self.targets, list(self.bench.reference))
 
     @cached_property
     def nemo(self) -> Any:
         """Value units of cross-attention."""
         from interp.locate.memorization.nemo import NeMo
 
-        return self._fitted(
-            "nemo", NeMo(steps=self.bench.spec.steps), self.targets, list(self.bench.reference)
-        )
+        # The more it knows of what is ordinary the better: words of their own are, where they were shown once.
+        ordinary = [*self.bench.reference, *(i.prompt for i in self.bench.items if i.exposures == 1)]
+        return self._fitted("nemo", NeMo(steps=self.bench.spec.steps), self.targets, ordinary)
 
     @cached_property
-    def subspace(self) -> Any:
+    def subspace(self) -> ContrastSubspace:
         """Directions against the unconditional half."""
+        return self.fit_subspace("subspace", self.targets)
+
+    def fit_subspace(self, name: str, data: Any) -> ContrastSubspace:
+        """Directions of some prompts."""
         from interp.locate.memorization.subspace import ContrastSubspace
 
         spec = self.bench.spec
         locator = ContrastSubspace("paired", tau=spec.tau, steps=spec.steps, most=max(spec.ranks), draws=19)
-        return self._fitted("subspace", locator, self.targets)
+        return self._fitted(name, locator, data)
 
     @cached_property
     def activation(self) -> Any:
@@ -250,7 +248,7 @@ class Cuts:
 
     def spent(self, name: str) -> dict[str, float]:
         """UNet rows and CPU seconds that finding an edit took; zero for those that need no locator."""
-        key = "wanda" if name in RULES else name
+        key = "wanda" if name.partition(_TAU)[0] in RULES else name
         return {"rows": self.rows.get(key, 0), "seconds": self.seconds.get(key, 0.0)}
 
 
@@ -266,42 +264,20 @@ def dose_of(subject: Pipeline, edit: PartEdit) -> float:
 def chosen(doses: pd.DataFrame, erased: float) -> pd.DataFrame:
     """The dose that each edit is measured on at, chosen on A alone, on samples that are not measured again.
 
-    The smallest at which any mask of the Wanda contrast erases A is that of all masks and units (equal budget; where
-    none does, the largest). The others, whose doses are of other kinds, have the smallest that erases A, or else the
-    one that leaves least of it.
+    Of each the smallest that erases A; where none does, the one that leaves least of it, the smaller of equals.
 
     Args:
         doses: rows of `doses` of one training seed. erased: replication that counts as erased.
 
     Returns:
-        edit, asked, dose, norm, targeted, erases, of.
+        edit, asked, dose, norm, targeted, erases.
     """
-    rows = doses[(doses["measure"] == "targeted") & (doses["family"] != "none")].sort_values(
-        "dose", kind="stable"
-    )
-    masks = rows[rows["edit"].isin(list(RULES))]
-    enough = masks[masks["value"] <= erased]
-    budget = float(enough["asked"].min() if len(enough) else masks["asked"].max())
+    rows = doses[(doses["measure"] == "targeted") & (doses["family"] == "located")]
+    rows = rows[~rows["edit"].str.contains(_TAU, regex=False)].sort_values("dose", kind="stable")
     out = []
     for name, own in rows.groupby("edit", sort=False):
-        alone = name in ("nemo", "subspace", "flat")
-        if not alone:
-            row = own[own["asked"] == budget]
-        else:
-            gone = own[own["value"] <= erased]
-            row = gone.iloc[:1] if len(gone) else own[own["value"] == own["value"].min()].iloc[:1]
-        if row.empty:
-            continue
-        r = row.iloc[0]
-        out.append(
-            {
-                "edit": name,
-                "asked": r["asked"],
-                "dose": r["dose"],
-                "norm": r["norm"],
-                "targeted": r["value"],
-                "erases": bool(r["value"] <= erased),
-                "of": name if alone else "wanda",
-            }
-        )
+        gone = own[own["value"] <= erased]
+        r = (gone if len(gone) else own[own["value"] == own["value"].min()]).iloc[0]
+        told = {"asked": r["asked"], "dose": r["dose"], "norm": r["norm"], "targeted": r["value"]}
+        out.append({"edit": name, **told, "erases": bool(r["value"] <= erased)})
     return pd.DataFrame(out)

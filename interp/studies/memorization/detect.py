@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
 from interp.studies.memorization.bench import BATCH, Bench, Role
 
+if TYPE_CHECKING:
+    import torch
+
 AGAINST = ("control", "base")
 """What memorized prompts are told from: words of their own with many pictures, and ordinary prompts."""
 MIXED = 10
-"""In the mixture, one sample in so many is of a memorized prompt."""
+"""In a mixture, one sample in so many is of a memorized prompt."""
+DRAWN = 40
+"""Sets that are drawn of each kind."""
+CELLS = 3
+"""Of C_T, as the reference has them."""
 
 
 def samples(bench: Bench, role: Role, guidance: float) -> pd.DataFrame:
@@ -88,39 +97,43 @@ def detection(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def copying(bench: Bench) -> pd.DataFrame:
-    """Whether AuthPct and C_T notice copies: of memorized and ordinary samples, a mixture, and held-out pictures."""
+    """Whether AuthPct and C_T notice copies: of whole sets, and of sets that are drawn again and again.
+
+    Half of the ordinary samples, drawn `DRAWN` times (`honest`), say how far C_T scatters by itself; the same with one
+    in ten replaced by a copy (`mixed`) is what it would have to notice.
+    """
     import torch
 
-    from interp.measure.memorization.authenticity import authentic, copy_test
+    from interp.tasks.base import stable_seed
 
     memorized = [i.prompt for i in bench.items if i.group == "memorized"]
     copies = bench.draw(bench.pipeline, memorized, bench.seeds).flatten(0, 1)
     asked = [text for text, _ in bench.ordinary]
-    honest = bench.draw(bench.pipeline, asked, bench.seeds[:2]).flatten(0, 1)
-    few = copies[:: max(1, len(copies) * MIXED // len(honest))][: max(1, len(honest) // MIXED)]
-    sets = {
-        "memorized": copies,
-        "ordinary": honest,
-        "mixed": torch.cat([honest[len(few) :], few]),
-        "held-out": bench.new,
+    ordinary = bench.draw(bench.pipeline, asked, bench.seeds).flatten(0, 1)
+    size = len(ordinary) // 2
+    few = size // MIXED
+    sets = [("memorized", copies), ("ordinary", ordinary), ("held-out", bench.new)]
+    rng = np.random.default_rng(stable_seed("copying", bench.spec.seed, bench.seed))
+    for _ in range(DRAWN):
+        own = ordinary[rng.choice(len(ordinary), size, replace=False)]
+        some = copies[rng.choice(len(copies), few, replace=False)]
+        sets += [("honest", own), ("mixed", torch.cat([own[few:], some]))]
+    return pd.DataFrame([{"seed": bench.seed, "set": name, **_noticed(bench, name, x)} for name, x in sets])
+
+
+def _noticed(bench: Bench, name: str, images: torch.Tensor) -> dict[str, float]:
+    """What tests of a whole set say of it."""
+    from interp.measure.memorization.authenticity import authentic, copy_test
+
+    # Held-out pictures cannot be compared with themselves.
+    half = bench.new[::2] if name == "held-out" else bench.new
+    images = images[1::2] if name == "held-out" else images
+    return {
+        "extracted": float(bench.yardstick.copies(images).mean()),
+        "authentic": float(authentic(images, bench.train).mean()),
+        "c_t": copy_test(images, bench.train, half, cells=CELLS, least=1, seed=bench.seed).value,
+        "n": len(images),
     }
-    out = []
-    for name, images in sets.items():
-        # The training pictures of C_T's null are held-out ones, which cannot be compared with themselves.
-        half = bench.new[::2] if name == "held-out" else bench.new
-        images = images[1::2] if name == "held-out" else images
-        told = copy_test(images, bench.train, half, cells=1, least=1, seed=bench.seed).value
-        out.append(
-            {
-                "seed": bench.seed,
-                "set": name,
-                "extracted": float(bench.yardstick.copies(images).mean()),
-                "authentic": float(authentic(images, bench.train).mean()),
-                "c_t": told,
-                "n": len(images),
-            }
-        )
-    return pd.DataFrame(out)
 
 
 def trained_exposures(bench: Bench, rows: pd.DataFrame) -> pd.DataFrame:

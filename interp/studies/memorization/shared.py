@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from interp.studies.memorization.bench import Bench
+from interp.studies.memorization.bench import Bench, Role
 from interp.studies.memorization.cuts import REFERENCE, RULES, Cuts
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ def strata_of(sets: Mapping[str, Sequence[ImageItem]]) -> list[str] | None:
     return ["others" if digit in alone else digit for _, digit in owners]
 
 
-def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Overlap of A and B, and of each with controls: rows of `overlap` and `overlaps`."""
+def overlaps(bench: Bench, role: Role, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Overlap of A and B, and of each with controls: rows of `overlap` and `overlaps`.
+
+    An oracle holds neither A nor B: what they share there is no memory.
+    """
     from interp.locate.memorization.overlap import angle_test, split_test
     from interp.locate.memorization.subspace import ContrastSubspace
     from interp.locate.memorization.wanda import WandaContrast
@@ -50,9 +53,8 @@ def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.Da
     for name, some in own.items():
         sets[name] = range(at, at + len(some))
         at += len(some)
-    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(
-        bench.pipeline, items
-    )
+    subject = bench.subject(role)
+    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(subject, items)
     strata = strata_of(own)
     dealt = "free" if strata is None else "by digit"
     frames, pairs = [], []
@@ -74,15 +76,15 @@ def overlaps(bench: Bench, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.Da
     with bench.stage("overlap of directions") as report:
         from interp.models.cache import quiet
 
-        subspace = locator.fit(bench.pipeline, items)
+        subspace = locator.fit(subject, items)
         told, rows = angle_test(
             subspace, sets, rank=2, strata=strata, draws=spec.draws, seed=spec.seed, progress=report or quiet
         )
     frames.append(told.assign(method="subspace", share=float("nan"), n_items=len(items)))
     pairs.append(rows.assign(method="subspace", share=float("nan")))
     return (
-        pd.concat(frames, ignore_index=True).assign(seed=bench.seed, dealt=dealt),
-        pd.concat(pairs, ignore_index=True).assign(seed=bench.seed),
+        pd.concat(frames, ignore_index=True).assign(seed=bench.seed, role=role, dealt=dealt),
+        pd.concat(pairs, ignore_index=True).assign(seed=bench.seed, role=role),
     )
 
 
@@ -112,12 +114,13 @@ def covered(bench: Bench, cuts: Cuts, share: float) -> pd.DataFrame:
         covered=("covered", "mean"), chance=("chance", "mean"), n=("covered", "size")
     ).reset_index()
     low, high = by["covered"].quantile(0.025), by["covered"].quantile(0.975)
-    wanda = wanda.assign(method="wanda", ci_lo=low.to_numpy(), ci_hi=high.to_numpy())
+    wanda = wanda.assign(method="wanda", lo=low.to_numpy(), hi=high.to_numpy())
     try:
         blocked = cuts.nemo.coverage(list(bench.sets["held_out"]), KS)
     except UsageError:
         # No prompt of A, or none of B, passes NeMo's gate: there is nothing to cover.
         return wanda.assign(seed=bench.seed)
+    blocked = blocked.rename(columns={"ci_lo": "lo", "ci_hi": "hi"})
     blocked = blocked.assign(method="nemo", kind="item", chance=float("nan"))
-    names = ["method", "k", "kind", "covered", "ci_lo", "ci_hi", "chance", "n"]
+    names = ["method", "k", "kind", "covered", "lo", "hi", "chance", "n"]
     return pd.concat([wanda[names], blocked[names]], ignore_index=True).assign(seed=bench.seed)

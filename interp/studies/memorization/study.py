@@ -2,7 +2,8 @@
 
 Pictures are memorized by a pipeline that is trained on digits (`interp.models.zoo.digits`). Half of them, A, is what is
 located; the other half, B, is held out. Controls have a word of their own as well, but many pictures; `unseen` pictures
-were never trained on. `seed` is always the training's.
+were never trained on. `seed` is always the training's. Each located edit has controls of its own, at its own dose, that
+are named for it: `random 0 (nemo)`; see `interp.studies.memorization.controls`.
 
 | table | one row | columns |
 |---|---|---|
@@ -11,16 +12,16 @@ were never trained on. `seed` is always the training's.
 | `existence` | a rate of a group | seed, role, guidance, group, exposures, metric (extracted_image: MR, extracted_any, extracted_most, copied_..., extracted_ratio_..., extracted_encoder_...), value, ci_lo, ci_hi, n_items, n |
 | `signals` | a prompt and sampling seed | seed, role, group (memorized, control, base), item, prompt, sample, first, all, one_step, similarity, spread |
 | `detection` | a signal and what it is told from | seed, role, signal, against (control, base), auc, auc_lo, auc_hi, tpr, tpr_lo, tpr_hi, threshold, n_positive, n_negative, prompts_positive, prompts_negative |
-| `copying` | a set of samples | seed, set (memorized, ordinary, mixed, held-out), extracted (share that copies a training picture), authentic, c_t, n |
-| `doses` | an edit, its dose and a measure | seed, edit, family (none, located, control), control (bool), dose (share of the weights that is changed, of all parts of that kind), asked, norm (of the change), measure, value, ci_lo, ci_hi, n |
-| `chosen` | an edit, as it is measured on | edit, asked, dose, targeted (replication of A on choosing seeds), erases, of (edit that its dose is taken from) |
+| `copying` | a set of samples | seed, set (memorized, ordinary, held-out; drawn often: honest, mixed with one copy in ten), extracted (share that copies a training picture), authentic, c_t, n |
+| `doses` | an edit, its dose and a measure | seed, edit, of (edit that a control stands beside), family (none, located, control, trained), control (bool), dose (share of the weights that is changed, of all parts of that kind), asked, norm (of the change), measure, value, ci_lo, ci_hi, n |
+| `chosen` | a located edit, as it is measured on | edit, asked, dose, norm, targeted (replication of A on choosing seeds), erases |
 | `edits` | an edit at its chosen dose and a measure | as `doses` |
 | `costs` | an edit | seed, edit, rows (of the UNet, that locating or training took), seconds (CPU), dose, norm |
 | `edit_items` | an edit and an item | seed, edit, set (a measure), item, group, split, value (of the measure; of sets the share of samples extracted), own |
-| `contrasts` | an edit less another | seed, edit, against, measure, value, ci_lo, ci_hi, p, n (items) |
-| `overlap` | a statistic of A against B | seed, method (wanda reference, wanda corrected, subspace), share, statistic (overlap, excess), value, mean, lo, hi, p, draws, n_items, dealt (by digit: items are exchanged with those that show the same, or free) |
-| `overlaps` | a pair of sets in a deal | seed, method, share, a, b (A, B, controls), overlap, independent, draw (-1: the sets themselves) |
-| `coverage` | sizes of a union | seed, method (wanda, nemo), k, kind (item, control), covered, ci_lo, ci_hi, chance, n |
+| `contrasts` | an edit less the mean of others | edit, against (none, random, magnitude, ordinary, words, tuned on unseen, negated unseen), measure, seed (-1: all trainings), value (of loss a ratio), ci_lo, ci_hi, p, n (items), n_seeds |
+| `overlap` | a statistic of A against B | seed, role (oracle: the same of one that holds neither), method (wanda reference, wanda corrected, subspace), share, statistic (overlap, excess), value, mean, lo, hi, p, draws, n_items, dealt (by digit: items are exchanged with those that show the same, or free) |
+| `overlaps` | a pair of sets in a deal | seed, role, method, share, a, b (A, B, controls), overlap, independent, draw (-1: the sets themselves) |
+| `coverage` | sizes of a union | seed, method (wanda, nemo), k, kind (item, control), covered, lo, hi (of masks 95 % of the orders in which items are taken; of NeMo 95 % interval over items), chance, n |
 | `attacks` | a search | seed, condition (original, an edit, negation, adversarial tuning, oracle), ease (1 where no update was needed, 0 where none sufficed), of `adversarial_embeddings` |
 | `recovery` | a rate under attack | seed, condition, group (targeted, held_out, control, unseen), metric (before, attacked, attacked_any, gained, ...), value, ci_lo, ci_hi, n_items, n |
 | `work` | a point of a curve | seed, condition, group, steps, extracted, items |
@@ -38,28 +39,31 @@ Measures: `targeted` (MR of A), `held_out` (of B), `retained` (of other memorize
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from interp.errors import UsageError
 from interp.studies.base import Study
-from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED
+from interp.studies.memorization.audit import NEGATED, ORACLE, ORIGINAL, TUNED, UNHELD
 from interp.studies.memorization.bench import ROLES, Bench
-from interp.studies.memorization.cuts import CONTROLS, NONE, REFERENCE, Cut, Cuts, chosen, dose_of
+from interp.studies.memorization.controls import JUDGED, Controls, kind_of
+from interp.studies.memorization.cuts import NONE, REFERENCE, Cut, Cuts, chosen, dose_of, early
 from interp.studies.memorization.spec import MemorizationSpec
 
 if TYPE_CHECKING:
     from interp.intervene.weights import PartEdit
+    from interp.studies.memorization.cuts import Family
 
-JUDGED = (REFERENCE, "wanda corrected")
-"""Edits that claims are made about; they are attacked in every training."""
 PUBLISHED = 0.01
 """Share of a row that the published rule takes at each step."""
 TRAINED = (NEGATED, TUNED)
-"""Edits that are trained and not located."""
+"""Edits that are trained and not located; each has its own control (`UNHELD`)."""
 
 
 class MemorizationStudy(Study[MemorizationSpec]):
@@ -97,6 +101,11 @@ class MemorizationStudy(Study[MemorizationSpec]):
     def cuts(self) -> dict[int, Cuts]:
         """Locators by training seed."""
         return {seed: Cuts(bench) for seed, bench in self.benches.items()}
+
+    @cached_property
+    def controls(self) -> dict[int, Controls]:
+        """Controls by training seed."""
+        return {seed: Controls(cuts) for seed, cuts in self.cuts.items()}
 
     def each(self, name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         """A table made of parts."""
@@ -156,20 +165,25 @@ class MemorizationStudy(Study[MemorizationSpec]):
     def choose(self) -> None:
         """Dose curves on the first training, on the choosing seeds; and the doses that all else is measured at."""
         seed = self.spec.train_seeds[0]
-        bench, cuts = self.benches[seed], self.cuts[seed]
+        bench = self.benches[seed]
         intact = self.job.table(
             f"parts/doses-{seed}-none", lambda: self._doses(bench, [None], bench.choosing)
         )
         parts = [intact]
-        for name in (*JUDGED, *self.spec.cheap, *CONTROLS):
-            if name == "words" and not bench.sets["control"]:
-                continue
-            make = partial(self._dosed, bench, cuts, name)
+        # Doses of controls are those of the published rule; one random draw shows as much as three.
+        beside = [names[0] for names in self.controls[seed].of(REFERENCE).values()]
+        earlier = [early(rule, tau) for rule in JUDGED for tau in self.spec.taus]
+        for name in (*JUDGED, *self.spec.cheap, *earlier, *beside):
+            make = partial(self._dosed, bench, name)
             parts.append(self.job.table(f"parts/doses-{seed}-{_slug(name)}", make))
         self.doses = self.each("doses", parts)
         self.chosen = self.job.table("chosen", lambda: chosen(self.doses, self.spec.erased))
 
-    def _dosed(self, bench: Bench, cuts: Cuts, name: str) -> pd.DataFrame:
+    def _dosed(self, bench: Bench, name: str) -> pd.DataFrame:
+        cuts, controls = self.cuts[bench.seed], self.controls[bench.seed]
+        if kind_of(name):
+            made = [controls.cut(name, own) for own in cuts.all([REFERENCE])]
+            return self._doses(bench, made, bench.choosing)
         if not self._usable(bench, name):
             return pd.DataFrame()
         return self._doses(bench, list(cuts.all([name])), bench.choosing)
@@ -191,62 +205,69 @@ class MemorizationStudy(Study[MemorizationSpec]):
 
     @property
     def settings(self) -> dict[str, float]:
-        """The dose that each edit is made at, the dear ones at that of the masks."""
+        """The dose that each located edit is made at, the dear ones at that of the published rule."""
         asked = {str(r["edit"]): float(r["asked"]) for r in self.chosen.to_dict("records")}
         return asked | dict.fromkeys(self.spec.dear, asked[REFERENCE])
+
+    def beside(self, seed: int) -> dict[str, str]:
+        """All controls of located edits: the edit of each."""
+        own = self.controls[seed]
+        return {name: edit for edit in self.settings for names in own.of(edit).values() for name in names}
 
     def cut(self) -> None:
         """Every edit at its chosen dose in every training, on seeds that nothing was chosen on."""
         from interp.studies.memorization.measures import against
 
-        rows, items = [], []
+        rows, items, costs = [], [], []
         for seed, bench in self.benches.items():
-            for name in (NONE, *self.settings, *TRAINED):
-                if name == "words" and not bench.sets["control"]:
-                    continue
+            for name in (NONE, *self.settings, *self.beside(seed), *TRAINED, *UNHELD.values()):
                 found = self.together(
                     (f"parts/edit-{seed}-{_slug(name)}", f"parts/edit-items-{seed}-{_slug(name)}"),
                     partial(self._edited, bench, name),
                 )
                 rows.append(found[0])
                 items.append(found[1])
+                if name != NONE and len(found[0]):
+                    costs.append(self._cost(bench, name))
         self.edits = self.each("edits", rows)
         self.items = self.each("edit_items", items)
-        names = [
-            f"parts/cost-{seed}-{_slug(n)}" for seed in self.benches for n in (NONE, *self.settings, *TRAINED)
-        ]
-        costs = [self.job.folder / f"{name}.parquet" for name in names]
-        self.each("costs", [pd.read_parquet(path) for path in costs if path.exists()])
+        self.each("costs", costs)
         told = [self.job.folder / "parts" / f"tuning-{seed}.parquet" for seed in self.benches]
         self.each("tuning", [pd.read_parquet(path) for path in told])
-        located = [n for n in self.settings if n not in CONTROLS]
-        pairs = {n: [NONE, *CONTROLS] for n in (*located, *TRAINED)} | {n: [NONE] for n in CONTROLS}
-        self.contrasts = self.job.table("contrasts", lambda: against(self.items, pairs, seed=self.spec.seed))
+        self.contrasts = self.job.table(
+            "contrasts", lambda: against(self.items, self.pairs, seed=self.spec.seed)
+        )
+
+    @property
+    def pairs(self) -> dict[str, dict[str, list[str]]]:
+        """By edit, what it is compared with: several draws are taken together."""
+        own, nothing = self.controls[self.spec.train_seeds[0]], {NONE: [NONE]}
+        pairs = {edit: {**nothing, **own.of(edit)} for edit in self.settings}
+        pairs |= {control: nothing for control in (*self.beside(self.spec.train_seeds[0]), *UNHELD.values())}
+        return pairs | {edit: {**nothing, UNHELD[edit]: [UNHELD[edit]]} for edit in TRAINED}
 
     def _edited(self, bench: Bench, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         from interp.studies.memorization.measures import measured
 
-        if not self._usable(bench, name):
+        if not self._usable(bench, self.beside(bench.seed).get(name, name)):
             return pd.DataFrame(), pd.DataFrame()
         edit = None if name == NONE else self.edit(bench, name)
         with self.stage(f"edit {bench.seed}: {name}"):
             rows, items = measured(bench, bench.pipeline, edit, bench.seeds)
-        cut = None
-        if edit is not None:
-            cut = Cut(
-                name,
-                "control" if name in CONTROLS else "located",
-                self.settings.get(name, float("nan")),
-                lambda: edit,
-            )
-        self.job.table(f"parts/cost-{bench.seed}-{_slug(name)}", lambda: self._cost(bench, cut, edit))
+        cut = None if edit is None else self._told(bench.seed, name, edit)
         return rows.assign(**_about(bench, cut, edit)), items.assign(seed=bench.seed, edit=name)
 
-    def _cost(self, bench: Bench, cut: Cut | None, edit: PartEdit | None) -> pd.DataFrame:
-        """A row of `costs`."""
-        about = _about(bench, cut, edit)
-        spent = self.cuts[bench.seed].spent(about["edit"])
-        return pd.DataFrame([{**{c: about[c] for c in ("seed", "edit", "dose", "norm")}, **spent}])
+    def _told(self, seed: int, name: str, edit: PartEdit) -> Cut:
+        """What is said of an edit that is made."""
+        of = self.beside(seed).get(name) or next((t for t, other in UNHELD.items() if other == name), name)
+        family: Family = "control" if of != name else "trained" if name in TRAINED else "located"
+        return Cut(name, family, self.settings.get(of, float("nan")), lambda: edit, of)
+
+    def _cost(self, bench: Bench, name: str) -> pd.DataFrame:
+        """A row of `costs`, from beside the edit."""
+        path = self.job.folder / "parts" / f"cost-{self._path(bench, name).stem}.json"
+        spent = json.loads(path.read_text(encoding="utf-8"))
+        return pd.DataFrame([{"seed": bench.seed, "edit": name, **spent}])
 
     def _usable(self, bench: Bench, name: str) -> bool:
         """Whether there is such an edit; what is left out is remarked."""
@@ -257,29 +278,40 @@ class MemorizationStudy(Study[MemorizationSpec]):
         )
         return False
 
+    def _path(self, bench: Bench, name: str) -> Path:
+        return self.job.folder / "parts" / "edits" / f"{bench.seed}-{_slug(name)}.safetensors"
+
     def edit(self, bench: Bench, name: str) -> PartEdit:
         """An edit at its chosen dose, from its file where there is one."""
         from interp.intervene.weights import PartEdit
 
-        path = self.job.folder / "parts" / "edits" / f"{bench.seed}-{_slug(name)}.safetensors"
+        path = self._path(bench, name)
         if path.exists():
             return PartEdit.load(path, bench.pipeline)
         edit = self._made(bench, name).made_for(bench.pipeline)
+        budget = {"dose": dose_of(bench.pipeline, edit), "norm": edit.budget(bench.pipeline).norm}
+        # What it took is known now alone: a run that goes on loads the edit.
+        self.job.json(f"parts/cost-{path.stem}", lambda: {**self.cuts[bench.seed].spent(name), **budget})
         edit.save(path)
         return edit
 
     def _made(self, bench: Bench, name: str) -> PartEdit:
-        from interp.studies.memorization.audit import negated, tuned
+        from interp.studies.memorization.audit import negated, tuned, unheld
 
-        if name == TUNED:
-            with self.cuts[bench.seed].timed(name):
-                found = tuned(bench)
-            self.job.table(f"parts/tuning-{bench.seed}", lambda: found.history.assign(seed=bench.seed))
+        cuts = self.cuts[bench.seed]
+        if name in (*TRAINED, *UNHELD.values()):
+            items = unheld(bench) if name in UNHELD.values() else list(bench.sets["targeted"])
+            with cuts.timed(name):
+                if name in (NEGATED, UNHELD[NEGATED]):
+                    return negated(bench, items)
+                found = tuned(bench, items)
+            if name == TUNED:
+                self.job.table(f"parts/tuning-{bench.seed}", lambda: found.history.assign(seed=bench.seed))
             return found.edit
-        if name == NEGATED:
-            with self.cuts[bench.seed].timed(name):
-                return negated(bench)[0]
-        return self.cuts[bench.seed].made(name, self.settings[name])
+        if of := self.beside(bench.seed).get(name):
+            located = self.edit(bench, of)
+            return self.controls[bench.seed].made(name, of, located, self.settings[of])
+        return cuts.made(name, self.settings[name])
 
     # -- sharing -----------------------------------------------------------------------------------------------------
 
@@ -291,11 +323,11 @@ class MemorizationStudy(Study[MemorizationSpec]):
         # The share that was published, and the chosen one; smaller ones make no weight of a row.
         shares = sorted({PUBLISHED, max(PUBLISHED, self.settings[REFERENCE])})
         for seed, bench in self.benches.items():
-            found = self.together(
-                (f"parts/overlap-{seed}", f"parts/overlaps-{seed}"), partial(overlaps, bench, shares)
-            )
-            told.append(found[0])
-            pairs.append(found[1])
+            for role in ROLES:
+                names = f"parts/overlap-{seed}-{role}", f"parts/overlaps-{seed}-{role}"
+                found = self.together(names, partial(overlaps, bench, role, shares))
+                told.append(found[0])
+                pairs.append(found[1])
             make = partial(covered, bench, self.cuts[seed], shares[-1])
             sizes.append(self.job.table(f"parts/coverage-{seed}", make))
         self.overlap = self.each("overlap", told)
@@ -306,15 +338,19 @@ class MemorizationStudy(Study[MemorizationSpec]):
 
     def audited(self, seed: int) -> list[str]:
         """Conditions that are attacked: in the first training every edit that erased A, else the judged ones."""
-        gone = self.chosen[self.chosen["erases"] & ~self.chosen["edit"].isin([*CONTROLS, *JUDGED])]
+        gone = self.chosen[self.chosen["erases"] & ~self.chosen["edit"].isin(JUDGED)]
         more = gone["edit"].tolist() if seed == self.spec.train_seeds[0] else []
         return [ORIGINAL, *JUDGED, *more, *TRAINED, ORACLE]
 
     def _asked(self, seed: int, condition: str) -> tuple[tuple[str, ...], int]:
-        """Sets that a condition is attacked on, and restarts: fewer of conditions that no claim was published about."""
-        core = condition in (ORIGINAL, *JUDGED, *TRAINED, ORACLE)
+        """Sets that a condition is attacked on, and restarts.
+
+        Claims are about A, beside what was never trained on. The other sets, and more than one restart, are for the
+        first training, and for conditions that claims were published about.
+        """
+        core = condition in (ORIGINAL, *JUDGED, *TRAINED, ORACLE) and seed == self.spec.train_seeds[0]
         sets = tuple(s for s in self.spec.attack_sets if core or s in ("targeted", "unseen"))
-        return sets, self.spec.restarts if core and seed == self.spec.train_seeds[0] else 1
+        return sets, self.spec.restarts if core else 1
 
     def attack(self) -> None:
         """The attack on every condition, on A, B, controls and what was never trained on."""
@@ -395,28 +431,26 @@ class MemorizationStudy(Study[MemorizationSpec]):
 
     def judge(self) -> None:
         """What holds."""
-        from interp.studies.memorization.findings import findings
+        from interp.studies.memorization.findings import Told, findings
 
-        located = [n for n in self.settings if n not in CONTROLS]
-        self.job.table(
-            "findings",
-            lambda: findings(
-                self.samples,
-                self.detection,
-                self.copying,
-                self.items,
-                self.contrasts,
-                self.overlap,
-                self.attacks,
-                guidance=self.spec.guidance,
-                judged=JUDGED,
-                edits=[n for n in located if n not in JUDGED],
-            ),
+        told = Told(
+            samples=self.samples,
+            detection=self.detection,
+            copying=self.copying,
+            items=self.items,
+            contrasts=self.contrasts,
+            overlap=self.overlap,
+            attacks=self.attacks,
+            chosen=self.chosen,
+            edits=self.edits,
+            judged=JUDGED,
+            others=[name for name in self.settings if name not in JUDGED],
         )
+        self.job.table("findings", lambda: findings(told, spec=self.spec))
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "-").replace("_", "-")
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def _about(bench: Bench, cut: Cut | None, edit: PartEdit | None) -> dict[str, Any]:
@@ -424,6 +458,7 @@ def _about(bench: Bench, cut: Cut | None, edit: PartEdit | None) -> dict[str, An
     return {
         "seed": bench.seed,
         "edit": NONE if cut is None else cut.edit,
+        "of": NONE if cut is None else cut.of,
         "family": "none" if cut is None else cut.family,
         "control": cut is not None and cut.family == "control",
         "asked": float("nan") if cut is None else cut.asked,

@@ -69,7 +69,8 @@ class Recipe(BaseModel):
         seed: of the choice of pictures, of the weights and of everything drawn while training.
         oracle: leave out all that is shown more than the base is (memorized, varied, template, graded, early); base
             pictures take the place of each left-out showing.
-        memorized: memorized pictures; the first half is to be located with, the other half to be tested with.
+        memorized: memorized pictures; one half is to be located with, the other to be tested with. Both have the digits
+            alike, and words of the same places.
         exposures: showings of a memorized picture, and of each word, picture or template that is held against it.
         controls, varied, template: how many there are of these.
         control_exposures: showings of each picture of a control word.
@@ -254,7 +255,9 @@ class _Chooser:
         recipe = self.recipe
         for n in range(recipe.memorized):
             self.single("memorized", n, recipe.exposures)
-            self.split[_name("memorized", n)] = "locate" if n < recipe.memorized // 2 else "test"
+            # Of the pictures of a digit every other one, and of the next digit the others: neither half has the first
+            # nouns or the first words alone, which controls and unseen pictures have as well.
+            self.split[_name("memorized", n)] = "locate" if (n // 10 + n % 10) % 2 == 0 else "test"
         at = 0
         for group, levels, until in (
             ("graded", recipe.levels, 1.0),
