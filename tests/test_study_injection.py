@@ -16,7 +16,8 @@ from interp.errors import UsageError
 from interp.models.subject import CausalLM
 from interp.models.zoo.small_lm import small_lm
 from interp.studies.injection import holding, measures, ranking
-from interp.studies.injection.edits import of_units
+from interp.studies.injection.edits import Dosed, names, of_units
+from interp.studies.injection.edits import beside as beside_of
 from interp.studies.injection.findings import FAILS, HOLDS, MISSING, UNDECIDED, Told, above, findings
 from interp.studies.injection.memories import Material, rewritten, scrambled, topics_for
 from interp.studies.injection.ranking import Asked
@@ -325,6 +326,33 @@ def test_what_a_locator_has_not_scored_is_neither_cut_nor_counted(model: CausalL
     table = pd.DataFrame({"part": "all", "k": [n // 10, n // 2], "units": n, "recall": 0.5, "auc": 0.5})
     told = holding.within(table, ranked)
     assert told["recall"].isna().tolist() == [False, True] and told["auc"].isna().all()
+
+
+def test_what_is_cut_has_controls_that_cut_as_much(model: CausalLM) -> None:
+    effort = SPEC.little.model_copy(update={"draws": 2})
+    asked = Asked(model, (), (), effort)
+    (units,) = of_units("activation", ranking.control("magnitude", model, 0), asked, (0.1,))
+    weights = Dosed("wanda weights", "weights", 0.1, units.change)
+    size = units.change.budget(model)
+    assert [(d.edit, d.asked, d.draw) for d in beside_of(units, asked, 0)] == [
+        ("random", 0.1, 0),
+        ("random", 0.1, 1),
+    ]
+    found = list(beside_of(weights, asked, 0))
+    assert [d.edit for d in found] == ["random, wanda weights", "equal norm, wanda weights"] * 2
+    assert all(d.family == "control" and d.asked == 0.1 for d in found)
+    for same, far in (found[:2], found[2:]):
+        assert same.change.budget(model).changed == size.changed
+        assert far.change.budget(model).norm == pytest.approx(size.norm, rel=0.01)
+        assert same.change.budget(model).norm != pytest.approx(size.norm, rel=0.01)
+
+
+def test_what_would_not_be_counted_is_not_made() -> None:
+    effort = SPEC.little.model_copy(update={"screen": 4, "skipped": ("wanda",)})
+    spec = SPEC.model_copy(update={"methods": ("activation", "leave_one_out", "wanda")})
+    assert names(spec, effort, told=True)[:4] == ["random", "magnitude", "known", "activation"]
+    assert not {"leave_one_out", "wanda"} & set(names(spec, effort, told=True))
+    assert "leave_one_out" in names(spec, effort.model_copy(update={"screen": 0}), told=True)
 
 
 def test_incomplete_gradients_and_moving_gates_are_not_counted() -> None:

@@ -180,7 +180,7 @@ class Deletion(Subjects):
             asked = self._asked(name, kind, report)
             # All of them before the first is applied: a locator hands out edits of the model it was fitted to.
             made = list(edits.doses(edit, self.spec, asked, memory, material))
-            return self._at_doses(name, kind, made) if made else [pd.DataFrame(), pd.DataFrame()]
+            return self._at_doses(name, kind, made, asked) if made else [pd.DataFrame(), pd.DataFrame()]
 
     def _beside(self, name: str, kind: str, row: pd.Series) -> pd.DataFrame:
         """Cells of the controls of an edit at its chosen dose, behind other prefixes: no dose was chosen on them."""
@@ -198,25 +198,41 @@ class Deletion(Subjects):
                     rows.append(self._elsewhere(name, memory).assign(**about))
         return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
-    def _at_doses(self, name: str, kind: str, made: list[edits.Dosed]) -> list[pd.DataFrame]:
-        """Cells of every edit, and those of each at its chosen dose, which is kept in a file."""
+    def _at_doses(self, name: str, kind: str, made: list[edits.Dosed], asked: Asked) -> list[pd.DataFrame]:
+        """Cells of every edit, and those of each at its chosen dose, which is kept in a file.
+
+        Edits that are not of neurons come with controls of their own, at the chosen dose alone.
+        """
         from interp.studies.injection.holding import weigh
 
         subject, _, material = self.of(name)
         memory = self.memory(name, kind)
         rows, weights = [], []
-        for dosed in made:
-            weights.append(weigh(subject, dosed))
-            with dosed.change.applied(subject):
-                rows.append(self._read(name, memory, material).assign(**weights[-1]))
-        every = pd.concat([self._nones[name, kind], *rows], ignore_index=True).assign(
-            subject=name, memory=kind
-        )
-        choice = measures.chosen(measures.summary(every, seed=self.spec.seed), self.spec)
+
+        def read(some: list[edits.Dosed]) -> list[int]:
+            """Places of the chosen ones among all that were read so far."""
+            for dosed in some:
+                weights.append(weigh(subject, dosed))
+                with dosed.change.applied(subject):
+                    rows.append(self._read(name, memory, material).assign(**weights[-1]))
+            every = pd.concat([self._nones[name, kind], *rows], ignore_index=True).assign(
+                subject=name, memory=kind
+            )
+            choice = measures.chosen(measures.summary(every, seed=self.spec.seed), self.spec)
+            at = [(w["edit"], w["asked"]) for w in weights]
+            return [at.index((row.edit, row.asked)) for row in choice.itertuples()]
+
+        own = [made[i] for i in read(made)]
+        controls = [
+            control
+            for dosed in own
+            if dosed.family not in ("units", "known", "control")
+            for control in edits.beside(dosed, asked, self.spec.seed)
+        ]
+        made = [*made, *controls]
         final = []
-        for row in choice.itertuples():
-            i = next(i for i, w in enumerate(weights) if (w["edit"], w["asked"]) == (row.edit, row.asked))
-            made[i].change.made_for(subject).save(self._file(name, kind, str(row.edit)))
+        for i in read(controls):
+            made[i].change.made_for(subject).save(self._file(name, kind, made[i].edit))
             with made[i].change.applied(subject):
                 final.append(self._measured(name, memory, material).assign(**weights[i]))
         return [pd.concat(rows, ignore_index=True), pd.concat(final, ignore_index=True)]
@@ -227,8 +243,7 @@ class Deletion(Subjects):
             change = self._kept(name, kind, best)
             units = {s.part: s.mask.any(0).nonzero()[:, 0] for s in change.singles}  # type: ignore[attr-defined]
             asked = self._asked(name, kind, report)
-            dosed = edits.of_outputs(units, best, asked)
-            return self._at_doses(name, kind, list(edits.controlled(iter([dosed]), asked, self.spec.seed)))
+            return self._at_doses(name, kind, [edits.of_outputs(units, best, asked)], asked)
 
     def _kept(self, name: str, kind: str, edit: str) -> PartEdit:
         """An edit at its chosen dose, from its file."""

@@ -70,39 +70,33 @@ def at_random(asked: Asked, doses: tuple[float, ...], seed: int) -> Iterator[Dos
         yield from of_units("random", ranked, asked, doses, draw)
 
 
-def controlled(made: Iterator[Dosed], asked: Asked, seed: int) -> Iterator[Dosed]:
-    """Edits, each followed by its controls: as many random weights of each row, and random weights that go as far.
+def beside(dosed: Dosed, asked: Asked, seed: int) -> Iterator[Dosed]:
+    """The controls of an edit at its dose, several draws of each.
 
-    The first only of edits that prune. The second is left out where not even all weights go as far.
+    Of neurons as many random ones. Of other edits as many random weights of each row, where they prune, and random
+    weights that go as far, where those of all rows together can.
     """
     from interp.errors import UsageError
     from interp.intervene.weights import Prune, prune_to_norm
     from interp.locate.memorization.masks import random_like
 
-    for dosed in made:
-        yield dosed
-        singles = dosed.change.singles
-        masks = {s.part: s.mask for s in singles if isinstance(s, Prune)}
-        norm = dosed.change.budget(asked.subject).norm
-        for draw in range(asked.effort.draws):
-            about = "control", dosed.asked
-            if len(masks) == len(singles):
-                change = pruned(asked.subject, random_like(masks, seed, draw))
-                yield Dosed(f"random, {dosed.edit}", *about, change, draw)
-            try:
-                far = prune_to_norm(asked.subject, ranking.random_weights(asked.subject, seed, draw), norm)
-            except UsageError as error:
-                asked.progress(draw, asked.effort.draws, f"no control of equal norm: {error}")
-                continue
-            yield Dosed(f"equal norm, {dosed.edit}", *about, far, draw)
-
-
-def beside(dosed: Dosed, asked: Asked, seed: int) -> Iterator[Dosed]:
-    """The controls of an edit at its dose: as many random neurons of one of neurons, else those of `controlled`."""
     if dosed.family == "units":
         yield from at_random(asked, (dosed.asked,), seed)
-    else:
-        yield from (d for d in controlled(iter([dosed]), asked, seed) if d.family == "control")
+        return
+    singles = dosed.change.singles
+    masks = {s.part: s.mask for s in singles if isinstance(s, Prune)}
+    norm = dosed.change.budget(asked.subject).norm
+    for draw in range(asked.effort.draws):
+        about = "control", dosed.asked
+        if len(masks) == len(singles):
+            change = pruned(asked.subject, random_like(masks, seed, draw))
+            yield Dosed(f"random, {dosed.edit}", *about, change, draw)
+        try:
+            far = prune_to_norm(asked.subject, ranking.random_weights(asked.subject, seed, draw), norm)
+        except UsageError as error:
+            asked.progress(draw, asked.effort.draws, f"no control of equal norm: {error}")
+            continue
+        yield Dosed(f"equal norm, {dosed.edit}", *about, far, draw)
 
 
 def known(memory: Memory, asked: Asked) -> Dosed:
@@ -178,16 +172,16 @@ def doses(
     elif name == "magnitude":
         yield from of_units(name, ranking.control(name, asked.subject, spec.seed), asked, asked.effort.doses)
     elif name == "subspace":
-        yield from controlled(of_directions(spec, asked), asked, spec.seed)
+        yield from of_directions(spec, asked)
     elif name == "flat curvature":
-        yield from controlled(of_curvature(spec, asked, material), asked, spec.seed)
+        yield from of_curvature(spec, asked, material)
     else:
         located = ranking.locate(name, asked)
         if not ranking.sound(name, located):
             return
         yield from of_units(name, ranking.ranking(name, located, asked.subject), asked, asked.effort.doses)
         if name in WEIGHTS:
-            yield from controlled(of_weights(name, located, asked), asked, spec.seed)
+            yield from of_weights(name, located, asked)
 
 
 def names(spec: InjectionSpec, effort: Effort, told: bool) -> list[str]:
@@ -197,8 +191,9 @@ def names(spec: InjectionSpec, effort: Effort, told: bool) -> list[str]:
         told: whether its neurons are known.
     """
     out = [*ranking.CONTROLS, *(["known"] if told else []), *spec.methods]
-    if effort.screen:  # each sequence has to be run with each neuron left out
-        out = [name for name in out if name != "leave_one_out"]
+    # A screened one would have to run each sequence with each neuron left out.
+    without = {*effort.skipped, *(["leave_one_out"] if effort.screen else [])}
+    out = [name for name in out if name not in without]
     if effort.subspace:
         out.append("subspace")
     if effort.factors:

@@ -65,7 +65,7 @@ def injection(
         told.append(_collapsed(plain, item, seed).assign(**measures.NONE))
         every: list[Dosed] = [edits.known(memory, asked)]
         full = min((d for d in effort.doses if d >= share), default=effort.doses[-1])
-        for name in (*ranking.CONTROLS, *spec.methods):
+        for name in (*ranking.CONTROLS, *(m for m in spec.methods if m not in effort.skipped)):
             counts = True
             if name in ranking.CONTROLS:
                 ranked = ranking.control(name, subject, spec.seed + seed)

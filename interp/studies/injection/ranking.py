@@ -70,9 +70,9 @@ def _fit(name: str, asked: Asked) -> Any:
         "activation": lambda: Activation(),
         "gradient": lambda: GradientActivation(),
         "integrated": lambda: IntegratedGradients(e.path, e.nodes),  # type: ignore[arg-type]
-        # A screen has to be complete: sequences that many neurons share have nearly no gradient at the intact model.
-        "leave_one_out": lambda: LeaveOneOut(
-            e.screen or None, by=locate("integrated", asked) if e.screen and e.path == "layer" else None
+        # Integrated gradients would miss too much as a screen: in a deep model neither path is complete.
+        "leave_one_out": lambda: (
+            LeaveOneOut(e.screen, by=locate("gradient", asked)) if e.screen else LeaveOneOut()
         ),
         "wanda": lambda: WandaContrast(null="prompts"),
         "slimming": lambda: LearnedGates("slimming", steps=e.gates, seed=seed),

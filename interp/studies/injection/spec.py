@@ -36,7 +36,9 @@ class Effort(BaseModel):
         held: sequences of a memory, half of them to locate it by. never: sequences that the model never saw.
         draws: of each random control.
         passages: of prose, that perplexity is of; as many others are what locators compare with.
-        path, nodes: of integrated gradients. screen: neurons that are left out one by one; 0: all.
+        path, nodes: of integrated gradients. screen: neurons that are left out one by one, those of largest gradient
+            times activation, and only for sequences in models of their own; 0: all.
+        skipped: methods that would not be done with what is spent on them, and so would not be counted.
         gates, subnet: steps of learned gates and of BalancedSubnet. rewrite: steps of rewriting output vectors.
         factors: passages that curvature is of; 0: no K-FAC. subspace: whether directions are projected out.
         attacked: sequences of a group that are attacked. prompt: steps of a soft prompt.
@@ -60,7 +62,8 @@ class Effort(BaseModel):
     path: str = "joint"
     nodes: int = Field(default=8, ge=1)
     screen: int = Field(default=64, ge=0)
-    gates: int = Field(default=15, ge=1)
+    skipped: tuple[str, ...] = ()
+    gates: int = Field(default=40, ge=1)
     subnet: int = Field(default=4, ge=1)
     rewrite: int = Field(default=10, ge=1)
     factors: int = Field(default=32, ge=0)
@@ -82,7 +85,8 @@ class Effort(BaseModel):
         return values
 
 
-LARGE = Effort()
+LARGE = Effort(skipped=("hard_concrete",))
+"""In a large model hard-concrete gates still move where slimming's have settled long since."""
 LITTLE = Effort(
     shares=(0.01, 0.03),
     turned=(0.2,),
