@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float, Int
 
 from interp.errors import UsageError
-from interp.intervene.attack.embeddings import EmbeddingSearch, Row, Target, starts_of
+from interp.intervene.attack.embeddings import EmbeddingSearch, Target, starts_of
+from interp.intervene.attack.extracting import Row
 from interp.intervene.attack.search import generator
 from interp.intervene.weights.places import parameters
 from interp.intervene.weights.tuning import tuned

@@ -16,7 +16,8 @@ from interp.intervene.attack.adversarial import (
     adversarial_tuning,
     surrogates,
 )
-from interp.intervene.attack.embeddings import EmbeddingSearch, error
+from interp.intervene.attack.embeddings import EmbeddingSearch
+from interp.intervene.attack.extracting import error
 from interp.models.parts import parts
 from interp.models.pipeline import Pipeline
 from interp.models.zoo.digits.build import build

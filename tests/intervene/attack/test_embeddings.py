@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from interp.errors import UsageError
-from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings, error
+from interp.intervene.attack.embeddings import EmbeddingSearch, Sampling, adversarial_embeddings
+from interp.intervene.attack.extracting import error
 from interp.measure.memorization.exposures import yardstick as copies
 from interp.measure.memorization.extraction import Yardstick
 from interp.measure.memorization.objective import draws_of, loss
