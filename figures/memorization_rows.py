@@ -12,7 +12,7 @@ import pandas as pd
 from interp.measure.stats import bootstrap_ci, proportion_ci
 
 NAMES = {
-    "none": "before", "original": "original", "oracle": "oracle",
+    "none": "before", "without": "without the memory", "original": "original", "oracle": "oracle",
     "wanda": "Wanda contrast", "wanda reference": "Wanda (published)", "wanda corrected": "Wanda (corrected)",
     "wanda paired": "Wanda (paired null)", "wanda prompts": "Wanda (prompts null)",
     "gradient": "gradient \u00d7 activation", "gradient_size": "gradient \u00d7 activation (size)",
@@ -64,7 +64,7 @@ def named(edit: str) -> str:
 def family(edit: str) -> str:
     """What kind of edit it is, by which figures set them apart."""
     return (
-        "none" if edit in ("none", "original", "memorized")
+        "none" if edit in ("none", "without", "original", "memorized")
         else "control" if edit in CONTROLS or _CONTROL.fullmatch(edit)
         else "trained" if edit in TRAINED else "oracle" if edit == "oracle" else "located"
     )  # fmt: skip

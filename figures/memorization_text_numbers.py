@@ -12,7 +12,10 @@ from study_script import read
 
 from interp.plot.text import number, percent
 
-MEASURES = ("targeted", "held_out", "targeted_hits", "held_out_hits", "similarity", "never", "prose")
+MEASURES = (
+    "targeted", "held_out", "targeted_hits", "held_out_hits", "similarity", "never", "perplexity", "prose",
+    "prose_without",
+)  # fmt: skip
 
 
 def text_numbers(data: Path) -> str:
@@ -87,7 +90,8 @@ def _deleted(data: Path) -> str:
         return ""
     head = {"targeted": "A recited", "held_out": "B recited", "targeted_hits": "A, tokens right",
             "held_out_hits": "B, tokens right", "similarity": "A, similarity", "never": "never seen, nats",
-            "prose": "perplexity of prose"}  # fmt: skip
+            "perplexity": "perplexity of prose", "prose": "over that before",
+            "prose_without": "over that without the memory"}  # fmt: skip
     out = []
     for (subject, memory), rows in own.groupby(["subject", "memory"], sort=False):
         rows = in_order(rows)
@@ -95,7 +99,7 @@ def _deleted(data: Path) -> str:
         lines = []
         for edit in dict.fromkeys(rows["edit"]):
             part = rows[rows["edit"] == edit]
-            dose = percent(float(part["dose"].iloc[0]), digits=2) if edit != "none" else ""
+            dose = percent(float(part["dose"].iloc[0]), digits=2) if edit not in ("none", "without") else ""
             lines.append([named(edit), dose, *(cell(part[part["measure"] == m]) for m in names)])
         out.append(table([f"{subject}, {memory}", "weights changed", *(head[m] for m in names)], lines))
     return "\n\n".join(out)

@@ -205,6 +205,8 @@ def test_neurons_are_found_only_beyond_their_length() -> None:
 def test_deletion_is_judged_by_what_no_dose_was_chosen_on() -> None:
     assert verdicts(findings(told()))[f"{DELETED}, cut"] == HOLDS
     assert verdicts(findings(told({"elsewhere": 1.0})))[f"{DELETED}, cut"] == FAILS
+    table = findings(told({"elsewhere": 1.0})).set_index("statistic")
+    assert table.loc["random - cut", ["value", "verdict"]].tolist() == [0, FAILS]
     assert verdicts(findings(told({"cost": 0.5})))[f"{DELETED}, cut"] == FAILS
 
 
