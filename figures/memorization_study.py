@@ -218,7 +218,7 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
             x={m: "share" if m in SHARES else "to the own picture" for m in CAPTIONS},
             title="What each edit deletes, and what it keeps",
             note=joined([
-                trainings(rows), "doses chosen on other samples of A; grey: controls of the published rule",
+                trainings(rows), "doses chosen on other samples of A; grey: controls (masks: of the published rule)",
             ]),
         )  # fmt: skip
     if contrasts is not None:
@@ -232,7 +232,7 @@ def edit_figures(data: Path) -> dict[str, go.Figure]:
             out["contrasts"] = plot.value_strips(
                 own.assign(edit=own["edit"].map(named), against=own["against"].map(named)), "edit", panel="measure",
                 mark="against", levels={m: {"no difference": 0.0} for m in own["measure"]}, captions=CAPTIONS,
-                title="What each edit deletes beyond control masks", percent=True,
+                title="What each edit deletes beyond its controls", percent=True,
                 note=joined([
                     trainings(own), "controls have the dose of their edit; left of zero: the edit deletes more",
                 ]),
