@@ -24,6 +24,7 @@ from interp.studies.memorization.findings import (
     NOT,
     NOTHING,
     OPEN,
+    UNSURE,
     Claim,
     Told,
     enough,
@@ -350,7 +351,7 @@ def test_a_perfect_deletion_that_spares_the_rest() -> None:
     columns = "source statistic value ci_lo ci_hi verdict rule n n_seeds"
     assert found.columns.tolist() == columns.split()
     assert found.index.is_unique
-    for name, least in ((SURVIVES, 23), (SHARED, 6), ("keep their digits", 36), ("gets nothing", 23)):
+    for name, least in ((SURVIVES, 23), (SHARED, 6), ("keep their digits", 36), ("nothing from", 23)):
         rule = found.loc[[name in i for i in found.index], "rule"].item()
         assert rule.endswith(f"over items of these trainings, {least} at least")
 
@@ -400,7 +401,7 @@ def test_trainings_in_which_a_stayed_are_dropped() -> None:
     [
         ({"alignment": 0.6}, DAMAGE),
         ({"loss": 1.3}, DAMAGE),
-        ({"alignment": 0.9}, OPEN),
+        ({"alignment": 0.9}, UNSURE[OPEN]),
         ({"retained": 0.0}, HOLDS),
         ({}, HOLDS),
     ],
@@ -412,14 +413,14 @@ def test_general_damage_is_no_deletion(keeps: dict[str, float], expected: str) -
     assert verdict(found, f"{REFERENCE}: spares other") == (NOT if "retained" in keeps else HOLDS)
     without = of_edits(wanda_reference={"targeted": 0.0})
     without = without[(without["set"] != "loss")]
-    assert verdict(rows(without), SURVIVES) == MISSING
+    assert verdict(rows(without), SURVIVES) == UNSURE[MISSING]
 
 
 def test_twenty_prompts_cannot_show_that_they_all_stay() -> None:
     items = of_edits()
     few = items[(items["set"] != "alignment") | items["item"].isin([f"alignment-{i}" for i in range(10)])]
     found = rows(few)
-    assert verdict(found, "keep their digits") == verdict(found, SURVIVES) == FEW
+    assert verdict(found, "keep their digits") == FEW and verdict(found, SURVIVES) == UNSURE[FEW]
 
 
 def test_what_comes_back_did_not_survive() -> None:
@@ -442,6 +443,11 @@ def test_an_attack_at_its_ceiling_tells_nothing() -> None:
     found = rows(attacks=of_attacks(oracle=1.0))
     assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND
     assert verdict(found, "attack tells what the model holds") == HOLDS
+    # What comes back from the edited model comes back of pictures never seen as well.
+    found = rows(attacks=of_attacks(original=ceiling, wanda_reference=ceiling))
+    assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND
+    assert verdict(found, "gets nothing that the model never saw") == NOT
+    assert verdict(rows(attacks=of_attacks()), "gets nothing that the model never saw") == HOLDS
     # Of an oracle alone that is low: pictures never seen come as soon.
     found = rows(attacks=of_attacks(original=ceiling))
     assert verdict(found, SURVIVES) == verdict(found, UNSEEN) == BLIND

@@ -9,9 +9,10 @@ are resampled as if they were independent, so that it is these trainings that a 
   than `LEAST` of any claim.
 - An edit is judged over the trainings in which it erased A (replication at most `erased` of the spec); where it erased
   A in none, there is nothing to judge.
-- A claim that needs retention is `general damage` where the edit costs more than `COST`, and is undecided where that
-  it costs less is not shown. A claim about an attack is `attack cannot tell` where the same attack does not tell a
-  model that holds the pictures from an oracle, and these from pictures never seen.
+- A claim that needs retention is `general damage` where the edit costs more than `COST`; where that it costs less is
+  not shown, it says so in place of `holds` (`UNSURE`).
+- A claim about an attack is `attack cannot tell`, whatever came back, where the same attack does not tell the intact
+  model from an oracle, or the pictures that it holds from others that it never saw.
 - Settings were chosen on the first training of the spec. What rests on them is judged over the others, where there are
   some.
 """
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 HOLDS, NOT, OPEN = "holds", "does not", "undecided"
 FEW, MISSING = "too few items", "not measured"
-NOTHING, DAMAGE, BLIND = "nothing deleted", "general damage", "attack cannot tell"
+NOTHING, DAMAGE, BLIND = "A not erased", "general damage", "attack cannot tell"
+UNSURE = {OPEN: "retention undecided", FEW: "retention: too few items", MISSING: "retention not measured"}
+"""In place of `holds`, where it is not shown that what is ordinary stays."""
 BOTH = "so does the oracle"
 LEAST = 6
 """Items from which an interval is told."""
@@ -155,8 +158,8 @@ def findings(told: Told, *, spec: MemorizationSpec) -> pd.DataFrame:
 
     Returns:
         finding, source, statistic, value, ci_lo, ci_hi, verdict (`holds`, `does not`, `undecided`, `too few items`,
-        `not measured`, `nothing deleted`, `general damage`, `attack cannot tell`, `so does the oracle`), rule, n,
-        n_seeds.
+        `not measured`, `A not erased`, `general damage`, `retention ...`, `attack cannot tell`, `so does the oracle`),
+        rule, n, n_seeds.
 
     Raises:
         UsageError: no samples of memorized items or of controls.

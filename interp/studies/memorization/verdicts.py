@@ -24,6 +24,7 @@ from interp.studies.memorization.findings import (
     NOTHING,
     OPEN,
     OURS,
+    UNSURE,
     Claim,
     Told,
     enough,
@@ -93,7 +94,7 @@ class _Edit:
             verdicts.append(_kept(self, measure, delta).verdict)
         if NOT in verdicts:
             return DAMAGE
-        return next((v for v in (MISSING, FEW, OPEN) if v in verdicts), "")
+        return next((UNSURE[v] for v in (MISSING, FEW, OPEN) if v in verdicts), "")
 
 
 def _claim(
@@ -176,7 +177,7 @@ def _shares(edit: _Edit) -> Iterator[Claim]:
     yield from (claims[label] for label in edit.labels if label in claims and edit.name in edit.told.judged)
     hardest = max(claims.values(), key=lambda c: c.hi)
     verdicts = [c.verdict for c in claims.values()]
-    order = (DAMAGE, NOT, FEW, MISSING, OPEN, HOLDS)
+    order = (DAMAGE, NOT, FEW, MISSING, OPEN, *UNSURE.values(), HOLDS)
     yield Claim(
         f"{says} beyond every control", CHAVHAN,
         f"MR of B, less that under the control with the highest interval of {', '.join(claims)}; {edit.erased}",
@@ -284,9 +285,12 @@ def _power(attacks: pd.DataFrame, measure: str, seeds: Sequence[int]) -> str:
     return "" if min(lows) > MARGIN else BLIND
 
 
-def _needs(edit: _Edit, measure: str, seeds: Sequence[int]) -> str:
-    retention = edit.retention(seeds)
-    return retention if retention == DAMAGE else _power(edit.told.attacks, measure, seeds) or retention
+def _gates(edit: _Edit, measure: str, seeds: Sequence[int]) -> dict[str, str]:
+    """What stands in place of the verdict (an attack that cannot tell), or of `holds`."""
+    power, retention = _power(edit.told.attacks, measure, seeds), edit.retention(seeds)
+    if power == BLIND:
+        return {"gate": BLIND}
+    return {"needs": retention if retention == DAMAGE else power or retention}
 
 
 _POWER = (
@@ -318,8 +322,8 @@ def _survives(edit: _Edit) -> Iterator[Claim]:
             yield unjudged(finding, DORI, statistic, MISSING, rule)
             continue
         yield _claim(
-            finding, DORI, statistic, delta, measure, MARGIN, False, least=enough(MARGIN),
-            needs=_needs(edit, measure, seeds), rule=rule,
+            finding, DORI, statistic, delta, measure, MARGIN, False, least=enough(MARGIN), rule=rule,
+            **_gates(edit, measure, seeds),
         )  # fmt: skip
     sides = _unseen(attacks, edit.name, seeds)
     statistic = f"ease of extraction of A, less that of unseen pictures, starts off the prompt; {edit.erased}"
@@ -333,8 +337,8 @@ def _survives(edit: _Edit) -> Iterator[Claim]:
         MARGIN,
         False,
         least=enough(MARGIN),
-        needs=_needs(edit, "ease", seeds),
         rule=rule,
+        **_gates(edit, "ease", seeds),
     )
 
 
@@ -373,6 +377,13 @@ def _tells(attacks: pd.DataFrame) -> Iterator[Claim]:
                 f"the oracle is the floor: a model that holds the pictures gives them up sooner ({text})", OURS,
                 f"{text}, original less oracle", delta, measure, MARGIN, True, rule=rule,
             )  # fmt: skip
+    new = attacks[(attacks["group"] == "unseen") & (attacks["condition"] == ORIGINAL)]
+    if len(new):
+        made_up = new.groupby(["seed", "item"], as_index=False)["extracted"].max()
+        finding = "the attack gets nothing that the model never saw"
+        rule = f"upper end of the rate's interval below {MARGIN:g}, the rate in every training"
+        yield rate(made_up, finding, "share of unseen pictures got from the original", rule)
+    rule = f"interval above {MARGIN:g}, the difference in every training"
     sides = _unseen(attacks, ORIGINAL, seeds)
     if not any(side.empty for side in sides):
         yield _beyond(
