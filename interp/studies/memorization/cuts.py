@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from interp.studies.memorization.bench import Bench
+from interp.studies.memorization.bench import Bench, Role
 
 if TYPE_CHECKING:
     from interp.intervene.weights import PartEdit
@@ -76,6 +76,7 @@ class Cuts:
         self.bench = bench
         self.rows: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
+        self._every: dict[Role, WandaContrast] = {}
 
     def all(self, edits: Sequence[str]) -> Iterator[Cut]:
         """Every dose of these edits."""
@@ -172,6 +173,17 @@ class Cuts:
     def wanda(self) -> WandaContrast:
         """Of A, with all three nulls from one fit."""
         return self.fit_wanda("wanda", self.targets, list(self.bench.reference))
+
+    def every(self, role: Role) -> WandaContrast:
+        """Of A, B and control words, item by item in this order."""
+        from interp.locate.memorization.wanda import WandaContrast
+
+        if role not in self._every:
+            bench = self.bench
+            items = [item for name in ("targeted", "held_out", "control") for item in bench.sets[name]]
+            locator = WandaContrast("reference", null="empty", tau=bench.spec.tau, steps=bench.spec.steps)
+            self._every[role] = locator.fit(bench.subject(role), items)
+        return self._every[role]
 
     @cached_property
     def nemo(self) -> Any:

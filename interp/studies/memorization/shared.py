@@ -37,14 +37,15 @@ def strata_of(sets: Mapping[str, Sequence[ImageItem]]) -> list[str] | None:
     return ["others" if digit in alone else digit for _, digit in owners]
 
 
-def overlaps(bench: Bench, role: Role, shares: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def overlaps(
+    bench: Bench, cuts: Cuts, role: Role, shares: Sequence[float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Overlap of A and B, and of each with controls: rows of `overlap` and `overlaps`.
 
     An oracle holds neither A nor B: what they share there is no memory.
     """
     from interp.locate.memorization.overlap import angle_test, split_test
     from interp.locate.memorization.subspace import ContrastSubspace
-    from interp.locate.memorization.wanda import WandaContrast
 
     spec = bench.spec
     own = {"A": bench.sets["targeted"], "B": bench.sets["held_out"], "controls": bench.sets["control"]}
@@ -54,7 +55,7 @@ def overlaps(bench: Bench, role: Role, shares: Sequence[float]) -> tuple[pd.Data
         sets[name] = range(at, at + len(some))
         at += len(some)
     subject = bench.subject(role)
-    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(subject, items)
+    found = cuts.every(role)
     strata = strata_of(own)
     dealt = "free" if strata is None else "by digit"
     frames, pairs = [], []
@@ -92,16 +93,12 @@ def covered(bench: Bench, cuts: Cuts, share: float) -> pd.DataFrame:
     """How much of an item is covered by others: rows of `coverage`."""
     from interp.errors import UsageError
     from interp.locate.memorization.overlap import coverage
-    from interp.locate.memorization.wanda import WandaContrast
 
     spec = bench.spec
     memorized = [*bench.sets["targeted"], *bench.sets["held_out"]]
     items = [*memorized, *bench.sets["control"]]
-    found = WandaContrast("reference", null="empty", tau=spec.tau, steps=spec.steps).fit(
-        bench.pipeline, items
-    )
     rows = coverage(
-        found,
+        cuts.every("model"),
         range(len(memorized)),
         controls=range(len(memorized), len(items)),
         orders=10,

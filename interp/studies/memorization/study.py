@@ -143,7 +143,7 @@ class MemorizationStudy(Editing):
         for seed, bench in self.benches.items():
             for role in ROLES:
                 names = f"parts/overlap-{seed}-{role}", f"parts/overlaps-{seed}-{role}"
-                found = self.together(names, partial(overlaps, bench, role, shares))
+                found = self.together(names, partial(overlaps, bench, self.cuts[seed], role, shares))
                 told.append(found[0])
                 pairs.append(found[1])
             make = partial(covered, bench, self.cuts[seed], shares[-1])
