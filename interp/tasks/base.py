@@ -32,7 +32,7 @@ class Span:
     Roles: `key value query question evidence distractor_key distractor_value stale_value subject relation instruction
     filler`; a `question` holds a `query`, as `evidence` holds `key` and `value`. In sentences about several names or
     things: `io s1 s2` (the indirect object, the subject's two mentions), `again` (a thing mentioned again) and `end`
-    (the last token).
+    (the last token). In joint recall and streams of updates: `context_id`, `order_mark` and `separator`.
     `item` tells needles or pairs apart (0 is the one asked for), `hop` the copies or steps of a chain.
     """
 
@@ -107,13 +107,15 @@ class Example:
 class Piece:
     """A stretch of text with an optional role; an `Example` is put together from pieces and tokenised once, whole.
 
-    A role may cover several pieces: give `within` the roles of enclosing spans (`evidence` around `key` and `value`).
+    A role may cover several pieces: give `within` the role of the enclosing span (`evidence` around `key` and `value`);
+    pieces of one `within`, `item` and `hop` make one span, from the first of them to the last.
     """
 
     text: str
     role: str | None = None
     item: int = -1
     within: str | None = None
+    hop: int = 0
 
 
 class Redraw(Exception):
@@ -154,20 +156,23 @@ def token_spans(prompt: Encoded, pieces: Sequence[Piece]) -> tuple[Span, ...]:
     Raises:
         Redraw: the tokenizer drops the text of a piece.
     """
-    ranges: dict[tuple[str, int, int], tuple[int, int]] = {}
+    ranges: dict[tuple[str, int, int, int], tuple[int, int]] = {}
     at = 0
     for number, piece in enumerate(pieces):
         start, at = at, at + len(piece.text)
         if not piece.text.strip():
             continue
         if piece.role:
-            ranges[piece.role, piece.item, number] = (start, at)
+            ranges[piece.role, piece.item, piece.hop, number] = (start, at)
         if piece.within:
-            first, _ = ranges.get((piece.within, piece.item, -1), (start, at))
-            ranges[piece.within, piece.item, -1] = (first, at)
+            whole = piece.within, piece.item, piece.hop, -1
+            first, _ = ranges.get(whole, (start, at))
+            ranges[whole] = (first, at)
     names = list(ranges)
     found = overlapping(prompt, [ranges[name] for name in names])
-    return tuple(sorted(Span(a, b, role, item) for (a, b), (role, item, _) in zip(found, names, strict=True)))
+    return tuple(
+        sorted(Span(a, b, role, item, hop) for (a, b), (role, item, hop, _) in zip(found, names, strict=True))
+    )
 
 
 def overlapping(prompt: Encoded, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

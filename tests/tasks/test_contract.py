@@ -15,125 +15,9 @@ import tests.tokenizers
 from interp.models.tokens import Tokens
 from interp.tasks import NAMES, task
 from interp.tasks.base import Example, Task, check_example, is_copy
+from tests.tasks.strategies import GUESSED, NO_GUESS, PARAMS
 
 FAMILIES = list(tests.tokenizers.KINDS)
-
-seeds = st.integers(0, 2**31)
-needles = st.fixed_dictionaries(
-    {
-        # Three needles, each in sixty small tokens, and their question have to fit.
-        "length": st.integers(300, 450),
-        "depth": st.one_of(
-            st.just("uniform"), st.floats(0, 1), st.lists(st.floats(0, 1), min_size=1, max_size=3)
-        ),
-        "kinds": st.lists(
-            st.sampled_from(["names", "words", "numbers", "phrases"]), min_size=1, max_size=4, unique=True
-        ),
-        "needles": st.integers(1, 3),
-        "haystack": st.sampled_from(["all", "train", "test", "soup"]),
-        "n": st.just(3),
-        "seed": seeds,
-    }
-)
-induction = st.fixed_dictionaries(
-    {
-        "length": st.integers(8, 60),
-        "n_answer": st.integers(1, 4),
-        "lead": st.integers(0, 20),
-        "n": st.just(4),
-        "seed": seeds,
-    }
-)
-facts = st.fixed_dictionaries({"shots": st.integers(0, 4), "n": st.just(12), "seed": seeds})
-prose = st.fixed_dictionaries(
-    {"prompt": st.integers(1, 100), "answer": st.integers(1, 50), "n": st.just(4), "seed": seeds}
-)
-several = {
-    # Four statements in fifty small tokens each, and their question have to fit.
-    "length": st.integers(400, 500),
-    "haystack": st.sampled_from(["all", "train", "test", "soup"]),
-    "n": st.just(3),
-    "seed": seeds,
-}
-depths = st.one_of(st.just("uniform"), st.floats(0, 1))
-multi_key = st.fixed_dictionaries({**several, "needles": st.integers(2, 3), "depth": depths})
-# Room for six statements and a solved question with as many.
-several = {**several, "length": st.integers(700, 800), "shots": st.integers(0, 1)}
-multi_value = st.fixed_dictionaries({**several, "values": st.integers(2, 4), "others": st.integers(0, 2)})
-multi_hop = st.fixed_dictionaries(
-    {
-        **several,
-        "hops": st.integers(0, 2),
-        "chains": st.integers(2, 3),
-        "style": st.sampled_from(["variables", "story"]),
-        "ask": st.sampled_from(["value", "chain"]),
-    }
-)
-paraphrase = st.fixed_dictionaries({**several, "names": st.integers(2, 4), "depth": depths})
-reading = st.fixed_dictionaries({"shots": st.integers(0, 3), "n": st.just(4), "seed": seeds})
-arithmetic = st.fixed_dictionaries(
-    {
-        "terms": st.integers(2, 4),
-        "largest": st.sampled_from([9, 20, 99]),
-        "style": st.sampled_from(["direct", "cot"]),
-        "form": st.sampled_from(["digits", "words"]),
-        "shots": st.integers(0, 3),
-        "n": st.just(4),
-        "seed": seeds,
-    }
-)
-ioi = st.fixed_dictionaries(
-    {
-        "families": st.sampled_from([None, "telling", ["giving", "trading"]]),
-        "order": st.sampled_from(["both", "ABBA", "BABA"]),
-        "n": st.just(4),
-        "seed": seeds,
-    }
-)
-laundry = st.fixed_dictionaries(
-    {
-        "items": st.one_of(st.integers(2, 20), st.lists(st.integers(2, 8), min_size=1, max_size=4)),
-        "families": st.sampled_from(["A", "B", ["A", "B"]]),
-        "n": st.just(4),
-        "seed": seeds,
-    }
-)
-colored_objects = st.fixed_dictionaries(
-    {"shots": st.integers(0, 6), "objects": st.integers(2, 4), "n": st.just(4), "seed": seeds}
-)
-conflict = st.fixed_dictionaries(
-    {
-        "counter": st.integers(1, 2),
-        "memory": st.integers(0, 2),
-        "irrelevant": st.integers(0, 2),
-        "order": st.sampled_from(["both", "memory_first", "counter_first"]),
-        "n": st.just(3),
-        "seed": seeds,
-    }
-)
-priors = {"prior": st.sampled_from(["both", "high", "low"]), "n": st.just(4), "seed": seeds}
-acronym = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3)})
-shift_cipher = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3), "shift": st.integers(1, 25)})
-counting = st.fixed_dictionaries({**priors, "shots": st.integers(0, 2), "largest": st.just(100)})
-asked = st.one_of(
-    st.tuples(st.just("niah"), needles),
-    st.tuples(st.just("induction"), induction),
-    st.tuples(st.just("facts"), facts),
-    st.tuples(st.just("prose"), prose),
-    st.tuples(st.just("multi_key"), multi_key),
-    st.tuples(st.just("multi_value"), multi_value),
-    st.tuples(st.just("multi_hop"), multi_hop),
-    st.tuples(st.just("paraphrase"), paraphrase),
-    st.tuples(st.just("reading"), reading),
-    st.tuples(st.just("arithmetic"), arithmetic),
-    st.tuples(st.just("ioi"), ioi),
-    st.tuples(st.just("laundry"), laundry),
-    st.tuples(st.just("colored_objects"), colored_objects),
-    st.tuples(st.just("conflict"), conflict),
-    st.tuples(st.just("acronym"), acronym),
-    st.tuples(st.just("shift_cipher"), shift_cipher),
-    st.tuples(st.just("counting"), counting),
-)
 
 
 def check(made: Task, tokens: Tokens) -> list[Example]:
@@ -157,12 +41,16 @@ def check(made: Task, tokens: Tokens) -> list[Example]:
     return examples
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=12)
-@given(asked=asked)
-def test_contract(family: str, asked: tuple[str, dict[str, Any]]) -> None:
-    name, params = asked
-    check(task(name, **params), tests.tokenizers.tokens(family))
+@pytest.mark.parametrize("name", PARAMS)
+@settings(max_examples=9)
+@given(data=st.data(), family=st.sampled_from(FAMILIES))
+def test_contract(name: str, data: st.DataObject, family: str) -> None:
+    check(task(name, **data.draw(PARAMS[name])), tests.tokenizers.tokens(family))
+
+
+def test_every_task_is_drawn_and_guessed() -> None:
+    assert set(PARAMS) == set(NAMES) - {"niah_grid"}
+    assert {name for name, _ in GUESSED} | set(NO_GUESS) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,10 +58,11 @@ def test_contract_with_the_default_model(name: str, smollm2_tokens: Tokens) -> N
     check(task(name, n=24), smollm2_tokens)
 
 
-@settings(max_examples=10)
-@given(asked=asked, family=st.sampled_from(FAMILIES))
-def test_more_examples_keep_the_first_ones(asked: tuple[str, dict[str, Any]], family: str) -> None:
-    name, params = asked
+@pytest.mark.parametrize("name", PARAMS)
+@settings(max_examples=1)
+@given(data=st.data(), family=st.sampled_from(FAMILIES))
+def test_more_examples_keep_the_first_ones(name: str, data: st.DataObject, family: str) -> None:
+    params = data.draw(PARAMS[name])
     tokens = tests.tokenizers.tokens(family)
     few = task(name, **params).examples(tokens)
     more = task(name, **{**params, "n": params["n"] + 3}).examples(tokens)
@@ -196,9 +85,7 @@ import hashlib, sys
 import tests.tokenizers
 from interp.tasks import NAMES, task
 tokens = tests.tokenizers.tokens("llama")
-names = "facts induction niah prose multi_key multi_value multi_hop paraphrase reading ioi laundry colored_objects"
-names += " conflict acronym shift_cipher counting"
-for name in names.split():
+for name in NAMES:
     examples = task(name, n=6, seed=3).examples(tokens)
     twins = [t for e in examples for t in e.corrupt.values()]
     state = [(e.key(), e.text, e.chance, e.cluster, e.group, sorted(e.meta.items(), key=str)) for e in examples + twins]
@@ -218,29 +105,10 @@ def test_same_bytes_in_every_process() -> None:
         for seed in ("0", "1", "4711")
     }
     assert len(outputs) == 1
-    assert outputs.pop().count("\n") == 16
+    assert outputs.pop().count("\n") == len(NAMES)
 
 
-@pytest.mark.parametrize(
-    ("name", "params"),
-    [
-        ("niah", {"length": 200, "n": 40, "needles": 2}),
-        ("facts", {"n": 600}),
-        ("facts", {"n": 73, "relations": "atomic_number", "templates": 0}),
-        ("induction", {"n": 100, "length": 12}),
-        ("multi_key", {"n": 30}),
-        ("multi_value", {"n": 30}),
-        ("multi_hop", {"n": 30, "chains": 4}),
-        ("paraphrase", {"n": 30}),
-        ("reading", {"n": 60}),
-        ("arithmetic", {"n": 60}),
-        ("laundry", {"n": 60, "items": [4, 5, 6]}),
-        ("colored_objects", {"n": 60, "objects": 4}),
-        ("acronym", {"n": 60}),
-        ("shift_cipher", {"n": 60}),
-        ("counting", {"n": 60}),
-    ],
-)
+@pytest.mark.parametrize(("name", "params"), GUESSED)
 def test_a_uniform_guesser_scores_chance(name: str, params: dict[str, Any]) -> None:
     """Guessing among the candidates, scored as answers are scored, comes out at the examples' chance."""
     rng = np.random.default_rng(0)

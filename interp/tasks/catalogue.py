@@ -1,0 +1,314 @@
+"""The tasks that ship, by family: what each is, where it comes from, its parameters, and the ladder it is measured on.
+
+Nothing is imported here: `TaskInfo.load` imports a task when it is first asked for. Ladders were fixed before any model
+was measured on them; `interp tasks run` shows every rung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from interp.errors import UsageError
+
+LENGTHS = (256, 512, 1024)
+"""Tokens of a prompt, of tasks that are measured by length."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known about a task without importing it.
+
+    Attributes:
+        target: `module:attribute`, or the class or function itself.
+        params: parameters with their defaults.
+        ladder: sizes that it is measured at, by parameter: one parameter at a time, the others as they are by default.
+            Empty: it has one size.
+        natural: whether it is asked in a natural language; else in bare symbols.
+        family: the heading that it stands under.
+    """
+
+    name: str
+    target: str | Callable[..., Any]
+    summary: str
+    source: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    ladder: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    natural: bool = True
+    family: str = "yours"
+
+    def load(self) -> Callable[..., Any]:
+        """The class or function."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as why:
+            raise UsageError(f"task {self.name}: '{self.target}' cannot be imported: {why}") from None
+
+
+ASSOCIATIVE: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "induction",
+        "interp.tasks.induction:Induction",
+        "repeated random tokens; the answer followed the last token earlier on",
+        "repeated random tokens, after Olsson et al. (arXiv 2209.11895)",
+        {"length": 32, "n_answer": 1, "lead": 8, "n": 64, "seed": 0},
+        ladder={"length": (8, 16, 32, 64, 128)},
+        natural=False,
+        family="associative recall",
+    ),
+)
+
+LONG_CONTEXT: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "niah",
+        "interp.tasks.niah:Niah",
+        "a key-value sentence in natural prose, and the question for its value",
+        "prose, keys and values written for this project; after Wu et al. (arXiv 2404.15574) and RULER",
+        {
+            "length": 512,
+            "depth": "uniform",
+            "kinds": ("names", "words", "numbers", "phrases"),
+            "needles": 1,
+            "haystack": "all",
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "niah_grid",
+        "interp.tasks.grid:NiahGrid",
+        "needles over a grid of lengths and depths, laid out so that prefills are shared",
+        "needles and prose of niah; grid after Wu et al. (arXiv 2404.15574)",
+        {
+            "lengths": (256, 512, 1024, 2048),
+            "depths": 5,
+            "needles": 4,
+            "haystacks": None,
+            "kinds": ("names", "words", "numbers", "phrases"),
+            "haystack": "all",
+            "mode": "exact",
+            "n": None,
+            "seed": 0,
+        },
+        family="long context",
+    ),
+    TaskInfo(
+        "multi_key",
+        "interp.tasks.multi:MultiKey",
+        "one of several key-value sentences of one form in natural prose",
+        "needles and prose written for this project; after RULER (arXiv 2404.06654)",
+        {
+            "length": 512,
+            "depth": "uniform",
+            "kinds": ("names", "words", "numbers", "phrases"),
+            "needles": 4,
+            "haystack": "all",
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"needles": (2, 4, 8), "length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "multi_value",
+        "interp.tasks.multi:MultiValue",
+        "all values of one key, listed in the order of the text",
+        "statements and prose written for this project; after RULER (arXiv 2404.06654)",
+        {
+            "length": 512,
+            "values": 3,
+            "others": 1,
+            "kinds": ("names", "words", "numbers"),
+            "haystack": "all",
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"values": (2, 3, 4), "length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "multi_hop",
+        "interp.tasks.hops:MultiHop",
+        "the value at the end of a chain of statements, in sentences or as variables",
+        "chains and prose written for this project; after RULER (arXiv 2404.06654)",
+        {
+            "length": 512,
+            "hops": 1,
+            "chains": 3,
+            "style": "story",
+            "ask": "value",
+            "haystack": "all",
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"hops": (0, 1, 2, 3), "length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "paraphrase",
+        "interp.tasks.paraphrase:Paraphrase",
+        "which of several persons is meant, by an association that no word of the context gives away",
+        "associations written for this project; after NoLiMa (arXiv 2502.05167)",
+        {
+            "length": 512,
+            "depth": "uniform",
+            "relations": None,
+            "names": 4,
+            "haystack": "all",
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "reading",
+        "interp.tasks.reading:Reading",
+        "questions about short passages, whose answers stand in them",
+        "passages and questions written for this project; metric after SQuAD (arXiv 1606.05250)",
+        {"shots": 2, "n": 64, "seed": 0},
+        family="long context",
+    ),
+)
+
+BIOGRAPHIES: tuple[TaskInfo, ...] = ()
+
+ORDER: tuple[TaskInfo, ...] = ()
+
+INTERFERENCE: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "conflict",
+        "interp.tasks.conflict:Conflict",
+        "a fact asked for behind statements of another answer: memory against context",
+        "facts compiled for this project; after Xie et al. (arXiv 2305.13300)",
+        {
+            "counter": 1,
+            "memory": 0,
+            "irrelevant": 0,
+            "order": "both",
+            "relations": None,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"counter": (1, 2)},
+        family="interference",
+    ),
+)
+
+WORKING_MEMORY: tuple[TaskInfo, ...] = ()
+
+KNOWLEDGE: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "facts",
+        "interp.tasks.facts:Facts",
+        "closed-book facts of many relations, in several wordings",
+        "closed-book facts compiled for this project, as of 2024",
+        {"relations": None, "templates": None, "shots": 0, "n": None, "seed": 0},
+        family="knowledge",
+    ),
+    TaskInfo(
+        "acronym",
+        "interp.tasks.prior:Acronym",
+        "the first letters of four words, which are a likely answer or not",
+        "words chosen for this project; after Zhang et al. (arXiv 2504.12585)",
+        {"prior": "both", "shots": 2, "n": 64, "seed": 0},
+        family="knowledge",
+    ),
+    TaskInfo(
+        "shift_cipher",
+        "interp.tasks.prior:ShiftCipher",
+        "four letters moved along the alphabet, which spell a likely answer or not",
+        "words chosen for this project; after McCoy et al. (arXiv 2309.13638)",
+        {"shift": 1, "prior": "both", "shots": 2, "n": 64, "seed": 0},
+        ladder={"shift": (1, 2, 3)},
+        family="knowledge",
+    ),
+    TaskInfo(
+        "counting",
+        "interp.tasks.prior:Counting",
+        "how often a word stands in a list: a round number, or one beside it",
+        "lists generated for this project; after McCoy et al. (arXiv 2309.13638)",
+        {"largest": 80, "prior": "both", "shots": 0, "n": 64, "seed": 0},
+        family="knowledge",
+    ),
+)
+
+LISTS_AND_NAMES: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "ioi",
+        "interp.tasks.ioi:IOI",
+        "two names, one of them again; the answer is the other one",
+        "sentences and names written for this project; after Wang et al. (arXiv 2211.00593)",
+        {"families": None, "order": "both", "n": 64, "seed": 0},
+        family="lists and names",
+    ),
+    TaskInfo(
+        "laundry",
+        "interp.tasks.laundry:Laundry",
+        "a list, and all but one of its things again; the answer is the one left over",
+        "lists and wordings written for this project; no replication of Merullo et al. (arXiv 2406.09519)",
+        {"items": (2, 3, 4, 5, 6), "families": ("A", "B"), "n": 64, "seed": 0},
+        ladder={"items": (2, 4, 6, 8, 12)},
+        family="lists and names",
+    ),
+    TaskInfo(
+        "colored_objects",
+        "interp.tasks.colored_objects:ColoredObjects",
+        "several objects, each with a color, and the question for the color of one",
+        "scenes written for this project; after Merullo et al. (arXiv 2310.08744)",
+        {"shots": 1, "objects": 3, "n": 64, "seed": 0},
+        ladder={"objects": (2, 3, 4)},
+        family="lists and names",
+    ),
+)
+
+OTHER: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "arithmetic",
+        "interp.tasks.arithmetic:Arithmetic",
+        "sums of several numbers, at once or step by step: no copying solves them",
+        "additions generated for this project; steps after Wei et al. (arXiv 2201.11903)",
+        {
+            "terms": 2,
+            "largest": 20,
+            "style": "direct",
+            "form": "digits",
+            "shots": 4,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"terms": (2, 3, 4)},
+        family="controls",
+    ),
+    TaskInfo(
+        "prose",
+        "interp.tasks.prose:Prose",
+        "natural prose to continue: the cost of a cut off target",
+        "Python's documentation (pydoc_data.topics), or a file of the user's",
+        {"prompt": 128, "answer": 64, "file": None, "n": 16, "seed": 0},
+        family="controls",
+    ),
+)
+
+BUILT_IN = (
+    *ASSOCIATIVE,
+    *LONG_CONTEXT,
+    *BIOGRAPHIES,
+    *ORDER,
+    *INTERFERENCE,
+    *WORKING_MEMORY,
+    *KNOWLEDGE,
+    *LISTS_AND_NAMES,
+    *OTHER,
+)
+"""All of them, in the order of the families."""

@@ -1,0 +1,156 @@
+"""Parameters of the tasks, drawn for property tests; and sizes at which a uniform guesser is held against chance.
+
+Every task in `interp.tasks.NAMES` has its entry in both (a test sees to it), or a reason in `NO_GUESS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+seeds = st.integers(0, 2**31)
+needles = st.fixed_dictionaries(
+    {
+        # Three needles, each in sixty small tokens, and their question have to fit.
+        "length": st.integers(300, 450),
+        "depth": st.one_of(
+            st.just("uniform"), st.floats(0, 1), st.lists(st.floats(0, 1), min_size=1, max_size=3)
+        ),
+        "kinds": st.lists(
+            st.sampled_from(["names", "words", "numbers", "phrases"]), min_size=1, max_size=4, unique=True
+        ),
+        "needles": st.integers(1, 3),
+        "haystack": st.sampled_from(["all", "train", "test", "soup"]),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+induction = st.fixed_dictionaries(
+    {
+        "length": st.integers(8, 60),
+        "n_answer": st.integers(1, 4),
+        "lead": st.integers(0, 20),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+facts = st.fixed_dictionaries({"shots": st.integers(0, 4), "n": st.just(12), "seed": seeds})
+prose = st.fixed_dictionaries(
+    {"prompt": st.integers(1, 100), "answer": st.integers(1, 50), "n": st.just(4), "seed": seeds}
+)
+several = {
+    # Four statements in fifty small tokens each, and their question have to fit.
+    "length": st.integers(400, 500),
+    "haystack": st.sampled_from(["all", "train", "test", "soup"]),
+    "n": st.just(3),
+    "seed": seeds,
+}
+depths = st.one_of(st.just("uniform"), st.floats(0, 1))
+multi_key = st.fixed_dictionaries({**several, "needles": st.integers(2, 3), "depth": depths})
+# Room for six statements and a solved question with as many.
+several = {**several, "length": st.integers(700, 800), "shots": st.integers(0, 1)}
+multi_value = st.fixed_dictionaries({**several, "values": st.integers(2, 4), "others": st.integers(0, 2)})
+multi_hop = st.fixed_dictionaries(
+    {
+        **several,
+        "hops": st.integers(0, 2),
+        "chains": st.integers(2, 3),
+        "style": st.sampled_from(["variables", "story"]),
+        "ask": st.sampled_from(["value", "chain"]),
+    }
+)
+paraphrase = st.fixed_dictionaries({**several, "names": st.integers(2, 4), "depth": depths})
+reading = st.fixed_dictionaries({"shots": st.integers(0, 3), "n": st.just(4), "seed": seeds})
+arithmetic = st.fixed_dictionaries(
+    {
+        "terms": st.integers(2, 4),
+        "largest": st.sampled_from([9, 20, 99]),
+        "style": st.sampled_from(["direct", "cot"]),
+        "form": st.sampled_from(["digits", "words"]),
+        "shots": st.integers(0, 3),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+ioi = st.fixed_dictionaries(
+    {
+        "families": st.sampled_from([None, "telling", ["giving", "trading"]]),
+        "order": st.sampled_from(["both", "ABBA", "BABA"]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+laundry = st.fixed_dictionaries(
+    {
+        "items": st.one_of(st.integers(2, 20), st.lists(st.integers(2, 8), min_size=1, max_size=4)),
+        "families": st.sampled_from(["A", "B", ["A", "B"]]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+colored_objects = st.fixed_dictionaries(
+    {"shots": st.integers(0, 6), "objects": st.integers(2, 4), "n": st.just(4), "seed": seeds}
+)
+conflict = st.fixed_dictionaries(
+    {
+        "counter": st.integers(1, 2),
+        "memory": st.integers(0, 2),
+        "irrelevant": st.integers(0, 2),
+        "order": st.sampled_from(["both", "memory_first", "counter_first"]),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+priors = {"prior": st.sampled_from(["both", "high", "low"]), "n": st.just(4), "seed": seeds}
+acronym = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3)})
+shift_cipher = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3), "shift": st.integers(1, 25)})
+counting = st.fixed_dictionaries({**priors, "shots": st.integers(0, 2), "largest": st.just(100)})
+
+PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "niah": needles,
+    "induction": induction,
+    "facts": facts,
+    "prose": prose,
+    "multi_key": multi_key,
+    "multi_value": multi_value,
+    "multi_hop": multi_hop,
+    "paraphrase": paraphrase,
+    "reading": reading,
+    "arithmetic": arithmetic,
+    "ioi": ioi,
+    "laundry": laundry,
+    "colored_objects": colored_objects,
+    "conflict": conflict,
+    "acronym": acronym,
+    "shift_cipher": shift_cipher,
+    "counting": counting,
+}
+"""Parameters of each task but `niah_grid`, which has tests of its own."""
+
+GUESSED: list[tuple[str, dict[str, Any]]] = [
+    ("niah", {"length": 200, "n": 40, "needles": 2}),
+    ("facts", {"n": 600}),
+    ("facts", {"n": 73, "relations": "atomic_number", "templates": 0}),
+    ("induction", {"n": 100, "length": 12}),
+    ("multi_key", {"n": 30}),
+    ("multi_value", {"n": 30}),
+    ("multi_hop", {"n": 30, "chains": 4}),
+    ("paraphrase", {"n": 30}),
+    ("reading", {"n": 60}),
+    ("arithmetic", {"n": 60}),
+    ("laundry", {"n": 60, "items": [4, 5, 6]}),
+    ("colored_objects", {"n": 60, "objects": 4}),
+    ("acronym", {"n": 60}),
+    ("shift_cipher", {"n": 60}),
+    ("counting", {"n": 60}),
+]
+"""Tasks and sizes for the guesser."""
+
+NO_GUESS = {
+    "niah_grid": "niah's needles",
+    "prose": "an open set",
+    "ioi": "two names",
+    "conflict": "two answers",
+}
+"""Tasks whose chance the guesser is not held against, and why."""
