@@ -61,6 +61,26 @@ ASSOCIATIVE: tuple[TaskInfo, ...] = (
         natural=False,
         family="associative recall",
     ),
+    TaskInfo(
+        "mqar",
+        "interp.tasks.mqar:MQAR",
+        "pairs of a key and a value as bare tokens, then each key again, to be answered by its value",
+        "Zoology's multi-query associative recall, Arora et al. (arXiv 2312.04927)",
+        {
+            "length": 64,
+            "pairs": 8,
+            "variant": "standard",
+            "updates": None,
+            "passes": 1,
+            "filler": "pad",
+            "power": 0.01,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"pairs": (2, 4, 8, 16), "length": (64, 128, 256)},
+        natural=False,
+        family="associative recall",
+    ),
 )
 
 LONG_CONTEXT: tuple[TaskInfo, ...] = (

@@ -35,6 +35,39 @@ induction = st.fixed_dictionaries(
         "seed": seeds,
     }
 )
+mqar = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "length": st.integers(80, 120),
+            "pairs": st.one_of(st.integers(2, 12), st.lists(st.integers(2, 12), min_size=2, max_size=3)),
+            "passes": st.integers(1, 2),
+            "filler": st.sampled_from(["pad", "random"]),
+            "power": st.sampled_from([0.01, 1.0]),
+            "n": st.just(4),
+            "seed": seeds,
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "length": st.integers(80, 120),
+            "pairs": st.integers(4, 12),
+            "updates": st.sampled_from([None, 1, 4]),
+            "variant": st.just("forgetting"),
+            "n": st.just(4),
+            "seed": seeds,
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "length": st.integers(150, 180),
+            "pairs": st.sampled_from([4, 9, 16]),
+            "passes": st.integers(1, 2),
+            "variant": st.just("compositional"),
+            "n": st.just(4),
+            "seed": seeds,
+        }
+    ),
+)
 facts = st.fixed_dictionaries({"shots": st.integers(0, 4), "n": st.just(12), "seed": seeds})
 prose = st.fixed_dictionaries(
     {"prompt": st.integers(1, 100), "answer": st.integers(1, 50), "n": st.just(4), "seed": seeds}
@@ -110,6 +143,7 @@ counting = st.fixed_dictionaries({**priors, "shots": st.integers(0, 2), "largest
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "niah": needles,
     "induction": induction,
+    "mqar": mqar,
     "facts": facts,
     "prose": prose,
     "multi_key": multi_key,
@@ -133,6 +167,7 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("facts", {"n": 600}),
     ("facts", {"n": 73, "relations": "atomic_number", "templates": 0}),
     ("induction", {"n": 100, "length": 12}),
+    ("mqar", {"n": 64}),
     ("multi_key", {"n": 30}),
     ("multi_value", {"n": 30}),
     ("multi_hop", {"n": 30, "chains": 4}),
