@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.models.tokens import Tokens
-from interp.tasks.base import Example, Ids, Piece, Redraw, assemble, continuations
+from interp.tasks.base import Example, Ids, Piece, Redraw, answer_after, continuations, token_spans
 from interp.tasks.pairs import aligned, digest
 from interp.tasks.recall import apart, stands_once
 
@@ -61,8 +61,8 @@ def compose(
     Raises:
         Redraw: with this tokenizer a twin is not aligned, an answer merges with the prompt, or two options are one.
     """
-    example = _one(name, tokens, clean, clean.options, cluster)
     ids = dict(zip(clean.options, _ids(tokens, clean, clean.options), strict=True))
+    example = _one(name, tokens, clean, ids, cluster)
     others = tuple(ids[a] if a in ids else _ids(tokens, clean, [a])[0] for a in alternatives)
     values = example.spans_of("value", 0)
     found: dict[str, Any] = {"length": len(example.ids)}
@@ -75,16 +75,22 @@ def compose(
     for kind, twin in (twins or {}).items():
         options = twin.options or clean.options
         foil = twin.foil or (clean.answer if twin.answer != clean.answer and clean.answer in options else "")
-        made[kind] = _one(name, tokens, replace(twin, foil=foil), options, cluster)
+        # Options stand behind the same word in most twins; that they do so whole was seen in the clean prompt.
+        same = tuple(options) == tuple(clean.options) and _last_word(twin) == _last_word(clean)
+        every = ids if same else dict(zip(options, _ids(tokens, twin, options), strict=True))
+        made[kind] = _one(name, tokens, replace(twin, foil=foil), every, cluster, tokenised=same)
     return replace(example, corrupt=aligned(example, made))
 
 
-def _one(name: str, tokens: Tokens, asked: Asked, options: Sequence[str], cluster: str) -> Example:
-    prompt, answer, spans, text = assemble(tokens, asked.pieces, f" {asked.answer}")
-    every = dict(zip(options, _ids(tokens, asked, options), strict=True))
+def _one(
+    name: str, tokens: Tokens, asked: Asked, every: Mapping[str, Ids], cluster: str, tokenised: bool = False
+) -> Example:
+    """An example without twins; `tokenised` where its options are known to follow the prompt as they are given."""
     if asked.answer not in every:
-        raise ValueError(f"{name}: the answer '{asked.answer}' is not among the options {list(options)}")
-    if every[asked.answer] != answer:
+        raise ValueError(f"{name}: the answer '{asked.answer}' is not among the options {list(every)}")
+    text, answer = "".join(p.text for p in asked.pieces), every[asked.answer]
+    prompt = tokens.encode(text)
+    if not tokenised and answer_after(tokens, prompt, text, f" {asked.answer}") != answer:
         raise Redraw("the answer tokenises differently after the stem and after the prompt")
     if len(set(every.values())) < len(every):
         raise Redraw("two options have the same tokens")
@@ -95,7 +101,7 @@ def _one(name: str, tokens: Tokens, asked: Asked, options: Sequence[str], cluste
         answer_ids=answer,
         text=text,
         offsets=prompt.offsets,
-        spans=spans,
+        spans=token_spans(prompt, asked.pieces),
         foil_ids=every[foil] if foil else (),
         candidates=(answer, *(ids for option, ids in every.items() if option != asked.answer)),
         chance=1 / len(every),
@@ -106,8 +112,11 @@ def _one(name: str, tokens: Tokens, asked: Asked, options: Sequence[str], cluste
 
 def _ids(tokens: Tokens, asked: Asked, options: Sequence[str]) -> list[Ids]:
     """Ids of options behind the last word of the prompt."""
-    last = "".join(p.text for p in asked.pieces[-2:]).split(" ")[-1]
-    return continuations(tokens, last, [f" {o}" for o in options])
+    return continuations(tokens, _last_word(asked), [f" {o}" for o in options])
+
+
+def _last_word(asked: Asked) -> str:
+    return "".join(p.text for p in asked.pieces[-2:]).split(" ")[-1]
 
 
 def _context(asked: Asked, text: str) -> str:
