@@ -6,7 +6,9 @@ Its examples and its batches for training are drawn by the same code, an example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -125,3 +127,13 @@ def unused(
     while (again := np.take_along_axis(taken, out, axis=1)).any():
         out[again] = rng.choice(pool, size=int(again.sum()))
     return out
+
+
+def one_of(task: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Check a parameter that is one of several words.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if value not in known:
+        raise UsageError(f"task {task}: no {name} '{value}'; take one of {', '.join(known)}")

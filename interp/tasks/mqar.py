@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from interp.errors import UsageError
 from interp.models.tokens import Tokens
-from interp.tasks.bare import UNASKED, Bare, distinct, in_order, unused, weighted
+from interp.tasks.bare import UNASKED, Bare, distinct, in_order, one_of, unused, weighted
 from interp.tasks.base import Example, Span, Task, listed, stable_seed, whole_number
 
 VARIANTS = ("standard", "forgetting", "compositional")
@@ -259,7 +259,7 @@ class _Asked:
         self.before = self.order[:at]
         self.end = self.asked_at[self.key]
         self.ids: list[int] = drawn.ids[0, : self.end + 1].tolist()
-        self.meta = {"asked": at + 1, "gap": (self.end + 1 - layout.context) // (layout.width + 1), **meta}
+        self.meta = {"asked": at + 1, "gap": (self.end - layout.context) // (layout.width + 1) + 1, **meta}
 
     def example(self, rng: np.random.Generator) -> Example:
         """The example; `rng` draws the other key, with which the twins exchange, and what a dropped pair becomes."""
@@ -379,13 +379,3 @@ def _item(key: int, asked: int) -> int:
 def _key_tokens(layout: Layout) -> int:
     """Different tokens that the keys of a sequence are made of."""
     return layout.pairs if layout.width == 1 else 2 * isqrt(layout.pairs)
-
-
-def one_of(task: str, name: str, value: Any, known: Sequence[str]) -> None:
-    """Check a parameter that is one of several words.
-
-    Raises:
-        UsageError: it is none of them.
-    """
-    if value not in known:
-        raise UsageError(f"task {task}: no {name} '{value}'; take one of {', '.join(known)}")
