@@ -149,7 +149,23 @@ _NEOX = Family(
     },
 )
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (_LLAMA, _GEMMA, _OLMO2, _GPT2, _NEOX)}
+_ZOO = replace(
+    _LLAMA,
+    name="zoo",
+    model_types=("interp_zoo",),
+    attention="mixer",
+    out_proj="mixer.o_proj",
+    reads=("mixer_norm", "mlp_norm"),
+    sites={
+        **{
+            kind: replace(place, module=place.module.replace("self_attn", "mixer"))
+            for kind, place in _LLAMA.sites.items()
+        },
+        "resid_mid": Place("mlp_norm", "in"),
+    },
+)
+
+FAMILIES: dict[str, Family] = {f.name: f for f in (_LLAMA, _GEMMA, _OLMO2, _GPT2, _NEOX, _ZOO)}
 """The site table."""
 
 

@@ -227,6 +227,8 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
 def _from_pretrained(path: str, label: str, tokenizer: Any, kwargs: dict[str, Any]) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    import interp.models.zoo.model  # noqa: F401  transformers learns of these models
+
     file = Path(path)
     if not file.exists() and _unreachable():
         kwargs = {**kwargs, "local_files_only": True}
