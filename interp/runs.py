@@ -29,7 +29,8 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "sc
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename."""
-    partial = path.with_name(path.name + PARTIAL)
+    # Two processes may write the same file: each has a temporary name of its own.
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -6,7 +6,9 @@ token is never fed: nothing is read after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -174,8 +176,25 @@ def role_tokens(example: Prompt, role: str) -> list[int]:
     return sorted({i for span in mine for i in range(span.start, span.end)})
 
 
+_SHARE: ContextVar[float] = ContextVar("share of a batch's tokens", default=1.0)
+
+
+@contextmanager
+def smaller_batches(share: float) -> Iterator[None]:
+    """Every batch that is planned inside has this share of its usual tokens: what is done where memory ran out.
+
+    Sums are then taken in another order, so results may differ in their last digits.
+    """
+    token = _SHARE.set(_SHARE.get() * share)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
 def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped into batches of similar length, each of at most `budget` padded tokens (at least one row)."""
+    budget = int(budget * _SHARE.get())
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     groups: list[list[int]] = []
     for i in order:
