@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from interp.plot.memory_signals import detection_curves, signal_violins
     from interp.plot.needles import needle_map
     from interp.plot.patching import patch_map
+    from interp.plot.recall import recall_curves, recall_ladder
     from interp.plot.reuse import cross_task_matrix, overlap_matrix
     from interp.plot.spectrum import component_spectrum, composition_map
     from interp.plot.strips import value_strips
@@ -87,6 +88,8 @@ _HOME = {
     "overlap_matrix": "reuse",
     "patch_map": "patching",
     "prior_layers": "facts_prior",
+    "recall_curves": "recall",
+    "recall_ladder": "recall",
     "recovery_curves": "memorization",
     "recovery_table": "memory_maps",
     "register": "theme",
@@ -144,6 +147,8 @@ __all__ = [
     "overlap_matrix",
     "patch_map",
     "prior_layers",
+    "recall_curves",
+    "recall_ladder",
     "recovery_curves",
     "recovery_table",
     "register",

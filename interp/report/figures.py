@@ -39,7 +39,7 @@ class Chart:
 def charts(tables: Tables) -> list[Chart]:
     """Figures that these tables can give, in the order of the page. A table's columns are checked when it is drawn."""
     from interp import plot
-    from interp.report import facts
+    from interp.report import facts, recall
 
     out: list[Chart] = []
     scores, effects, instances, patch, rows = (
@@ -86,7 +86,7 @@ def charts(tables: Tables) -> list[Chart]:
                 lambda: effect_table(effects, k),
             ),
         ]  # fmt: skip
-    out += [*channel_charts(tables), *facts.charts(tables)]
+    out += [*channel_charts(tables), *facts.charts(tables), *recall.charts(tables)]
     if patch is not None:
         out.append(
             Chart("patching", "patch", lambda w: plot.patch_map(patch, width=w), lambda: patch_table(patch))

@@ -12,6 +12,7 @@ from interp.errors import UsageError
 from interp.plot.conditions import Panel, at_k, panels, rows_of
 from interp.plot.heads import THRESHOLD
 from interp.plot.text import count, number, percent, signed
+from interp.report import recall
 from interp.report.figures import main_scope
 from interp.report.tables import Tables
 
@@ -30,7 +31,8 @@ class Fact:
 def sentence(tables: Tables) -> str:
     """What the run found, in one or two sentences."""
     cut = _cut_sentence(tables)
-    parts = [part for part in (cut, _score_sentence(tables, whose="its" if cut else "the")) if part]
+    scores = _score_sentence(tables, whose="its" if cut else "the")
+    parts = [part for part in (cut, scores, recall.sentence(tables)) if part]
     return " ".join(parts) or f"This run of {tables.model} holds no table with a finding."
 
 
@@ -40,7 +42,8 @@ def facts(tables: Tables) -> list[Fact]:
         _scored(tables), _main_effect(tables), _controls(tables), _off_target(tables), _deleted(tables),
         _recalled(tables), _accepted(tables),
     ]  # fmt: skip
-    return [fact for fact in found if fact is not None]
+    told = [Fact(*words) for words in recall.facts(tables)]
+    return [*(fact for fact in found if fact is not None), *told]
 
 
 def main_panel(tables: Tables) -> Panel | None:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from interp.errors import BrokenData, MissingResource
 from interp.plot import theme
 from interp.plot.text import number, visible
-from interp.report import facts, headline, prompt, sections
+from interp.report import facts, headline, prompt, recall, sections
 from interp.report.figures import Chart, charts, try_draw
 from interp.report.tables import Tables, read
 
@@ -94,11 +94,16 @@ def html(tables: Tables) -> str:
     env.filters["visible"] = visible
     return env.get_template("report.html").render(
         model=tables.model,
+        made_by="interp tasks run" if tables.of_tasks else "interp atlas",
+        subject="recall tasks" if tables.of_tasks else "retrieval heads",
         sentence=headline.sentence(tables),
         facts=headline.facts(tables),
         drawn=dict.fromkeys(NAMED) | drawn,
         heads=[name.removeprefix("attention-") for name in drawn if name.startswith("attention-")],
         doses=[d for name, d in drawn.items() if name.startswith("dose-")],
+        recalled=[d for name, d in drawn.items() if name.startswith("recall-") and "recall-by-" not in name],
+        curves=[d for name, d in drawn.items() if name.startswith("recall-by-")],
+        recall_rows=recall.rows(tables),
         absent=sections.absent(tables),
         prompt=example,
         prompt_missing=why_not,

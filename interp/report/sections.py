@@ -33,6 +33,8 @@ _ABSENT = {
 
 def absent(tables: Tables) -> list[tuple[str, str]]:
     """What the page leaves out, and the file whose absence is the reason."""
+    if tables.of_tasks:
+        return []
     return [words for name, words in _ABSENT.items() if getattr(tables, name) is None]
 
 

@@ -25,6 +25,8 @@ FRAMES = (
     "fact_layers",
     "fact_effects",
     "patch",
+    "recall",
+    "recall_curves",
 )
 
 
@@ -45,6 +47,8 @@ class Tables:
     fact_layers: pd.DataFrame | None = None
     fact_effects: pd.DataFrame | None = None
     patch: pd.DataFrame | None = None
+    recall: pd.DataFrame | None = None
+    recall_curves: pd.DataFrame | None = None
     rows: dict[str, Any] | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +60,12 @@ class Tables:
         if not said and self.effects is not None and "subject" in self.effects:
             said = self.effects["subject"].iloc[0]
         return str(said or self.folder.name)
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether the run asked tasks, and looked for no mechanism."""
+        others = (name for name in (*FRAMES, "rows") if not name.startswith("recall"))
+        return self.recall is not None and all(getattr(self, name) is None for name in others)
 
     @property
     def top_heads(self) -> list[str]:

@@ -1,0 +1,107 @@
+"""Every task over its ladder, part by part: from a spec to a folder of tables and a page.
+
+A rung is a task at one size. Each is asked once, of the intact model, and what the model answers is held against a
+uniform guess among the candidates: a rung is `at chance` where the 95 % interval of the judged metric (the choice among
+candidates, else greedy accuracy) does not lie above chance. At that level one or two of a hundred rungs at chance will
+pass by luck. A task that cannot be asked at a size (this tokenizer spoils its draws, the prompt does not fit) is `not
+asked`, with the reason.
+
+Tables, and their columns:
+
+- recall: one row a rung. family, task, param, size (as JSON), at (as a number), rung (place in the ladder), n,
+  n_clusters, tokens (mean of the prompts), redraws, chance, judged (metric), status (`ok`, `at chance`, `not asked`);
+  accuracy, choice, logit_diff, logprob, rank, nll, each with _lo and _hi (95 %, over clusters: of proportions exact,
+  else bootstrapped; NaN where the task has no foil or no candidates); reason.
+- recall_curves: one row a point. family, task, axis (`length`, `depth`, `distance`, `position`, `updates`, `set size`,
+  `steps`, `other sizes`), by (the parameter or column), line (of positions in lists: the length of the list), metric,
+  x, x_lo, x_hi (least and largest of a bin), value, ci_lo, ci_hi, n, n_clusters, chance.
+
+Under parts/ is one table a rung, a row an example: its numbers of `meta`, metrics, cluster, chance, tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from interp.errors import MissingResource, NoAcceptedExample, UsageError
+from interp.models.cache import Progress
+from interp.studies.base import Study
+from interp.studies.recall.spec import RecallSpec, Rung
+
+if TYPE_CHECKING:
+    from interp.models.subject import CausalLM
+    from interp.runs import Run
+    from interp.studies.base import Stage
+
+
+class RecallStudy(Study[RecallSpec]):
+    """Every rung of every task of the spec."""
+
+    def tables(self) -> None:
+        """Ask every question once, then write what it says."""
+        from interp.studies.recall.tables import curves_table, rungs_table
+
+        rungs = [rung for name in self.spec.tasks for rung in self.spec.rungs(name)]
+        questions = {rung.question: rung for rung in reversed(rungs)}  # the first that asks it names the part
+        frames: dict[str, pd.DataFrame] = {}
+        with self.stage("recall") as report:
+            for rung in rungs:
+                if rung.question not in frames:
+                    told = _counted(report, len(frames), len(questions), str(rung))
+                    make = partial(self._asked, rung, told)
+                    frames[rung.question] = self.job.table(f"parts/{self._part(rung)}", make)
+        self.write("recall", rungs_table(rungs, frames, self.spec.seed))
+        self.write("recall_curves", curves_table(rungs, frames, self.spec.seed))
+
+    def _part(self, rung: Rung) -> str:
+        task = re.sub(r"\W+", "-", rung.task).strip("-")
+        number = f"{self.spec.tasks.index(rung.task):02d}"
+        return f"{number}-{task}" + (f"-{rung.param}-{rung.place}" if rung.param else "")
+
+    def _asked(self, rung: Rung, progress: Progress | None) -> pd.DataFrame:
+        """One row an example; or, where the task cannot be asked, why."""
+        from interp.measure.effects import AT_CHANCE, at_chance, floor_metric
+        from interp.measure.outcomes import evaluate
+        from interp.measure.plans import CLEAN
+        from interp.tasks.registry import task
+
+        settings = {"n": self.spec.n, "seed": self.spec.seed, **rung.settings}
+        try:
+            made = task(rung.task, **settings)
+            examples = made.examples(self.subject)
+            found = evaluate(self.subject, examples, {CLEAN: None}, progress=progress)
+        except (NoAcceptedExample, MissingResource, UsageError) as why:
+            # What a task raises on purpose: other errors are of the program, and end the run.
+            self.job.remark(f"{rung}: {why}")
+            return pd.DataFrame([{"reason": str(why)}])
+        frame = found.frame()
+        told = frame.select_dtypes("number").assign(cluster=frame["cluster"].astype(str))
+        return told.assign(
+            tokens=[len(e.ids) for e in examples],
+            redraws=sum(made.redraws.values()),
+            judged=floor_metric(found, ("accuracy",)),
+            status=AT_CHANCE if at_chance(found) else "ok",
+        )
+
+
+def _counted(report: Progress | None, asked: int, of: int, what: str) -> Progress | None:
+    """Progress of one question as that of the whole run."""
+    if report is None:
+        return None
+    return lambda done, total, note: report(round(100 * (asked + done / total)), 100 * of, what)
+
+
+def run(
+    spec: RecallSpec, folder: str | Path, *, subject: CausalLM | None = None, stage: Stage | None = None
+) -> Run:
+    """Run the tasks into a folder and write its page, see `Study.run`."""
+    from interp.report import render
+
+    job = RecallStudy.run(spec, folder, subject=subject, stage=stage)
+    render(job.folder)
+    return job
