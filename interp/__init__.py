@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interp.intervene.facts.memit import memit
     from interp.intervene.facts.requests import Rewrite
     from interp.intervene.facts.rome import rome
+    from interp.intervene.hide import hide
     from interp.intervene.patch import patch
     from interp.intervene.subspace import project_out
     from interp.intervene.trace import How, aggregate, trace_map, trace_maps
@@ -81,6 +82,7 @@ _PUBLIC = {
     "write_heads": "interp.locate.interop:write_heads",
     "properties": "interp.locate.properties",
     "ablate": "interp.intervene.ablate:ablate",
+    "hide": "interp.intervene.hide:hide",
     "patch": "interp.intervene.patch:patch",
     "path_patch": "interp.locate.circuits.path_patching:path_patch",
     "set_attention": "interp.intervene.attention:set_attention",
@@ -171,6 +173,7 @@ __all__ = [
     "compare_heads",
     "errors",
     "extraction",
+    "hide",
     "knockout_map",
     "known_to",
     "load",
