@@ -81,6 +81,16 @@ ASSOCIATIVE: tuple[TaskInfo, ...] = (
         natural=False,
         family="associative recall",
     ),
+    TaskInfo(
+        "joint_recall",
+        "interp.tasks.joint_recall:JointRecall",
+        "bare tokens: contexts with keys, each key with a value that depends on the context",
+        "joint recall, Zhan et al. (HAX, arXiv 2507.00449)",
+        {"contexts": 4, "keys": 4, "values": 16, "n": 64, "seed": 0},
+        ladder={"contexts": (2, 4, 8), "keys": (2, 4, 8)},
+        natural=False,
+        family="associative recall",
+    ),
 )
 
 LONG_CONTEXT: tuple[TaskInfo, ...] = (
@@ -192,6 +202,80 @@ LONG_CONTEXT: tuple[TaskInfo, ...] = (
         family="long context",
     ),
     TaskInfo(
+        "passkey",
+        "interp.tasks.passkey:Passkey",
+        "a number, said twice, among idle sentences that repeat",
+        "sentences written for this project; after Mohtashami and Jaggi (arXiv 2305.16300)",
+        {"length": 512, "depth": "uniform", "digits": 5, "shots": 0, "n": 64, "seed": 0},
+        ladder={"length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "ruler_niah",
+        "interp.tasks.ruler:RulerNiah",
+        "RULER's eight settings of needles: in noise, in prose, among needles; one value or several",
+        "wordings, words and prose written for this project; after RULER (arXiv 2404.06654)",
+        {
+            "setting": "single_2",
+            "length": 512,
+            "depth": "uniform",
+            "haystack": "all",
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={
+            "setting": (
+                "single_1",
+                "single_2",
+                "single_3",
+                "multikey_1",
+                "multikey_2",
+                "multikey_3",
+                "multivalue",
+                "multiquery",
+            ),
+            "length": LENGTHS,
+        },
+        family="long context",
+    ),
+    TaskInfo(
+        "variable_tracking",
+        "interp.tasks.tracking:VariableTracking",
+        "the value that a variable has by way of others, among assignments and noise",
+        "wordings and noise written for this project; after RULER (arXiv 2404.06654)",
+        {
+            "length": 512,
+            "hops": 2,
+            "chains": 3,
+            "names": "words",
+            "ask": "value",
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"hops": (0, 1, 2, 4), "length": LENGTHS},
+        family="long context",
+    ),
+    TaskInfo(
+        "kinship",
+        "interp.tasks.kinship:Kinship",
+        "a relative several links away, one sentence a link, with prose around them or without",
+        "sentences and names written for this project; after NeedleBench (arXiv 2407.11963)",
+        {
+            "steps": 2,
+            "families": 2,
+            "ask": "eldest",
+            "grandparents": False,
+            "length": None,
+            "haystack": "all",
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"steps": (1, 2, 3, 4), "families": (2, 3, 4)},
+        family="long context",
+    ),
+    TaskInfo(
         "reading",
         "interp.tasks.reading:Reading",
         "questions about short passages, whose answers stand in them",
@@ -201,9 +285,51 @@ LONG_CONTEXT: tuple[TaskInfo, ...] = (
     ),
 )
 
-BIOGRAPHIES: tuple[TaskInfo, ...] = ()
+BIOGRAPHIES: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "biographies",
+        "interp.tasks.biographies:Biographies",
+        "short lives of several people, and a question for an attribute of one: literal to unsaid",
+        "biographies written for this project; after LongBioBench (arXiv 2506.02921)",
+        {
+            "form": "standard",
+            "people": 4,
+            "attributes": 4,
+            "density": 1.0,
+            "shots": 0,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={
+            "people": (2, 4, 6, 8),
+            "form": ("standard", "paraphrase", "pronoun", "multihop", "unstated"),
+            "attributes": (1, 2, 4, 6),
+            "density": (0.0, 0.5, 1.0),
+        },
+        family="biographies",
+    ),
+)
 
-ORDER: tuple[TaskInfo, ...] = ()
+ORDER: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "order",
+        "interp.tasks.order:Order",
+        "which of two sentences of a text, or of two things in a list, came first or last",
+        "prose, lists and wordings written for this project; after SORT (arXiv 2410.08133)",
+        {
+            "form": "sentences",
+            "answer": "label",
+            "items": 8,
+            "segment": 8,
+            "haystack": "all",
+            "shots": 0,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"items": (4, 8, 16), "form": ("sentences", "words")},
+        family="order",
+    ),
+)
 
 INTERFERENCE: tuple[TaskInfo, ...] = (
     TaskInfo(
@@ -221,6 +347,29 @@ INTERFERENCE: tuple[TaskInfo, ...] = (
             "seed": 0,
         },
         ladder={"counter": (1, 2)},
+        family="interference",
+    ),
+    TaskInfo(
+        "updates",
+        "interp.tasks.updates:Updates",
+        "keys whose values change again and again; the answer is the last value of one",
+        "wordings written for this project; after PI-LLM (arXiv 2506.08184)",
+        {"keys": 3, "updates": 4, "order": "interleaved", "n": 64, "seed": 0},
+        ladder={"updates": (2, 4, 8, 16, 32), "keys": (1, 2, 3, 4)},
+        family="interference",
+    ),
+    TaskInfo(
+        "consolidation",
+        "interp.tasks.consolidation:Consolidation",
+        "numbered facts that contradict each other; the one with the highest number holds",
+        "facts written for this project; after MemoryAgentBench (arXiv 2507.05257)",
+        {"facts": 3, "versions": 2, "hops": 1, "order": "shuffled", "n": 64, "seed": 0},
+        ladder={
+            "facts": (2, 4, 8),
+            "versions": (2, 3, 4),
+            "order": ("shuffled", "ascending"),
+            "hops": (1, 2),
+        },
         family="interference",
     ),
 )

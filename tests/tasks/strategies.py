@@ -68,6 +68,15 @@ mqar = st.one_of(
         }
     ),
 )
+joint_recall = st.fixed_dictionaries(
+    {
+        "contexts": st.one_of(st.integers(2, 6), st.lists(st.integers(2, 6), min_size=2, max_size=2)),
+        "keys": st.integers(2, 6),
+        "values": st.integers(2, 20),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 facts = st.fixed_dictionaries({"shots": st.integers(0, 4), "n": st.just(12), "seed": seeds})
 prose = st.fixed_dictionaries(
     {"prompt": st.integers(1, 100), "answer": st.integers(1, 50), "n": st.just(4), "seed": seeds}
@@ -94,6 +103,62 @@ multi_hop = st.fixed_dictionaries(
     }
 )
 paraphrase = st.fixed_dictionaries({**several, "names": st.integers(2, 4), "depth": depths})
+passkey = st.fixed_dictionaries(
+    {
+        "length": st.integers(200, 300),
+        "depth": depths,
+        "digits": st.integers(3, 8),
+        "shots": st.integers(0, 1),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+ruler_niah = st.fixed_dictionaries(
+    {
+        "setting": st.sampled_from(
+            [
+                "single_1",
+                "single_2",
+                "single_3",
+                "multikey_1",
+                "multikey_2",
+                "multikey_3",
+                "multivalue",
+                "multiquery",
+            ]
+        ),
+        "length": st.integers(450, 550),
+        "depth": depths,
+        "haystack": st.sampled_from(["all", "train", "test", "soup"]),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+variable_tracking = st.fixed_dictionaries(
+    {
+        "length": st.integers(600, 700),
+        "hops": st.integers(0, 2),
+        "chains": st.integers(2, 3),
+        "names": st.sampled_from(["words", "letters"]),
+        "ask": st.sampled_from(["value", "chain"]),
+        "shots": st.integers(0, 1),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
+kinship = st.fixed_dictionaries(
+    {
+        "steps": st.integers(1, 3),
+        "families": st.integers(2, 3),
+        "ask": st.sampled_from(["eldest", "ancestor", "descendant"]),
+        "grandparents": st.booleans(),
+        "length": st.one_of(st.none(), st.integers(700, 800)),
+        "haystack": st.sampled_from(["all", "soup"]),
+        "shots": st.integers(0, 1),
+        "n": st.just(3),
+        "seed": seeds,
+    }
+)
 reading = st.fixed_dictionaries({"shots": st.integers(0, 3), "n": st.just(4), "seed": seeds})
 arithmetic = st.fixed_dictionaries(
     {
@@ -139,17 +204,64 @@ priors = {"prior": st.sampled_from(["both", "high", "low"]), "n": st.just(4), "s
 acronym = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3)})
 shift_cipher = st.fixed_dictionaries({**priors, "shots": st.integers(0, 3), "shift": st.integers(1, 25)})
 counting = st.fixed_dictionaries({**priors, "shots": st.integers(0, 2), "largest": st.just(100)})
+order = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "items": st.integers(2, 12),
+            "segment": st.integers(5, 12),
+            "haystack": st.sampled_from(["all", "train", "test", "soup"]),
+            "shots": st.integers(0, 1),
+            "n": st.just(4),
+            "seed": seeds,
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "form": st.just("words"),
+            "answer": st.sampled_from(["label", "word"]),
+            "items": st.integers(2, 16),
+            "shots": st.integers(0, 2),
+            "n": st.just(4),
+            "seed": seeds,
+        }
+    ),
+)
+biographies = st.fixed_dictionaries(
+    {
+        "form": st.sampled_from(["standard", "paraphrase", "pronoun", "multihop", "unstated"]),
+        "people": st.integers(4, 6),
+        "attributes": st.integers(1, 6),
+        "density": st.sampled_from([0, 0.5, 1]),
+        "shots": st.integers(0, 1),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
+updates = st.fixed_dictionaries(
+    {
+        "keys": st.integers(1, 4),
+        "updates": st.integers(2, 8),
+        "order": st.sampled_from(["interleaved", "blocks"]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "niah": needles,
     "induction": induction,
     "mqar": mqar,
+    "joint_recall": joint_recall,
     "facts": facts,
     "prose": prose,
     "multi_key": multi_key,
     "multi_value": multi_value,
     "multi_hop": multi_hop,
     "paraphrase": paraphrase,
+    "passkey": passkey,
+    "ruler_niah": ruler_niah,
+    "variable_tracking": variable_tracking,
+    "kinship": kinship,
     "reading": reading,
     "arithmetic": arithmetic,
     "ioi": ioi,
@@ -159,6 +271,9 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "acronym": acronym,
     "shift_cipher": shift_cipher,
     "counting": counting,
+    "updates": updates,
+    "order": order,
+    "biographies": biographies,
 }
 """Parameters of each task but `niah_grid`, which has tests of its own."""
 
@@ -168,10 +283,15 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("facts", {"n": 73, "relations": "atomic_number", "templates": 0}),
     ("induction", {"n": 100, "length": 12}),
     ("mqar", {"n": 64}),
+    ("joint_recall", {"n": 64}),
     ("multi_key", {"n": 30}),
     ("multi_value", {"n": 30}),
     ("multi_hop", {"n": 30, "chains": 4}),
     ("paraphrase", {"n": 30}),
+    ("passkey", {"n": 30}),
+    ("ruler_niah", {"n": 30, "setting": "multikey_1"}),
+    ("variable_tracking", {"n": 30, "chains": 4}),
+    ("kinship", {"n": 30}),
     ("reading", {"n": 60}),
     ("arithmetic", {"n": 60}),
     ("laundry", {"n": 60, "items": [4, 5, 6]}),
@@ -179,6 +299,8 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("acronym", {"n": 60}),
     ("shift_cipher", {"n": 60}),
     ("counting", {"n": 60}),
+    ("updates", {"n": 60}),
+    ("biographies", {"n": 60, "people": 8}),
 ]
 """Tasks and sizes for the guesser."""
 
@@ -187,5 +309,6 @@ NO_GUESS = {
     "prose": "an open set",
     "ioi": "two names",
     "conflict": "two answers",
+    "order": "two answers",
 }
 """Tasks whose chance the guesser is not held against, and why."""
