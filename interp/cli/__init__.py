@@ -16,7 +16,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from interp.cli import circuits, compare, facts, memorization, models, reproduce, study, tasks, work
+from interp.cli import (
+    circuits,
+    compare,
+    facts,
+    memorization,
+    models,
+    recall,
+    reproduce,
+    study,
+    tasks,
+    work,
+    zoo,
+)
 from interp.cli.console import err, say
 from interp.errors import InterpError
 
@@ -72,10 +84,12 @@ def _root(
 
 
 app.add_typer(models.app, name="models")
+tasks.app.command("run")(recall.run)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(memorization.app, name="memorization")
 app.add_typer(study.app, name="study")
 app.add_typer(reproduce.app, name="reproduce")
+app.add_typer(zoo.app, name="zoo")
 for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
     app.command()(_command)
 app.command()(circuits.channels)
