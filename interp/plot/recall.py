@@ -315,13 +315,15 @@ def _curve(
     sheet: Sheet, panel: int, rows: pd.DataFrame, name: str, color: str, scale: Scale | None, *, legend: bool
 ) -> None:
     rows = rows.sort_values("x")
+    bars = None if (rows["line"].fillna("") != "").any() else {
+        "array": rows["ci_hi"] - rows["value"], "arrayminus": rows["value"] - rows["ci_lo"], "color": color,
+        "thickness": 1, "width": 0,
+    }  # fmt: skip
     sheet.fig.add_scatter(
-        x=_places(rows["x"], scale), y=rows["value"], mode="lines+markers", name=name, legendgroup=name,
+        x=_places(rows["x"], scale), y=rows["value"], mode="lines+markers", name=name, legendgroup=name, error_y=bars,
         showlegend=legend, line={"color": color, "width": 1.6},
         marker={"symbol": ["circle" if above else "circle-open" for above in rows["above"]], "size": 0.46 * sheet.font,
                 "color": color, "line": {"width": 1.1, "color": color}},
-        error_y={"array": rows["ci_hi"] - rows["value"], "arrayminus": rows["value"] - rows["ci_lo"], "color": color,
-                 "thickness": 1, "width": 0},
         customdata=[_point(r, name) for r in rows.to_dict("records")],
         hovertemplate="%{customdata}<extra></extra>", **sheet.at(panel),
     )  # fmt: skip
@@ -353,10 +355,11 @@ def _curves_note(own: pd.DataFrame) -> str:
         if n.min() == n.max()
         else f"{n.min():,} to {n.max():,} examples a point"
     )
-    lists = bool((own["line"].fillna("") != "").any())
-    return joined(
-        [per, "bars: 95% intervals", "open: at chance", "lines: lists by their length" if lists else ""]
-    )
+    lists = own["line"].fillna("") != ""
+    bars = "bars: 95% intervals"
+    if lists.any():
+        bars = "" if lists.all() else f"{bars}, left out where lists of several lengths are told apart"
+    return joined([per, bars, "open: the interval reaches down to a guess"])
 
 
 def _curves_alt(own: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from interp.plot.theme import Width
 from tests.plot import circuit_frames, frames, study_frames
 from tests.plot.fact_gallery import facts
 from tests.plot.memory_gallery import memories
+from tests.plot.recall_gallery import recalled
 
 
 @cache
@@ -62,7 +63,7 @@ def gallery(width: Width) -> dict[str, go.Figure]:
         "agreement": plot.score_agreement(study_frames.pairs_frame(), width=width),
         "agreement-few": plot.score_agreement(study_frames.pairs_frame(("copy", "qr", "dla")), width=width),
     }
-    return drawn | circuits(width) | facts(width) | memories(width)
+    return drawn | circuits(width) | facts(width) | memories(width) | recalled(width)
 
 
 @cache
