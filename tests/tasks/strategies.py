@@ -246,6 +246,16 @@ updates = st.fixed_dictionaries(
         "seed": seeds,
     }
 )
+consolidation = st.fixed_dictionaries(
+    {
+        "facts": st.integers(3, 5),
+        "versions": st.integers(2, 3),
+        "hops": st.integers(1, 2),
+        "order": st.sampled_from(["shuffled", "ascending"]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "niah": needles,
@@ -272,6 +282,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "shift_cipher": shift_cipher,
     "counting": counting,
     "updates": updates,
+    "consolidation": consolidation,
     "order": order,
     "biographies": biographies,
 }
@@ -300,6 +311,7 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("shift_cipher", {"n": 60}),
     ("counting", {"n": 60}),
     ("updates", {"n": 60}),
+    ("consolidation", {"n": 60, "versions": 4}),
     ("biographies", {"n": 60, "people": 8}),
 ]
 """Tasks and sizes for the guesser."""
