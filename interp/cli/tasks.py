@@ -29,6 +29,9 @@ _STYLES = {
     "distractor_key": "#cc79a7",
     "distractor_value": "#e69f00",
     "instruction": "italic",
+    "added": "#999999",
+    "pause": "bold #f0e442",
+    "template": "italic #999999",
 }
 _CONTEXT = 160
 """Characters of filler shown on each side of a span."""
@@ -68,11 +71,19 @@ def show(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the task; repeatable."),
     ] = None,
+    wrap: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:PARAM=VALUE,...]",
+            help="A wrapper around the task (read_twice, repeated:times=3, distracted, reworded, pause, chat); "
+            "repeatable, the first one is the innermost.",
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Show the filler too.")] = False,
     json: Json = False,
 ) -> None:
     """Show one example: its prompt with typed spans, its answer, its corruptions and its chance level."""
-    task = build(name, index + 1, seed, set_)
+    task = wrapped(build(name, index + 1, seed, set_), wrap)
     if len(task) <= index:
         raise UsageError(f"task {name} has {len(task)} examples, so there is no number {index}")
     tokens = _tokens(model)
@@ -95,22 +106,32 @@ def build(name: str, n: int | None, seed: int, set_: list[str] | None) -> Task:
     return interp.task(name, **(given if name.endswith(".jsonl") else {"n": n, "seed": seed, **given}))
 
 
+def wrapped(task: Task, wraps: list[str] | None) -> Task:
+    """A task in the wrappers that `--wrap` names, the first one innermost."""
+    from interp.tasks.wrap import wrap
+
+    for text in wraps or []:
+        name, _, given = text.partition(":")
+        task = wrap(task, name, **dict(_parameter(item, "--wrap") for item in given.split(",") if item))
+    return task
+
+
 def parameters(items: list[str] | None) -> dict[str, Any]:
     """Repeated `--set NAME=VALUE` options as a mapping."""
     return dict(_parameter(item) for item in items or [])
 
 
-def _parameter(item: str) -> tuple[str, Any]:
+def _parameter(item: str, option: str = "--set") -> tuple[str, Any]:
     """`length=256` as a name and a value read as YAML, so that numbers, lists and booleans are what they look like."""
     import yaml
 
     name, equals, value = item.partition("=")
     if not equals or not name:
-        raise UsageError(f"--set takes NAME=VALUE, not '{item}'")
+        raise UsageError(f"{option} takes NAME=VALUE, not '{item}'")
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UsageError(f"--set {name}: '{value}' is not a YAML value") from None
+        raise UsageError(f"{option} {name}: '{value}' is not a YAML value") from None
 
 
 def _tokens(model: str) -> Tokens:
