@@ -374,7 +374,48 @@ INTERFERENCE: tuple[TaskInfo, ...] = (
     ),
 )
 
-WORKING_MEMORY: tuple[TaskInfo, ...] = ()
+WORKING_MEMORY: tuple[TaskInfo, ...] = (
+    TaskInfo(
+        "serial_recall",
+        "interp.tasks.serial_recall:SerialRecall",
+        "a list of words; the answer is the one at a place, or after another",
+        "wordings and words written for this project; after WorM (arXiv 2307.10768)",
+        {"items": 6, "probe": "position", "shots": 0, "n": 64, "seed": 0},
+        ladder={"items": (3, 4, 6, 8, 12), "probe": ("position", "after")},
+        family="working memory",
+    ),
+    TaskInfo(
+        "complex_span",
+        "interp.tasks.complex_span:ComplexSpan",
+        "words to remember with judgements about numbers between them",
+        "wordings and words written for this project; after WorM (arXiv 2307.10768)",
+        {"items": 4, "load": 1, "judgement": "parity", "shots": 0, "n": 64, "seed": 0},
+        ladder={
+            "items": (2, 4, 6, 8),
+            "load": (0, 1, 2, 4),
+            "judgement": ("parity", "size", "sum"),
+        },
+        family="working memory",
+    ),
+    TaskInfo(
+        "updating",
+        "interp.tasks.updating:Updating",
+        "amounts that go up and down; the answer is how many there are in the end",
+        "wordings written for this project; after WorM (arXiv 2307.10768)",
+        {"items": 2, "updates": 1, "shots": 0, "n": 64, "seed": 0},
+        ladder={"updates": (1, 2, 4), "items": (2, 3, 4)},
+        family="working memory",
+    ),
+    TaskInfo(
+        "change_detection",
+        "interp.tasks.change_detection:ChangeDetection",
+        "a list shown twice; the answer is whether it has changed",
+        "wordings and words written for this project; after WorM (arXiv 2307.10768)",
+        {"items": 4, "change": "item", "shots": 2, "n": 64, "seed": 0},
+        ladder={"items": (2, 4, 8, 12), "change": ("item", "order")},
+        family="working memory",
+    ),
+)
 
 KNOWLEDGE: tuple[TaskInfo, ...] = (
     TaskInfo(

@@ -9,7 +9,7 @@ key has been, so chance is one over the number of updates, and a wrong choice sa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, get_args
@@ -139,15 +139,16 @@ class Updates(Task):
         return Stream(tuple(sequence), tuple(next(said[key]) for key in sequence))
 
 
-def some(rng: np.random.Generator, words: Alike, n: int) -> list[str]:
+def some(rng: np.random.Generator, words: Alike, n: int, besides: Collection[str] = ()) -> list[str]:
     """`n` different words of one length; unlike those of `Alike.draw` they may start with the same token.
 
     Raises:
         Redraw: there are not so many.
     """
-    if len(words.ids) < n:
+    left = [w for w in words.ids if w not in besides]
+    if len(left) < n:
         raise Redraw(f"fewer than {n} words are of one length")
-    return [str(w) for w in rng.permutation(list(words.ids))[:n]]
+    return [str(w) for w in rng.permutation(left)[:n]]
 
 
 def rounds(rng: np.random.Generator, keys: Sequence[str], n: int, turn: int) -> list[str]:

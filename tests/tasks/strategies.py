@@ -256,6 +256,22 @@ consolidation = st.fixed_dictionaries(
         "seed": seeds,
     }
 )
+kept = {"shots": st.integers(0, 2), "n": st.just(4), "seed": seeds}
+serial_recall = st.fixed_dictionaries(
+    {**kept, "items": st.integers(3, 10), "probe": st.sampled_from(["position", "after"])}
+)
+complex_span = st.fixed_dictionaries(
+    {
+        **kept,
+        "items": st.integers(2, 6),
+        "load": st.integers(0, 2),
+        "judgement": st.sampled_from(["parity", "size", "sum"]),
+    }
+)
+updating = st.fixed_dictionaries({**kept, "items": st.integers(2, 4), "updates": st.integers(1, 4)})
+change_detection = st.fixed_dictionaries(
+    {**kept, "items": st.integers(2, 9), "change": st.sampled_from(["item", "order"])}
+)
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "niah": needles,
@@ -283,6 +299,10 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "counting": counting,
     "updates": updates,
     "consolidation": consolidation,
+    "serial_recall": serial_recall,
+    "complex_span": complex_span,
+    "updating": updating,
+    "change_detection": change_detection,
     "order": order,
     "biographies": biographies,
 }
@@ -312,6 +332,9 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("counting", {"n": 60}),
     ("updates", {"n": 60}),
     ("consolidation", {"n": 60, "versions": 4}),
+    ("serial_recall", {"n": 60}),
+    ("complex_span", {"n": 60, "items": 5}),
+    ("updating", {"n": 60}),
     ("biographies", {"n": 60, "people": 8}),
 ]
 """Tasks and sizes for the guesser."""
@@ -321,6 +344,7 @@ NO_GUESS = {
     "prose": "an open set",
     "ioi": "two names",
     "conflict": "two answers",
+    "change_detection": "two answers",
     "order": "two answers",
 }
 """Tasks whose chance the guesser is not held against, and why."""
