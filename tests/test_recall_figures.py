@@ -1,0 +1,58 @@
+"""The figures of the recall tasks from small tables in the shapes that a run writes."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from study_script import written
+
+from tests.plot.recall_frames import recall_curves_frame, recall_frame
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return importlib.import_module("recall_tasks")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    recall_frame().to_parquet(folder / "recall.parquet")
+    recall_curves_frame().to_parquet(folder / "recall_curves.parquet")
+    (folder / "spec.yaml").write_text("model: tiny\n")
+    return folder
+
+
+def test_there_is_a_figure_for_each_family_and_axis(study: ModuleType, data: Path) -> None:
+    names = set(study.figures(data))
+    assert {"recall-tasks-long-context", "recall-tasks-by-depth", "recall-tasks-by-set-size"} <= names
+    assert len(names) == 9
+
+
+def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
+    text = study.numbers(data)
+    assert text.startswith("The model answers 6 of 6 tasks better than a uniform guess at the first size")
+    assert "Of 23 sizes, 20 above chance, 2 at chance and 1 not asked." in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + len(recall_frame())
+    row = recall_frame().query("task == 'laundry' and size == '12'").iloc[0]
+    assert (
+        f"| laundry | items 12 | 32 | {100 * row['choice']:.1f}% [0.0%, " in text and "| at chance |" in text
+    )
+    assert "At chance already" not in text
+
+
+def test_export_copies_what_is_drawn(study: ModuleType, data: Path, tmp_path: Path) -> None:
+    copied = study.export({"": data}, tmp_path / "out")
+    assert {p.name for p in copied} == {"recall.parquet", "recall_curves.parquet", "spec.yaml"}
+    assert study.numbers(tmp_path / "out") == study.numbers(data)
+    assert study.numbers(tmp_path / "none") == "" and study.figures(tmp_path / "none") == {}
+
+
+def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> None:
+    page = (study.DATA / "README.md").read_text()
+    assert written(page, study.numbers(study.DATA)) == page
+    assert written(page, "none of it") != page
