@@ -4,7 +4,7 @@
     task = interp.task("mqar", pairs=16, n=256)
     heads = interp.RetrievalHeads().fit(model, task)
 
-Each preset names a model, the task `mqar` that it learns, and a recipe; see `interp zoo list`. Sequences hold mixed
+Each preset names a model, what it learns of the task `mqar`, and a recipe; see `interp zoo list`. Sequences hold mixed
 numbers of pairs, since a model with learned positions that sees one number alone fails at others.
 """
 
@@ -25,12 +25,14 @@ from interp.models.cache import Progress, quiet
 
 if TYPE_CHECKING:
     from interp.models.subject import CausalLM
-    from interp.models.zoo.training import Batch, Recipe
+    from interp.models.tokens import Tokens
+    from interp.models.zoo.training import Batch, Recipe, Stage
+    from interp.tasks.mqar import MQAR
 
 VERSION = 1
 """Of presets and training; part of the name of the cached folder."""
 
-HELD_OUT = 512
+HELD_OUT = 256
 """Sequences of each held-out set."""
 
 
@@ -41,30 +43,35 @@ class Preset:
     Attributes:
         about: one line for people.
         config: of `ZooConfig`.
-        task: parameters of the task `mqar` that is trained on.
-        pairs: numbers of pairs of the held-out sequences, which are drawn like those trained on.
+        stages: parameters of the task `mqar` that is trained on, one stage after the other.
         recipe: of `interp.models.zoo.training.Recipe`.
     """
 
     about: str
     config: Mapping[str, Any]
-    task: Mapping[str, Any]
-    pairs: tuple[int, ...]
+    stages: tuple[Mapping[str, Any], ...]
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
-_MIXED: dict[str, Any] = {"task": {"length": 64, "pairs": (2, 4, 8, 16)}, "pairs": (4, 8, 16)}
+_MIXED: dict[str, Any] = {"length": 64, "pairs": (2, 4, 8, 16)}
 
 PRESETS: dict[str, Preset] = {
     "conv-attention": Preset(
         "a short convolution, then one layer of attention without positions (Based's recipe)",
         {"conv_width": 3, "num_hidden_layers": 1, "positions": "none"},
-        **_MIXED,
+        (_MIXED,),
     ),
     "attention": Preset(
         "two layers of attention with rotary positions",
-        {"conv_width": 0, "num_hidden_layers": 2, "positions": "rotary"},
-        **_MIXED,
+        {
+            "conv_width": 0,
+            "num_hidden_layers": 2,
+            "positions": "rotary",
+            "rope_theta": 100.0,
+            "initializer_range": 0.1,
+        },
+        ({"length": 12, "pairs": (2, 3)}, {"length": 24, "pairs": (2, 4, 6)}, _MIXED),
+        {"rows": 32, "steps": 1000},
     ),
     "zoology-64-4-64": Preset(
         "Zoology's attention at length 64, 4 pairs, width 64 (arXiv 2312.04927, figure 2); minutes to an hour",
@@ -78,8 +85,7 @@ PRESETS: dict[str, Preset] = {
             "attention_bias": True,
             "dropout": 0.1,
         },
-        {"length": 64, "pairs": (4,)},
-        (4,),
+        ({"length": 64, "pairs": (4,)},),
         {
             "rates": tuple(float(rate) for rate in np.logspace(-4, -2, 4)),
             "steps": 64 * 196,
@@ -123,14 +129,8 @@ def folder_of(
     folder, about = _identity(name, preset, recipe, seed)
 
     def build(new: Path, scratch: Path) -> Mapping[str, Any]:
-        tokens = _tokens(preset)
-        config = ZooConfig(**preset.config)
-        task = _mqar(preset.task)
-
-        def draw(rng: np.random.Generator, n: int) -> Batch:
-            return task.batch(rng, n, tokens)
-
-        found = race(config, draw, held_out(preset, seed), recipe, seed=seed, progress=progress)
+        tokens, config = _tokens(preset), ZooConfig(**preset.config)
+        found = race(config, stages(preset, seed), recipe, seed=seed, progress=progress)
         found.module.save_pretrained(new)
         tokens.hf.save_pretrained(new)
         return {**about, "rate": found.rate, "history": found.history}
@@ -138,15 +138,25 @@ def folder_of(
     return cache.install(folder, build, ready=lambda: cache.manifest(folder) is not None, progress=progress)
 
 
-def held_out(preset: Preset, seed: int) -> dict[str, Batch]:
-    """Sequences that no training with this seed reads, by their number of pairs."""
-    tokens = _tokens(preset)
-    return {
-        f"{n} pairs": _mqar({**preset.task, "pairs": n}).batch(
-            np.random.default_rng([seed, 1, n]), HELD_OUT, tokens
-        )
-        for n in preset.pairs
-    }
+def stages(preset: Preset, seed: int) -> list[Stage]:
+    """What a preset is trained on, with held-out sequences for each number of pairs."""
+    from interp.models.zoo.training import Stage
+
+    tokens, out = _tokens(preset), []
+    for params in preset.stages:
+        task = _mqar(params)
+
+        def draw(rng: np.random.Generator, n: int, task: MQAR = task) -> Batch:
+            return task.batch(rng, n, tokens)
+
+        held_out = {
+            f"{n} pairs": _mqar({**params, "pairs": n}).batch(
+                np.random.default_rng([seed, 1, n]), HELD_OUT, tokens
+            )
+            for n in params["pairs"]
+        }
+        out.append(Stage(draw, held_out))
+    return out
 
 
 def history(name: str, *, seed: int = 0, changes: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -174,20 +184,19 @@ def _recipe(preset: Preset, changes: Mapping[str, Any] | None) -> Recipe:
 
 def _identity(name: str, preset: Preset, recipe: Recipe, seed: int) -> tuple[Path, dict[str, Any]]:
     about = {"version": VERSION, "preset": name, "seed": seed, "config": dict(preset.config)}
-    about |= {"task": dict(preset.task), "recipe": asdict(recipe)}
+    about |= {"stages": [dict(stage) for stage in preset.stages], "recipe": asdict(recipe)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     return cache.cache_dir() / "zoo" / f"{name}-{seed}-{key}", about
 
 
-def _tokens(preset: Preset) -> Any:
+def _tokens(preset: Preset) -> Tokens:
     from interp.models.zoo.config import ZooConfig
     from interp.tasks.symbols import symbols
 
     return symbols(ZooConfig(**preset.config).vocab_size)
 
 
-def _mqar(params: Mapping[str, Any]) -> Any:
+def _mqar(params: Mapping[str, Any]) -> MQAR:
     from interp.tasks.mqar import MQAR
 
-    pairs = params["pairs"]
-    return MQAR(**{**params, "pairs": list(pairs) if isinstance(pairs, tuple) else pairs})
+    return MQAR(**params)

@@ -53,9 +53,16 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, hidden_states: Float[torch.Tensor, "b t d"], around: Around, **kwargs: Any
+        self,
+        hidden_states: Float[torch.Tensor, "b t d"],
+        position_ids: Int[torch.Tensor, "#b t"],
+        attention_mask: Any = None,
+        padding: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
     ) -> Float[torch.Tensor, "b t d"]:
-        """The residual stream that leaves the layer."""
+        """The residual stream that leaves the layer; the arguments are named as in Hugging Face's blocks."""
+        around = Around(position_ids, attention_mask, padding, past_key_values)
         mixed, _ = self.mixer(self.mixer_norm(hidden_states), around, **kwargs)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
@@ -127,7 +134,7 @@ class ZooModel(ZooPreTrainedModel):
         self,
         input_ids: Int[torch.Tensor, "b t"],
         attention_mask: Any = None,
-        position_ids: Int[torch.Tensor, "b t"] | None = None,
+        position_ids: Int[torch.Tensor, "#b t"] | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> Float[torch.Tensor, "b t d"]:
@@ -146,11 +153,17 @@ class ZooModel(ZooPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        around = Around(position_ids, mask, attention_mask, past_key_values)
         if self.stem is not None:
-            hidden = self.stem(hidden, around)
+            hidden = self.stem(hidden, Around(position_ids, mask, attention_mask, past_key_values))
         for layer in self.layers:
-            hidden = layer(hidden, around=around, **kwargs)
+            hidden = layer(
+                hidden,
+                position_ids=position_ids,
+                attention_mask=mask,
+                padding=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
         return self.norm(hidden)
 
 
@@ -169,7 +182,7 @@ class ZooForCausalLM(ZooPreTrainedModel, GenerationMixin):
         self,
         input_ids: Int[torch.Tensor, "b t"],
         attention_mask: Any = None,
-        position_ids: Int[torch.Tensor, "b t"] | None = None,
+        position_ids: Int[torch.Tensor, "#b t"] | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,

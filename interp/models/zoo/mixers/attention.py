@@ -56,7 +56,7 @@ class Attention(Mixer):
 
 
 def rotated(
-    heads: Float[torch.Tensor, "b h t d"], positions: Int[torch.Tensor, "b t"], theta: float
+    heads: Float[torch.Tensor, "b h t d"], positions: Int[torch.Tensor, "#b t"], theta: float
 ) -> Float[torch.Tensor, "b h t d"]:
     """Queries or keys with the pair (i, i + d/2) turned by position * theta^(-2i/d)."""
     half = heads.shape[-1] // 2

@@ -25,7 +25,7 @@ class Around:
         cache: KV cache that is read and extended, or None.
     """
 
-    positions: Int[torch.Tensor, "b t"]
+    positions: Int[torch.Tensor, "#b t"]
     mask: Any = None
     padding: torch.Tensor | None = None
     cache: Any = None
