@@ -208,6 +208,15 @@ def context(
     starts = [i for i, s in enumerate(own) if s.opens and (i == 0 or after[i] >= budget)]
     start = starts[rng.integers(len(starts))]
     stream = [*own[start:], *(s for name in order[1:] for s in pieces()[name])]
+    return cut(ruler, rng, budget, stream), order[0]
+
+
+def cut(ruler: Ruler, rng: np.random.Generator, budget: int, stream: Sequence[Sentence]) -> list[Sentence]:
+    """The first sentences of a stream, and fillers among them, of `budget` tokens (at most two fewer).
+
+    Raises:
+        UsageError: there are less.
+    """
     taken: list[Sentence] = []
     total = 0
     for sentence in stream:
@@ -227,9 +236,9 @@ def context(
             rest = budget - total - short
             extra = ruler.fill(rest, rng) if rest else []
             if extra is not None:
-                return _mix(taken, extra, rng), order[0]
+                return _mix(taken, extra, rng)
         if not taken:
-            return [], order[0]
+            return []
         total -= ruler.of(taken.pop(), first=not taken)
 
 

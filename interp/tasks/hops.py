@@ -52,10 +52,11 @@ class MultiHop(InProse):
         shots: int = 1,
         n: int = 64,
         seed: int = 0,
+        **params: Any,
     ):
         for name, value, known in (("style", style, get_args(Style)), ("ask", ask, get_args(Ask))):
             if value not in known:
-                raise UsageError(f"task multi_hop: {name} is {value!r}; take of {', '.join(known)}")
+                raise UsageError(f"task {self.name}: {name} is {value!r}; take of {', '.join(known)}")
         self.hops = whole_number(self.name, "hops", hops, 0)
         self.chains = whole_number(self.name, "chains", chains, 2)
         self.style, self.ask = style, ask
@@ -68,9 +69,16 @@ class MultiHop(InProse):
             seed=seed,
             hops=hops,
             chains=chains,
-            style=style,
             ask=ask,
+            style=style,
+            **params,
         )
+
+    def pool(self, drawer: Drawer) -> Pool:
+        """What the links of chains are called."""
+        if self.style == "variables":
+            return Pool((tuple(list_data()["variables"]),))
+        return pools.keys("person")
 
     def pose(self, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
         wordings = list_data()["hops"][self.style]
@@ -79,9 +87,7 @@ class MultiHop(InProse):
         stem = wording["stem"] if self.ask == "value" else wording["those"]
         before = wording["stem"].rsplit(" ", 1)[-1]
         values = list(drawer.alike(pool, rng, pool.draw(rng), self.chains, before))
-        names_pool = (
-            Pool((tuple(list_data()["variables"]),)) if self.style == "variables" else pools.keys("person")
-        )
+        names_pool = self.pool(drawer)
         # All of one length, so that chains can be asked for, and linked, in each other's place.
         names = list(drawer.alike(names_pool, rng, names_pool.draw(rng), self.chains * steps - 1, "of"))
         chains = [names[c * steps : (c + 1) * steps] for c in range(self.chains)]

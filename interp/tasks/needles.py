@@ -25,6 +25,7 @@ QUESTION = "\n\nQuestion: "
 """What parts the context from the question."""
 
 _TRIES = 40
+_HEX = "0123456789abcdef"
 _KEPT = 100_000
 """Strings whose ids are remembered."""
 
@@ -78,15 +79,18 @@ def _split(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Strings put together from parts: one word of each list, or a number of several digits."""
+    """Strings put together from parts: one word of each list, a number of several digits, or groups of hex digits."""
 
     parts: tuple[tuple[str, ...], ...] = ()
     digits: tuple[int, ...] = ()
+    groups: tuple[int, ...] = ()
 
     def draw(self, rng: np.random.Generator) -> str:
         """One string."""
         if self.digits:
             return self._number(rng, int(rng.choice(self.digits)))
+        if self.groups:
+            return "-".join("".join(_HEX[i] for i in rng.integers(16, size=size)) for size in self.groups)
         return " ".join(part[rng.integers(len(part))] for part in self.parts)
 
     @staticmethod
@@ -96,6 +100,8 @@ class Pool:
     def __len__(self) -> int:
         if self.digits:
             return sum(9 * 10 ** (d - 1) for d in self.digits)
+        if self.groups:
+            return int(16 ** sum(self.groups))
         return int(np.prod([len(part) for part in self.parts]))
 
 
@@ -138,7 +144,7 @@ class Drawer:
         Raises:
             Redraw: there are not that many.
         """
-        (own,) = self._ids(before, [model])
+        (own,) = self.ids(before, [model])
         out = {model: own}
         for _ in range(_TRIES):
             new = [t for t in dict.fromkeys(self._proposals(pool, rng, model)) if t not in out]
@@ -152,7 +158,15 @@ class Drawer:
                 return out
         raise Redraw(f"fewer than {n} keys or values are as long in tokens as '{model}'")
 
-    def _ids(self, before: str, texts: Sequence[str]) -> list[Ids]:
+    def of_one_length(self, words: Sequence[str]) -> Pool:
+        """Those words that have as many tokens as most of them."""
+        part = tuple(words)
+        lengths = self._lengths(part)
+        usual = np.bincount(lengths).argmax()
+        return Pool((tuple(w for w, n in zip(part, lengths, strict=True) if n == usual),))
+
+    def ids(self, before: str, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text behind a word and a space."""
         new = [t for t in texts if (before, t) not in self._known]
         if len(self._known) > _KEPT:
             self._known.clear()
@@ -165,6 +179,9 @@ class Drawer:
         """Strings that are likely as long: numbers of as many digits, parts whose lengths add up to the same."""
         if pool.digits:
             return [pool._number(rng, len(model)) for _ in range(16)]
+        if pool.groups:
+            # Another digit for every digit, and the letters as they are: many tokenizers have a token for each digit.
+            return [re.sub(r"\d", lambda _: str(rng.integers(10)), model) for _ in range(16)]
         lengths = [self._lengths(part) for part in pool.parts]
         drawn = [rng.integers(len(part), size=256) for part in pool.parts]
         sums = sum(known[index] for known, index in zip(lengths, drawn, strict=True))
@@ -183,5 +200,5 @@ class Drawer:
 
     def _lengths(self, part: tuple[str, ...]) -> np.ndarray:
         if part not in self._parts:
-            self._parts[part] = np.array([len(ids) for ids in self._ids("is", part)])
+            self._parts[part] = np.array([len(ids) for ids in self.ids("is", part)])
         return self._parts[part]

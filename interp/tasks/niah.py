@@ -7,7 +7,6 @@ from those of another in templates and values, so that heads can be selected on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -18,7 +17,8 @@ import numpy as np
 from interp.errors import UsageError
 from interp.models.tokens import Encoded, Tokens
 from interp.tasks import needles as pools
-from interp.tasks.base import Example, Ids, Redraw, Task, listed, stable_seed, whole_number
+from interp.tasks.base import Example, Ids, Redraw, Task, listed, whole_number
+from interp.tasks.depths import Depths
 from interp.tasks.haystack import Ruler, Sentence, context, select
 from interp.tasks.layout import (
     SLACK,
@@ -39,7 +39,6 @@ CANDIDATES = 10
 
 SHORTEST = 64
 _LEAST_HAYSTACK = 8
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Niah(Task):
@@ -69,7 +68,7 @@ class Niah(Task):
         seed: int = 0,
     ):
         self.kinds = chosen_kinds(kinds, self.name)
-        self.depths = _depths(depth)
+        self.depths = Depths(self.name, depth, seed)
         self.length = whole_number(self.name, "length", length, SHORTEST)
         self.needles = whole_number(self.name, "needles", needles, 1)
         self.pieces = select(haystack)
@@ -77,7 +76,7 @@ class Niah(Task):
             n=n,
             seed=seed,
             length=length,
-            depth=list(self.depths) if self.depths else "uniform",
+            depth=self.depths.param,
             kinds=list(self.kinds),
             needles=needles,
             haystack=list(self.pieces) if not isinstance(haystack, str) else haystack,
@@ -103,11 +102,7 @@ class Niah(Task):
 
     def _plan(self, index: int) -> tuple[str, float]:
         """Kind and depth of an example: fixed by its number, so that a redraw keeps them."""
-        if self.depths:
-            turn, place = divmod(index, len(self.depths))
-            return self.kinds[turn % len(self.kinds)], self.depths[place]
-        start = np.random.default_rng(stable_seed(self.name, "depth", self.seed)).random()
-        return self.kinds[index % len(self.kinds)], float((start + index * _GOLDEN) % 1.0)
+        return self.kinds[self.depths.turn(index) % len(self.kinds)], self.depths.of(index)
 
     def _needles(self, kind: str, rng: np.random.Generator, drawer: Drawer) -> tuple[Layout, dict[str, Ids]]:
         """Template, keys and values; and all candidates: the values of the needles first, then values not in them."""
@@ -199,16 +194,3 @@ def chosen_kinds(kinds: str | Sequence[str], task: str) -> tuple[str, ...]:
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise UsageError(f"task {task}: no kind of needle '{kind}'{hint}; take of {', '.join(KINDS)}")
     return tuple(chosen)
-
-
-def _depths(depth: float | str | Sequence[float]) -> tuple[float, ...]:
-    """Depths to go through; empty for `uniform`."""
-    if depth == "uniform":
-        return ()
-    given = listed(Niah.name, "depth", depth)
-    for d in given:
-        if isinstance(d, bool | str) or not 0 <= d <= 1:
-            raise UsageError(
-                f"task niah: depth is {d!r}; take a number from 0 to 1, a list of them, or 'uniform'"
-            )
-    return tuple(float(d) for d in given)

@@ -19,11 +19,10 @@ import numpy as np
 
 from interp.errors import UsageError
 from interp.tasks import needles as pools
-from interp.tasks.base import listed, stable_seed, whole_number
+from interp.tasks.base import listed, whole_number
+from interp.tasks.depths import Depths
 from interp.tasks.needles import Drawer
 from interp.tasks.recall import InProse, Posed, Question, Statement, apart, asked
-
-_GOLDEN = (np.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ class Paraphrase(InProse):
         seed: int = 0,
     ):
         self.relations = _chosen(relations)
-        if depth != "uniform" and (isinstance(depth, bool | str) or not 0 <= depth <= 1):
-            raise UsageError(f"task paraphrase: depth is {depth!r}; take a number from 0 to 1, or 'uniform'")
-        self.depth = depth
+        self.depths = Depths(self.name, depth, seed)
         self.names = whole_number(self.name, "names", names, 2)
         super().__init__(
             length=length,
@@ -130,7 +127,7 @@ class Paraphrase(InProse):
             twins["query_swap"] = (posed(persons[1], 1), {**first, **options})
         return Question(
             posed(persons[0], 0),
-            (self._depth(index), *rng.random(self.names - 1)),
+            (self.depths.of(index), *rng.random(self.names - 1)),
             options,
             apart(options, persons[0]),
             twins,
@@ -141,12 +138,6 @@ class Paraphrase(InProse):
                 "value": persons[0],
             },
         )
-
-    def _depth(self, index: int) -> float:
-        if self.depth != "uniform":
-            return float(self.depth)
-        start = np.random.default_rng(stable_seed(self.name, "depth", self.seed)).random()
-        return float((start + index * _GOLDEN) % 1.0)
 
 
 def _aligned(keys: list[str], relation: Relation, drawer: Drawer) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ from interp.tasks.haystack import Ruler, Sentence, context, select
 from interp.tasks.needles import Drawer
 
 SHORTEST = 64
-_LEAST_HAYSTACK = 8
+LEAST_HAYSTACK = 8
 _TRIES = 40
 _SLACK = 2
 """Tokens that a prompt may fall short of the length asked for."""
@@ -91,7 +91,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Posed:
-    """What stands in the prose and what is asked about it; `lead` is the text before it, solved questions."""
+    """What stands in the prose and what is asked about it; `lead` stands before it: instruction, solved questions."""
 
     statements: tuple[Statement, ...]
     ask: tuple[Piece, ...]
@@ -120,8 +120,8 @@ class Question:
         options: ids of the candidates by their text, the right one first.
         foil: the wrong answer of the logit difference, one of the options.
         twins: corrupt wordings by kind, with their own options.
-        cluster: unit of resampling, where that is not the piece of prose.
         meta: what is recorded beside length and depth.
+        cluster: unit of resampling, where that is not the piece of prose.
     """
 
     posed: Posed
@@ -130,14 +130,17 @@ class Question:
     foil: str
     twins: dict[str, tuple[Posed, dict[str, Ids]]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    cluster: str = ""
 
 
 class InProse(Task):
     """Base of the tasks that state sentences in prose and ask about them.
 
     Args:
-        length: tokens of the prompt; it is met, or missed by two tokens at most, and never exceeded.
-        haystack: `all`, `train` or `test` (two halves without a common piece), a piece, or a list of pieces.
+        length: tokens of the prompt; it is met, or missed by two tokens at most, and never exceeded. None: nothing
+            stands between the statements.
+        haystack: `all`, `train` or `test` (two halves without a common piece), a piece, or a list of pieces. A task
+            that says itself what stands `between` has none.
         shots: solved questions of the same sort in front, without prose, about other things.
     """
 
@@ -145,27 +148,51 @@ class InProse(Task):
     """Whether statement 0 alone holds the answer, so that a twin without it (`needle_drop`) makes sense."""
 
     def __init__(
-        self, *, length: int, haystack: str | Sequence[str], shots: int, n: int, seed: int, **params: Any
+        self,
+        *,
+        length: int | None,
+        haystack: str | Sequence[str] = "all",
+        shots: int,
+        n: int,
+        seed: int,
+        **params: Any,
     ):
-        self.length = whole_number(self.name, "length", length, SHORTEST)
-        self.pieces = select(haystack)
+        self.length = None if length is None else whole_number(self.name, "length", length, SHORTEST)
         self.shots = whole_number(self.name, "shots", shots, 0)
-        named = haystack if isinstance(haystack, str) else list(self.pieces)
-        super().__init__(n=n, seed=seed, length=length, haystack=named, shots=shots, **params)
+        if type(self).between is InProse.between:
+            self.pieces = select(haystack)
+            params["haystack"] = haystack if isinstance(haystack, str) else list(self.pieces)
+        super().__init__(n=n, seed=seed, length=length, shots=shots, **params)
         self._tools: dict[str, tuple[Ruler, Drawer]] = {}
 
     @abstractmethod
     def pose(self, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
         """What example number `index` states and asks; raise `Redraw` where this draw cannot be asked."""
 
+    def ruler(self, tokens: Tokens) -> Ruler:
+        """Token counts of sentences."""
+        if tokens.fingerprint not in self._tools:
+            self._tools[tokens.fingerprint] = Ruler(tokens), Drawer(tokens)
+        return self._tools[tokens.fingerprint][0]
+
+    def shown(self, index: int, rng: np.random.Generator, drawer: Drawer, taken: Collection[str]) -> Question:
+        """A question to be shown solved, about none of the things that are taken."""
+        for _ in range(_TRIES):
+            question = self.pose(index, rng, drawer)
+            if question.posed.about.isdisjoint(taken):
+                return question
+        raise Redraw("no solved question is about other things")
+
     def place(self, span: Span) -> Span:
         """A span with the item and hop that this task gives it."""
         return span
 
+    def between(self, ruler: Ruler, rng: np.random.Generator, budget: int) -> tuple[list[Sentence], str]:
+        """What stands around the statements, of `budget` tokens (at most two fewer), and its unit of resampling."""
+        return context(ruler, rng, budget, self.pieces)
+
     def make(self, index: int, rng: np.random.Generator, tokens: Tokens) -> Example:
-        if tokens.fingerprint not in self._tools:
-            self._tools[tokens.fingerprint] = Ruler(tokens), Drawer(tokens)
-        ruler, drawer = self._tools[tokens.fingerprint]
+        ruler, drawer = self.ruler(tokens), self._tools[tokens.fingerprint][1]
         asks = self._with_shots(self.pose(index, rng, drawer), index, rng, drawer)
         posed, answer = asks.posed, asks.options[asks.posed.answer]
         slots, piece = self._lay_out(posed, asks.depths, rng, ruler)
@@ -183,7 +210,7 @@ class InProse(Task):
             foil_ids=asks.options[asks.foil],
             candidates=tuple(asks.options.values()),
             chance=1 / len(asks.options),
-            cluster=piece,
+            cluster=asks.cluster or piece,
             group=hashlib.sha256(body.encode()).hexdigest()[:16],
         )
         if self.copies:
@@ -206,14 +233,9 @@ class InProse(Task):
 
     def _with_shots(self, asks: Question, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
         taken = set(asks.posed.about).union(*(twin.about for twin, _ in asks.twins.values()))
-        lead = ""
+        lead = asks.posed.lead
         for _ in range(self.shots):
-            for _ in range(_TRIES):
-                shown = self.pose(index, rng, drawer)
-                if taken.isdisjoint(shown.posed.about):
-                    break
-            else:
-                raise Redraw("no solved question is about other things")
+            shown = self.shown(index, rng, drawer, taken)
             taken |= shown.posed.about
             lead += shown.posed.solved(shown.depths)
         twins = {kind: (replace(twin, lead=lead), o) for kind, (twin, o) in asks.twins.items()}
@@ -244,7 +266,9 @@ class InProse(Task):
     def _lay_out(
         self, posed: Posed, depths: Sequence[float], rng: np.random.Generator, ruler: Ruler
     ) -> tuple[tuple[Slot, ...], str]:
-        """Slots of a context that makes the prompt as long as asked for, and the piece that it starts with."""
+        """Slots of a context that makes the prompt as long as asked for, and its unit of resampling."""
+        if self.length is None:
+            return tuple(sorted(range(len(depths)), key=lambda i: (depths[i], i))), ""
         costs = [ruler.cost(s.text) for s in posed.statements]
         tail = "".join(p.text for p in posed.ask).lstrip("\n")
         lead = len(ruler.tokens.encode(posed.lead)) - ruler.n_special if posed.lead else 0
@@ -252,9 +276,9 @@ class InProse(Task):
         seed = int(rng.integers(2**62))
         # Counts of sentences add up to a token or two: at the start of the text, where a paragraph closes.
         for _ in range(5):
-            if budget < _LEAST_HAYSTACK:
+            if budget < LEAST_HAYSTACK:
                 raise Redraw(f"{self.length} tokens leave no room for a haystack around the statements")
-            sentences, piece = context(ruler, np.random.default_rng(seed), budget, self.pieces)
+            sentences, piece = self.between(ruler, np.random.default_rng(seed), budget)
             slots = arrange(sentences, depths, costs, ruler)
             short = self.length - len(ruler.tokens.encode("".join(p.text for p in _pieces(posed, slots))))
             if 0 <= short <= _SLACK:
@@ -380,8 +404,7 @@ def _render(tokens: Tokens, posed: Posed, slots: Sequence[Slot]) -> tuple[Encode
 def stands_once(example: Example) -> None:
     """Raise `Redraw` unless the answer is the value of item 0 and stands nowhere outside declared spans."""
     answer, n = example.answer_ids, len(example.answer_ids)
-    (value,) = example.spans_of("value", 0)
-    if example.ids[value.start : value.end] != answer:
+    if any(example.ids[s.start : s.end] != answer for s in example.spans_of("value", 0)):
         raise Redraw("the value tokenises differently in the context and as the answer")
     declared = {i for s in example.spans for i in range(s.start, s.end)}
     for i in range(len(example.ids) - n + 1):
