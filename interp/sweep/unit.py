@@ -130,7 +130,9 @@ class Bench:
         if not LOCATORS[unit.locator.name].fitted:
             return None
         return (
-            (unit.task, unit.seed + AWAY) if unit.locator.fit_on is None else (unit.locator.fit_on, unit.seed + AWAY)
+            (unit.task, unit.seed + AWAY)
+            if unit.locator.fit_on is None
+            else (unit.locator.fit_on, unit.seed + AWAY)
         )
 
     def _ready(self, item: TaskItem, seed: int, subject: CausalLM) -> Task:
