@@ -18,7 +18,8 @@ from interp.errors import UsageError
 from interp.models.tokens import Tokens
 from interp.tasks.base import Example, Ids, Piece, Redraw, Task, whole_number
 from interp.tasks.compose import Asked, compose
-from interp.tasks.lives import ATTRIBUTES, NOT_STATED, Line, Person, Scene, Words
+from interp.tasks.life_words import Deck, Words
+from interp.tasks.lives import ATTRIBUTES, NOT_STATED, Line, Person, Scene
 from interp.tasks.pairs import data, in_turn
 from interp.tasks.recall import asked as question_about
 from interp.tasks.recall import phrase
@@ -57,25 +58,6 @@ class Plan:
     foil: int
     links: dict[int, int]
     saying: frozenset[int]
-
-
-class Deck:
-    """Names and values of one example, each dealt once."""
-
-    def __init__(self, rng: np.random.Generator, words: Words, names: int, values: int):
-        self._rng, self._words, self._most = rng, words, values
-        self._names = words.names.draw(rng, names)
-        self._values: dict[str, list[str]] = {}
-
-    def name(self) -> str:
-        """Another name."""
-        return self._names.pop()
-
-    def value(self, attribute: str) -> str:
-        """Another value of an attribute."""
-        if attribute not in self._values:
-            self._values[attribute] = self._words.values[attribute].draw(self._rng, self._most)
-        return self._values[attribute].pop()
 
 
 class Biographies(Task):
@@ -328,10 +310,11 @@ class Biographies(Task):
     def _lead(self, rng: np.random.Generator, words: Words, deck: Deck, topic: Topic) -> list[Piece]:
         """Solved questions about other people, for the same attribute."""
         out: list[Piece] = []
+        first = int(rng.integers(2))
         for shot in range(self.shots):
             asked = int(rng.integers(self._few))
             if self.form == "unstated":
-                plan = self._plan_unstated(rng, self._few, asked, stated=shot % 2 == 0)
+                plan = self._plan_unstated(rng, self._few, asked, stated=(first + shot) % 2 == 0)
             else:
                 plan = self._plan(rng, self._few, asked)
             scene = self._scene(rng, words, deck, topic, [], plan, self._few)
