@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
             "initializer_range": 0.1,
         },
         ({"length": 12, "pairs": (2, 3)}, {"length": 24, "pairs": (2, 4, 6)}, _MIXED),
-        {"steps": 800},
+        {"steps": 1000},
     ),
     "zoology-64-4-64": Preset(
         "Zoology's attention at length 64, 4 pairs, width 64 (arXiv 2312.04927, figure 2); minutes to an hour",

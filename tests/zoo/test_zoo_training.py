@@ -57,6 +57,16 @@ def test_stages_follow_one_another():
     assert [(row["stage"], row["step"]) for row in history] == [(0, 2), (0, 4), (1, 6), (1, 8)]
 
 
+def test_a_rate_that_is_a_stage_behind_falls_out():
+    recipe = Recipe(rates=(1e-6, 1e-2), steps=300, rows=32, warmup=20, every=50, onward=0.8, enough=0.9)
+    found = race(TINY, [stage(2, 8), stage(3, 16)], recipe)
+    steps = {rate: [r["stage"] for r in found.history if r["rate"] == rate] for rate in recipe.rates}
+    assert set(steps[1e-6]) == {0} and set(steps[1e-2]) == {0, 1}
+    # It is let go in the round in which the other goes on, and no sooner.
+    assert len(steps[1e-6]) == steps[1e-2].count(0) + 1
+    assert found.rate == 1e-2
+
+
 def test_an_early_stage_wins_no_race():
     easy = Stage(stage(2, 8).draw, {"nothing": (np.zeros((2, 4), np.int64), np.full((2, 4), -100))})
     recipe = Recipe(rates=(1e-3,), steps=2, rows=4, every=2, onward=0.0, enough=0.0)

@@ -94,8 +94,8 @@ def race(
 ) -> Trained:
     """Train a model at each learning rate in turn until one is good enough on every held-out set of the last stage.
 
-    All start from the same weights and read the same sequences. The first that gets there wins; where none does, the
-    one whose worst held-out set is best at the end.
+    All start from the same weights and read the same sequences, and one that is a stage behind another falls out. The
+    first that gets there wins; where none does, the one whose worst held-out set is best at the end.
 
     Args:
         progress: told of the steps of all rates together.
@@ -108,7 +108,7 @@ def race(
     runners = [_Runner(untrained(config, seed=seed), stages, recipe, rate, seed) for rate in recipe.rates]
     history: list[dict[str, Any]] = []
     total = recipe.steps * len(runners) * len(stages)
-    while going := [runner for runner in runners if not runner.done]:
+    while going := [r for r in runners if not r.done and r.stage == max(other.stage for other in runners)]:
         for runner in going:
             history.append(runner.advance())
             done = sum(r.step for r in runners)
