@@ -196,11 +196,11 @@ def test_presets_recall_and_their_retrieval_heads_do_it(name):
     task = MQAR(pairs=[8, 16], n=72, seed=1)
     batch = model.batch(task.examples(model))
     answers = torch.tensor([e.answer_ids[0] for e in task.examples(model)])
-    others = tuple(h for h in model.heads() if h not in found)
-    cuts = [interp.ablate(found), *([interp.ablate(others)] if others and model.n_layers == 1 else [])]
-    right = [
-        float((logits[:, -1].argmax(-1) == answers).float().mean())
-        for _, logits in model.each(cuts, batch, keep=1)
-    ]
-    assert right[0] < 0.2
-    assert all(value > 0.5 for value in right[1:])
+    # All heads of the last layer may share the work; then there are none left over in it.
+    others = tuple(h for h in model.heads() if h not in found and h.layer == model.n_layers - 1)
+    logits = dict(
+        model.each([interp.ablate(found), interp.ablate(others) if others else None], batch, keep=1)
+    )
+    cut, spared = (float((logits[i][:, -1].argmax(-1) == answers).float().mean()) for i in range(2))
+    assert cut < 0.2
+    assert spared > 0.5
