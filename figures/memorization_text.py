@@ -134,6 +134,8 @@ def beyond(contrasts: pd.DataFrame) -> dict[str, go.Figure]:
     """What edits delete beyond as many random neurons or weights."""
     out = {}
     own = contrasts[contrasts["measure"].isin(["targeted", "held_out", "prose"])]
+    # Weights have a second control, random ones of equal norm; it is in the tables.
+    own = own[~own["against"].str.startswith("equal norm")]
     order = ("targeted", "held_out", "prose")
     captions = {"targeted": "A, tokens right", "held_out": "B, tokens right", "prose": "Prose, nats a token"}
     for (subject, memory), rows in own.groupby(["subject", "memory"], sort=False):
