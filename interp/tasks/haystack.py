@@ -8,7 +8,7 @@ make up the last tokens of a context and stand in for a needle that is dropped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -57,6 +57,10 @@ class Sentence:
         if first:
             return ""
         return "\n\n" if self.opens else " "
+
+
+Slot = Sentence | int
+"""A sentence, or the number of a statement that stands among them."""
 
 
 @cache
@@ -249,3 +253,32 @@ def _mix(sentences: list[Sentence], extra: Sequence[str], rng: np.random.Generat
         at = int(rng.integers(1, len(out) + 1)) if out else 0
         out.insert(at, Sentence(text, "filler"))
     return out
+
+
+def arrange(
+    sentences: Sequence[Sentence], depths: Sequence[float], costs: Sequence[int], ruler: Ruler
+) -> tuple[Slot, ...]:
+    """Sentences with statement `i` at the boundary nearest to `depths[i]`, in the order of their depths.
+
+    Args:
+        depths: each the share of the context without that statement that lies before it.
+        costs: tokens of each statement.
+    """
+    lengths = [ruler.of(s, first=i == 0) for i, s in enumerate(sentences)]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    total = starts[-1] + sum(costs)
+    at: dict[int, list[int]] = {}
+    before, last = 0, 0
+    for i in sorted(range(len(depths)), key=lambda i: (depths[i], i)):
+        last = max(last, int(np.abs(starts + before - depths[i] * (total - costs[i])).argmin()))
+        at.setdefault(last, []).append(i)
+        before += costs[i]
+    slots: list[Slot] = []
+    for boundary in range(len(sentences) + 1):
+        slots += at.get(boundary, [])
+        slots += sentences[boundary : boundary + 1]
+    leading = next(i for i, s in enumerate(slots) if isinstance(s, Sentence))
+    if leading:
+        # Statements in front belong to the first paragraph; alone they would be a heading.
+        slots[leading] = replace(slots[leading], opens=False)  # type: ignore[type-var]
+    return tuple(slots)

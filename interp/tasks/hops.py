@@ -9,7 +9,6 @@ chain as `item` (0 is the one asked for) and the hop.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -81,13 +80,16 @@ class MultiHop(InProse):
         return pools.keys("person")
 
     def pose(self, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
+        return self.chained(self.pool(drawer), index, rng, drawer)
+
+    def chained(self, names_pool: Pool, index: int, rng: np.random.Generator, drawer: Drawer) -> Question:
+        """The question about links that are called as the pool has it."""
         wordings = list_data()["hops"][self.style]
         wording = wordings[index % len(wordings)]
         pool, steps = pools.values(wording["kind"]), self.hops + 1
         stem = wording["stem"] if self.ask == "value" else wording["those"]
         before = wording["stem"].rsplit(" ", 1)[-1]
         values = list(drawer.alike(pool, rng, pool.draw(rng), self.chains, before))
-        names_pool = self.pool(drawer)
         # All of one length, so that chains can be asked for, and linked, in each other's place.
         names = list(drawer.alike(names_pool, rng, names_pool.draw(rng), self.chains * steps - 1, "of"))
         chains = [names[c * steps : (c + 1) * steps] for c in range(self.chains)]
@@ -140,7 +142,7 @@ class MultiHop(InProse):
         if span.role in ("question", "query", "filler"):
             return span
         chain, hop = divmod(span.item, self.hops + 1)
-        return replace(span, item=chain, hop=hop)
+        return Span(span.start, span.end, span.role, chain, hop)
 
 
 def _query(text: str) -> dict[str, tuple[str, str | None]]:

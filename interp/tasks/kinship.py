@@ -226,4 +226,4 @@ class Kinship(InProse):
         if span.role in ("question", "query", "filler"):
             return span
         family, hop = divmod(span.item, self.links)
-        return replace(span, item=family, hop=hop)
+        return Span(span.start, span.end, span.role, family, hop)

@@ -14,7 +14,7 @@ import numpy as np
 
 from interp.models.tokens import Encoded, Tokens
 from interp.tasks.base import Example, Ids, Piece, Redraw, Span, answer_after, token_spans
-from interp.tasks.haystack import Ruler, Sentence
+from interp.tasks.haystack import Ruler, Sentence, Slot
 from interp.tasks.needles import QUESTION, Template
 
 SLACK = 2
@@ -24,9 +24,6 @@ _STAND_IN = "stand-in"
 """Source of the fillers that take the place of a dropped needle."""
 
 _BREAK = "\n\n"
-
-Slot = Sentence | int
-"""A sentence of the haystack, or the number of a needle (0 is the one asked for)."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ _HEX = "0123456789abcdef"
 _KEPT = 100_000
 """Strings whose ids are remembered."""
 
+_PARTS = 100
+"""Lists of words whose lengths are remembered."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -200,5 +203,7 @@ class Drawer:
 
     def _lengths(self, part: tuple[str, ...]) -> np.ndarray:
         if part not in self._parts:
+            if len(self._parts) > _PARTS:
+                self._parts.clear()
             self._parts[part] = np.array([len(ids) for ids in self.ids("is", part)])
         return self._parts[part]

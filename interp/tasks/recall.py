@@ -12,6 +12,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +30,7 @@ from interp.tasks.base import (
     token_spans,
     whole_number,
 )
-from interp.tasks.haystack import Ruler, Sentence, context, select
+from interp.tasks.haystack import Ruler, Sentence, Slot, arrange, context, select
 from interp.tasks.needles import Drawer
 
 SHORTEST = 64
@@ -42,9 +43,6 @@ _QUESTION = "\n\nQuestion: "
 _STAND_IN = "stand-in"
 """Source of the fillers that take the place of a dropped statement."""
 
-Slot = Sentence | int
-"""A sentence of the haystack, or the number of a statement."""
-
 Words = Mapping[str, tuple[str, str | None]]
 """What stands for each `{name}` of a wording, and its role."""
 
@@ -52,13 +50,18 @@ Words = Mapping[str, tuple[str, str | None]]
 def phrase(wording: str, words: Words, item: int = -1, within: str | None = None) -> list[Piece]:
     """A wording with its `{names}` filled in, as pieces; a space belongs to the word after it."""
     out = []
-    for part in re.split(r"( ?\{\w+\})", wording):
+    for part in _parts(wording):
         if part.endswith("}"):
             text, role = words[part.strip(" {}")]
             out.append(Piece(part[: part.index("{")] + text, role, item, within))
         elif part:
             out.append(Piece(part, None, item, within))
     return out
+
+
+@lru_cache(1000)
+def _parts(wording: str) -> tuple[str, ...]:
+    return tuple(re.split(r"( ?\{\w+\})", wording))
 
 
 def asked(question: str, stem: str, words: Words) -> tuple[Piece, ...]:
@@ -187,6 +190,9 @@ class InProse(Task):
         """A span with the item and hop that this task gives it."""
         return span
 
+    def _placed(self, raw: Sequence[Span]) -> tuple[Span, ...]:
+        return tuple(sorted(map(self.place, raw), key=_order))
+
     def between(self, ruler: Ruler, rng: np.random.Generator, budget: int) -> tuple[list[Sentence], str]:
         """What stands around the statements, of `budget` tokens (at most two fewer), and its unit of resampling."""
         return context(ruler, rng, budget, self.pieces)
@@ -195,8 +201,8 @@ class InProse(Task):
         ruler, drawer = self.ruler(tokens), self._tools[tokens.fingerprint][1]
         asks = self._with_shots(self.pose(index, rng, drawer), index, rng, drawer)
         posed, answer = asks.posed, asks.options[asks.posed.answer]
-        slots, piece = self._lay_out(posed, asks.depths, rng, ruler)
-        prompt, raw, text = _render(tokens, posed, slots)
+        slots, piece, known = self._lay_out(posed, asks.depths, rng, ruler)
+        prompt, raw, text = _render(tokens, posed, slots, known)
         if answer_after(tokens, prompt, text, " " + posed.answer) != answer:
             raise Redraw("the answer tokenises differently after the stem and after the prompt")
         body = text[: text.rindex(_QUESTION)]
@@ -206,7 +212,7 @@ class InProse(Task):
             answer_ids=answer,
             text=text,
             offsets=prompt.offsets,
-            spans=tuple(sorted(map(self.place, raw))),
+            spans=self._placed(raw),
             foil_ids=asks.options[asks.foil],
             candidates=tuple(asks.options.values()),
             chance=1 / len(asks.options),
@@ -265,10 +271,10 @@ class InProse(Task):
 
     def _lay_out(
         self, posed: Posed, depths: Sequence[float], rng: np.random.Generator, ruler: Ruler
-    ) -> tuple[tuple[Slot, ...], str]:
-        """Slots of a context that makes the prompt as long as asked for, and its unit of resampling."""
+    ) -> tuple[tuple[Slot, ...], str, Encoded | None]:
+        """Slots that make the prompt as long as asked for, their unit of resampling, and the prompt's tokens."""
         if self.length is None:
-            return tuple(sorted(range(len(depths)), key=lambda i: (depths[i], i))), ""
+            return tuple(sorted(range(len(depths)), key=lambda i: (depths[i], i))), "", None
         costs = [ruler.cost(s.text) for s in posed.statements]
         tail = "".join(p.text for p in posed.ask).lstrip("\n")
         lead = len(ruler.tokens.encode(posed.lead)) - ruler.n_special if posed.lead else 0
@@ -280,9 +286,10 @@ class InProse(Task):
                 raise Redraw(f"{self.length} tokens leave no room for a haystack around the statements")
             sentences, piece = self.between(ruler, np.random.default_rng(seed), budget)
             slots = arrange(sentences, depths, costs, ruler)
-            short = self.length - len(ruler.tokens.encode("".join(p.text for p in _pieces(posed, slots))))
+            prompt = ruler.tokens.encode("".join(p.text for p in _pieces(posed, slots)))
+            short = self.length - len(prompt)
             if 0 <= short <= _SLACK:
-                return slots, piece
+                return slots, piece, prompt
             budget += short
         raise Redraw(f"no context makes the prompt {self.length} tokens long")
 
@@ -298,7 +305,7 @@ class InProse(Task):
             a != b and i not in declared for i, (a, b) in enumerate(zip(prompt.ids, example.ids, strict=True))
         ):
             raise Redraw("a twin is not aligned with the prompt")
-        spans = tuple(sorted(map(self.place, raw)))
+        spans = self._placed(raw)
         return replace(example, ids=prompt.ids, text=text, offsets=prompt.offsets, spans=spans)
 
     def _drop(
@@ -327,35 +334,6 @@ class InProse(Task):
         raise Redraw(f"no filler takes the place of a statement of {len(evidence)} tokens")
 
 
-def arrange(
-    sentences: Sequence[Sentence], depths: Sequence[float], costs: Sequence[int], ruler: Ruler
-) -> tuple[Slot, ...]:
-    """Sentences with statement `i` at the boundary nearest to `depths[i]`, in the order of their depths.
-
-    Args:
-        depths: each the share of the context without that statement that lies before it.
-        costs: tokens of each statement.
-    """
-    lengths = [ruler.of(s, first=i == 0) for i, s in enumerate(sentences)]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    total = starts[-1] + sum(costs)
-    at: dict[int, list[int]] = {}
-    before, last = 0, 0
-    for i in sorted(range(len(depths)), key=lambda i: (depths[i], i)):
-        last = max(last, int(np.abs(starts + before - depths[i] * (total - costs[i])).argmin()))
-        at.setdefault(last, []).append(i)
-        before += costs[i]
-    slots: list[Slot] = []
-    for boundary in range(len(sentences) + 1):
-        slots += at.get(boundary, [])
-        slots += sentences[boundary : boundary + 1]
-    leading = next(i for i, s in enumerate(slots) if isinstance(s, Sentence))
-    if leading:
-        # Statements in front belong to the first paragraph; alone they would be a heading.
-        slots[leading] = replace(slots[leading], opens=False)  # type: ignore[type-var]
-    return tuple(slots)
-
-
 def apart(options: Mapping[str, Ids], right: str) -> str:
     """The first option that differs from the right one at the token where the options part ways.
 
@@ -382,6 +360,11 @@ def options_after(tokens: Tokens, stem: str, texts: Sequence[str]) -> dict[str, 
     return dict(zip(texts, ids, strict=True))
 
 
+def _order(span: Span) -> tuple[int, int, str, int, int]:
+    """A span as a tuple, which compares much faster."""
+    return span.start, span.end, span.role, span.item, span.hop
+
+
 def _pieces(posed: Posed, slots: Sequence[Slot]) -> Iterator[Piece]:
     if posed.lead:
         yield Piece(posed.lead)
@@ -394,10 +377,12 @@ def _pieces(posed: Posed, slots: Sequence[Slot]) -> Iterator[Piece]:
     yield from posed.ask
 
 
-def _render(tokens: Tokens, posed: Posed, slots: Sequence[Slot]) -> tuple[Encoded, tuple[Span, ...], str]:
+def _render(
+    tokens: Tokens, posed: Posed, slots: Sequence[Slot], known: Encoded | None = None
+) -> tuple[Encoded, tuple[Span, ...], str]:
     pieces = list(_pieces(posed, slots))
     text = "".join(p.text for p in pieces)
-    prompt = tokens.encode(text)
+    prompt = known or tokens.encode(text)
     return prompt, token_spans(prompt, pieces), text
 
 

@@ -7,18 +7,20 @@ value. Several chains stand in one text, so a model that copies any value scores
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
 
 from interp.errors import UsageError
-from interp.tasks.base import stable_seed
+from interp.tasks.base import Redraw, stable_seed
 from interp.tasks.haystack import Ruler, Sentence
 from interp.tasks.hops import Ask, MultiHop
 from interp.tasks.multi import list_data
 from interp.tasks.needles import Drawer, Pool
 from interp.tasks.noise import noise
+from interp.tasks.recall import Question
 
 Names = Literal["words", "letters"]
 _LETTERS = 5
@@ -72,6 +74,14 @@ class VariableTracking(MultiHop):
 
     def pool(self, drawer: Drawer) -> Pool:
         return drawer.of_one_length(made_up() if self.names == "letters" else list_data()["variables"])
+
+    def shown(self, index: int, rng: np.random.Generator, drawer: Drawer, taken: Collection[str]) -> Question:
+        (names,) = self.pool(drawer).parts
+        free = Pool((tuple(name for name in names if name not in taken),))
+        question = self.chained(free, index, rng, drawer)
+        if not question.posed.about.isdisjoint(taken):
+            raise Redraw("a solved question has a value of the question's")
+        return question
 
     def between(self, ruler: Ruler, rng: np.random.Generator, budget: int) -> tuple[list[Sentence], str]:
         return noise(ruler, rng, budget)
