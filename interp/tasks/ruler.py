@@ -255,7 +255,12 @@ class RulerNiah(InProse):
         return asked(question, wording[f"stem{suffix}"], words)
 
     def _meta(self, count: int, wording: Mapping[str, str]) -> dict[str, Any]:
-        return {"needles": count, "items": count, "template": wording["fact"]}
+        return {
+            "setting": self.params["setting"],
+            "needles": count,
+            "items": count,
+            "template": wording["fact"],
+        }
 
 
 @cache
