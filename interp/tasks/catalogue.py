@@ -329,6 +329,26 @@ ORDER: tuple[TaskInfo, ...] = (
         ladder={"items": (4, 8, 16), "form": ("sentences", "words")},
         family="order",
     ),
+    TaskInfo(
+        "stories",
+        "interp.tasks.stories:Stories",
+        "people, places and things: where is what, who has what, and where it was before",
+        "world and wordings written for this project; after bAbI (arXiv 1502.05698) and Dyna-bAbI (2112.00086)",
+        {
+            "facts": 1,
+            "question": None,
+            "sentences": 8,
+            "people": 4,
+            "places": 4,
+            "things": 4,
+            "style": (),
+            "shots": 1,
+            "n": 64,
+            "seed": 0,
+        },
+        ladder={"facts": (1, 2, 3), "sentences": (4, 8, 16)},
+        family="order",
+    ),
 )
 
 INTERFERENCE: tuple[TaskInfo, ...] = (

@@ -272,6 +272,26 @@ updating = st.fixed_dictionaries({**kept, "items": st.integers(2, 4), "updates":
 change_detection = st.fixed_dictionaries(
     {**kept, "items": st.integers(2, 9), "change": st.sampled_from(["item", "order"])}
 )
+questions = st.sampled_from(
+    ["where_person", "where_object", "where_was_object", "yes_no", "count", "list", "give"]
+)
+ways = st.lists(
+    st.sampled_from(["coreference", "conjunction", "company", "negation"]), max_size=4, unique=True
+)
+stories = st.fixed_dictionaries(
+    {
+        "facts": st.none(),
+        "question": questions,
+        "sentences": st.integers(7, 14),
+        "people": st.integers(3, 5),
+        "places": st.integers(3, 5),
+        "things": st.integers(4, 6),
+        "style": ways,
+        "shots": st.integers(0, 2),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "niah": needles,
@@ -304,6 +324,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "updating": updating,
     "change_detection": change_detection,
     "order": order,
+    "stories": stories,
     "biographies": biographies,
 }
 """Parameters of each task but `niah_grid`, which has tests of its own."""
@@ -330,6 +351,8 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("acronym", {"n": 60}),
     ("shift_cipher", {"n": 60}),
     ("counting", {"n": 60}),
+    ("stories", {"n": 60}),
+    ("stories", {"n": 40, "facts": None, "question": "list"}),
     ("updates", {"n": 60}),
     ("consolidation", {"n": 60, "versions": 4}),
     ("serial_recall", {"n": 60}),
