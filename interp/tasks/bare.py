@@ -45,27 +45,24 @@ class Bare:
         pool = np.array([i for i in ordinary_ids(tokens) if i != pad], dtype=np.int64)
         return cls(stop.ids[: n_leading(stop)], pad, pool)
 
-    def halves(
-        self, task: str, keys: int, values: int
-    ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " v"]]:
-        """Ids for keys and ids for values, which never meet.
+    def parts(self, task: str, **sizes: int) -> list[Int64[np.ndarray, " part"]]:
+        """The pool in as many equal parts as there are kinds of ids, which never meet.
 
         Args:
             task: name of the task, for errors.
-            keys: different keys of one sequence.
-            values: different values of one sequence.
+            sizes: by kind, so many different ids are needed.
 
         Raises:
             UsageError: the tokenizer has too few.
         """
-        half = len(self.pool) // 2
-        need = 2 * max(keys, values)
-        if half < max(keys, values):
+        share = len(self.pool) // len(sizes)
+        kind, most = max(sizes.items(), key=lambda item: item[1])
+        if share < most:
             raise UsageError(
-                f"task {task}: {keys} different keys and {values} different values need {need} ordinary tokens, and "
-                f"this tokenizer has {len(self.pool)}; take fewer"
+                f"task {task}: {most} different {kind}, one of {len(sizes)} kinds of ids, need {len(sizes) * most} "
+                f"ordinary tokens, and this tokenizer has {len(self.pool)}; take fewer {kind}"
             )
-        return self.pool[:half], self.pool[half:]
+        return [self.pool[i * share : (i + 1) * share] for i in range(len(sizes))]
 
 
 def distinct(rng: np.random.Generator, rows: int, size: int, below: int) -> Int64[np.ndarray, "rows size"]:

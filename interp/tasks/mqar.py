@@ -187,6 +187,8 @@ class MQAR(Task):
         labels = np.empty_like(ids)
         for number, layout in enumerate(self.layouts):
             rows = np.flatnonzero(which == number)
+            if not len(rows):
+                continue
             drawn = self._draw_rows(rng, len(rows), layout, bare)
             ids[rows], labels[rows] = drawn.ids, drawn.labels
         head = np.tile(np.array(bare.head, dtype=np.int64), (n, 1))
@@ -196,14 +198,14 @@ class MQAR(Task):
         if tokens.fingerprint not in self._known:
             bare = Bare.of(tokens)
             for layout in self.layouts:
-                bare.halves(self.name, _key_tokens(layout) + layout.width, layout.statements + 1)
+                bare.parts(self.name, keys=_key_tokens(layout) + layout.width, values=layout.statements + 1)
             self._known[tokens.fingerprint] = bare
         return self._known[tokens.fingerprint]
 
     def _draw_rows(self, rng: np.random.Generator, rows: int, layout: Layout, bare: Bare) -> Sequences:
         """Sequences of one layout; everything that is drawn at random about them is drawn here."""
         pairs, width, size = layout.pairs, layout.width, layout.statements
-        key_pool, value_pool = bare.halves(self.name, _key_tokens(layout), size)
+        key_pool, value_pool = bare.parts(self.name, keys=_key_tokens(layout), values=size)
         parts = key_pool[distinct(rng, rows, _key_tokens(layout), len(key_pool))]
         values = value_pool[distinct(rng, rows, size, len(value_pool))]
         if width == 1:
@@ -363,7 +365,7 @@ class _Asked:
     def _spare(self, rng: np.random.Generator) -> list[int]:
         """A key and a value that the sequence does not hold."""
         used = [t for key in self.keys for t in key]
-        keys, values = self.bare.halves(MQAR.name, len(used), len(self.values))
+        keys, values = self.bare.parts(MQAR.name, keys=1, values=1)
         free = [
             pool[~np.isin(pool, there, kind="table")] for pool, there in ((keys, used), (values, self.values))
         ]

@@ -8,7 +8,7 @@ goes; who joins another is where the other one is; who has left a place is nowhe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -192,29 +192,36 @@ def _propose(
     forced: bool,
     dice: Iterator[float],
 ) -> Event | None:
-    who: tuple[str, ...] = (_pick(cast.people, dice),)
-    again = "coreference" in styles and bool(told) and not told[-1].to
-    same = again and next(dice) < _SAME_ACTOR
-    if same:
-        who = told[-1].who
-    if kind == "move" and "conjunction" in styles and not same and next(dice) < _TWO_ACTORS:
-        who = (*who, _pick([p for p in cast.people if p not in who], dice))
-    if kind != "move" and len(who) > 1:
-        return None
-    event = Event(kind, who, wording=int(next(dice) * 12))
-    event = replace(event, pronoun=again and who == told[-1].who and next(dice) < _PRONOUN)
+    who, pronoun = _actors(kind, cast, told, styles, dice)
+    wording = int(next(dice) * 12)
     if kind == "move":
         unseen = bool(missing) and (forced or next(dice) < _NEW_PLACE)
-        return replace(event, place=_pick(missing if unseen else cast.places, dice))
-    if kind == "leave":
-        return replace(event, place=world.where[who[0]].what) if who[0] in world.where else None
-    if kind == "join":
-        return replace(event, to=_pick(cast.people, dice))
-    things = cast.things if kind == "take" else world.held(who[0])
-    if not things:
+        place = _pick(missing if unseen else cast.places, dice)
+        return Event(kind, who, place=place, wording=wording, pronoun=pronoun)
+    if len(who) > 1:
         return None
-    event = replace(event, thing=_pick(things, dice))
-    return replace(event, to=_pick(cast.people, dice)) if kind == "send" else event
+    if kind == "leave":
+        at = world.where.get(who[0])
+        return Event(kind, who, place=at.what, wording=wording, pronoun=pronoun) if at else None
+    to = _pick(cast.people, dice) if kind in ("join", "send") else ""
+    if kind == "join":
+        return Event(kind, who, to=to, wording=wording, pronoun=pronoun)
+    things = cast.things if kind == "take" else world.held(who[0])
+    return Event(kind, who, _pick(things, dice), "", to, wording, pronoun) if things else None
+
+
+def _actors(
+    kind: Kind, cast: Cast, told: Sequence[Event], styles: Sequence[str], dice: Iterator[float]
+) -> tuple[tuple[str, ...], bool]:
+    """Who does something next, and whether a pronoun says so: those of the event before, if it was about no other."""
+    again = "coreference" in styles and bool(told) and not told[-1].to
+    if again and next(dice) < _SAME_ACTOR:
+        who = told[-1].who
+    else:
+        who = (_pick(cast.people, dice),)
+        if kind == "move" and "conjunction" in styles and next(dice) < _TWO_ACTORS:
+            who = (*who, _pick([p for p in cast.people if p not in who], dice))
+    return who, again and who == told[-1].who and next(dice) < _PRONOUN
 
 
 def _dice(rng: np.random.Generator) -> Iterator[float]:

@@ -91,9 +91,7 @@ class Updating(WorkingMemory):
         order = [*first, *rounds(rng, keys, self.updates, place)]
         last = max(i for i, key in enumerate(order) if key == keys[0])
         for _ in range(_TRIES):
-            begin = rng.integers(1, LARGEST + 1, size=self.items).tolist()
-            steps = rng.choice(STEPS, size=len(order) - self.items).tolist()
-            changes = [Change(key, by) for key, by in zip(order, [*begin, *steps], strict=True)]
+            changes = _walks(rng, order)
             at = order.index(keys[0])
             start = list(changes)
             start[at] = Change(keys[0], int(rng.integers(1, LARGEST + 1)))
@@ -106,6 +104,18 @@ class Updating(WorkingMemory):
             if fits and start[at].by != changes[at].by and ends[0] != ends[1]:
                 return changes, start, moved
         raise Redraw(f"no amounts stay between 0 and {LARGEST}")
+
+
+def _walks(rng: np.random.Generator, order: Sequence[str]) -> list[Change]:
+    """A start and steps for each slot that stay within bounds."""
+    held: dict[str, int] = {}
+    out = []
+    for key in order:
+        steps = [s for s in STEPS if 0 <= held[key] + s <= LARGEST] if key in held else range(1, LARGEST + 1)
+        by = int(steps[rng.integers(len(steps))])
+        held[key] = held.get(key, 0) + by
+        out.append(Change(key, by))
+    return out
 
 
 def amounts(changes: Sequence[Change], key: str) -> list[int]:

@@ -67,16 +67,18 @@ def test_ids_of_a_language(family: str) -> None:
     assert tokens.decode([bare.pad]).strip() == "." and bare.pad not in bare.pool
     assert len(bare.head) == (family in ("llama", "llama3", "gemma"))
     assert not tokens.special_ids & set(bare.pool.tolist())
-    keys, values = bare.halves("some", 100, 100)
-    assert not set(keys.tolist()) & set(values.tolist()) and abs(len(keys) - len(values)) <= 1
+    keys, values = bare.parts("some", keys=100, values=100)
+    assert not set(keys.tolist()) & set(values.tolist()) and len(keys) == len(values) >= 500
 
 
 def test_ids_of_symbols() -> None:
     bare = Bare.of(symbols(20))
     assert (bare.head, bare.pad) == ((), 0) and bare.pool.tolist() == list(range(2, 20))
-    keys, values = bare.halves("some", 9, 3)
-    assert (keys.tolist(), values.tolist()) == (list(range(2, 11)), list(range(11, 20)))
+    assert [p.tolist() for p in bare.parts("some", keys=9, values=3)] == [
+        list(range(2, 11)),
+        list(range(11, 20)),
+    ]
     with pytest.raises(
-        UsageError, match=r"task some: 3 different keys and 10 different values need 20 .* has 18"
+        UsageError, match=r"task some: 7 different values, one of 3 kinds of ids, need 21 ordinary .* has 18"
     ):
-        bare.halves("some", 3, 10)
+        bare.parts("some", contexts=2, keys=3, values=7)

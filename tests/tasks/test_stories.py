@@ -161,7 +161,7 @@ def test_the_story_answers_the_question(question: str, style: tuple[str, ...]) -
 @pytest.mark.parametrize("question", KINDS)
 @pytest.mark.parametrize("style", [(), ("coreference", "company")])
 def test_the_evidence_is_enough_and_all_of_it_is_needed(question: str, style: tuple[str, ...]) -> None:
-    for e in ask(question=question, style=style, n=8):
+    for e in ask(question=question, style=style, n=6):
         assert e.text is not None
         told, asked, _ = blocks(e.text)[-1]
         evidence = e.spans_of("evidence")
