@@ -28,8 +28,7 @@ from interp.tasks.registry import NAMES
 from tests.tiny import byte_tokenizer, tiny
 
 LADDERS: dict[str, Any] = {"induction": {"length": (8, 32, 4000), "n_answer": (1, 2)}}
-SMALL: dict[str, Any] = {"model": "tiny", "tasks": ("induction", "laundry"), "n": 5, "seed": 3}
-SMALL |= {"ladders": LADDERS | {"laundry": {"items": (2,)}}}
+SMALL: dict[str, Any] = {"model": "tiny", "tasks": ("induction",), "n": 5, "seed": 3, "ladders": LADDERS}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def folder(model: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The default length and the default number of answer tokens are one question, asked once.
     assert job.done == [
         "parts/00-induction-length-0", "parts/00-induction-length-1", "parts/00-induction-length-2",
-        "parts/00-induction-n_answer-1", "parts/01-laundry-items-0",
+        "parts/00-induction-n_answer-1",
     ]  # fmt: skip
     return out
 
@@ -59,7 +58,7 @@ def table(folder: Path, name: str = "recall") -> pd.DataFrame:
 
 def test_a_rung_says_what_a_direct_measurement_says(model: CausalLM, folder: Path) -> None:
     rows = table(folder)
-    assert rows["size"].tolist() == ["8", "32", "4000", "1", "2", "2"]
+    assert rows["size"].tolist() == ["8", "32", "4000", "1", "2"]
     examples = Induction(length=8, n=5, seed=3).examples(model)
     found = evaluate(model, examples, {"clean": None})
     row, values = rows.iloc[0], found.values["clean"]
@@ -86,17 +85,15 @@ def test_the_default_size_is_one_question_in_both_ladders(folder: Path) -> None:
 def test_what_does_not_fit_is_not_asked_and_says_why(folder: Path) -> None:
     row = table(folder).iloc[2]
     assert row["status"] == "not asked" and row["n"] == 0 and np.isnan(row["accuracy"])
-    assert "do not fit the context of tiny" in row["reason"]
+    assert "this tokenizer has 255" in row["reason"]
     (remark,) = json.loads((folder / "provenance.json").read_text())["remarks"]
     assert remark.startswith("induction length=4000: ")
-    assert "do not fit the context" in (folder / "report.html").read_text()
+    assert "this tokenizer has 255" in (folder / "report.html").read_text()
 
 
 def test_curves_are_of_the_examples_of_one_ladder(folder: Path) -> None:
     curves = table(folder, "recall_curves")
-    assert set(curves["axis"]) == {"length", "distance", "position", "other sizes"} - (
-        set() if (curves["axis"] == "position").any() else {"position"}
-    )
+    assert set(curves["axis"]) == {"length", "distance", "other sizes"}
     own = curves[(curves["by"] == "length") & (curves["metric"] == "choice")]
     rows = table(folder).iloc[:2]
     assert own["x"].tolist() == [8, 32] and own["value"].tolist() == rows["choice"].tolist()
@@ -111,7 +108,7 @@ def test_curves_are_of_the_examples_of_one_ladder(folder: Path) -> None:
 
 def test_a_run_goes_on_where_it_stopped(model: CausalLM, folder: Path) -> None:
     before = table(folder)
-    (folder / "parts/01-laundry-items-0.parquet").unlink()
+    (folder / "parts/00-induction-n_answer-1.parquet").unlink()
     (folder / "recall.parquet").unlink()
     told: list[tuple[int, int, str]] = []
 
@@ -126,9 +123,9 @@ def test_a_run_goes_on_where_it_stopped(model: CausalLM, folder: Path) -> None:
             pass
 
     job = study.run(RecallSpec(**SMALL), folder, subject=model, stage=Stage)  # type: ignore[arg-type]
-    assert job.done == ["parts/01-laundry-items-0"] and len(job.skipped) == 4
+    assert job.done == ["parts/00-induction-n_answer-1"] and len(job.skipped) == 3
     pd.testing.assert_frame_equal(table(folder), before)
-    assert told[-1] == (500, 500, "laundry items=2")
+    assert told[-1] == (400, 400, "induction n_answer=2")
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------

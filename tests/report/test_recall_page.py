@@ -16,6 +16,10 @@ from tests.plot.frames import HOSTILE, write_run
 from tests.plot.recall_frames import recall_curves_frame, recall_frame
 from tests.report.test_report import words
 
+ATLAS = ("patch", "rows", "channels", "channel_spectrum", "channel_effects", "effects", "scores", "groups")
+ATLAS += ("fact_profile", "fact_layers", "fact_effects", "fact_census")
+"""Files of an atlas that are left out: all but its scoring diagnostics."""
+
 
 def write(folder: Path, table: pd.DataFrame | None = None) -> Path:
     folder.mkdir(exist_ok=True)
@@ -76,7 +80,7 @@ def test_a_run_of_tasks_speaks_of_tasks_alone(page: str) -> None:
 
 
 def test_beside_an_atlas_tasks_are_a_section_of_it(tmp_path: Path) -> None:
-    both = write(write_run(tmp_path / "both", without=("patch", "rows", "channels", "effects")))
+    both = write(write_run(tmp_path / "both", without=ATLAS))
     said = words(render(both).read_text(encoding="utf-8"))
     assert "What it recalls" in said and "Activation patching: left out" in said and "interp atlas" in said
 
