@@ -201,7 +201,7 @@ class Stories(Task):
         openings = data("stories")["openings"]
         opening = openings[rng.integers(len(openings))]
         weights = dict(_WEIGHTS[self.question])
-        weights |= {"join": 2} if "company" in self.style else {}
+        weights |= {"join": 4} if "company" in self.style else {}
         weights |= {"leave": 4} if "negation" in self.style else {}
         for _ in range(_TELLINGS):
             told = tell(
