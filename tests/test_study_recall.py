@@ -190,6 +190,7 @@ def test_sizes_that_are_no_numbers_have_rungs_and_no_curve() -> None:
     assert found.empty or found["size"].tolist() == ["standard", "pronoun"]
     assert str(rungs[0]) == "biographies form=standard" and np.isnan(rungs[0].at)
     assert axis_of("items") == "set size" and axis_of("form") == "other sizes" and axis_of("hops") == "steps"
+    assert axis_of("facts", "stories") == "steps" and axis_of("facts", "consolidation") == "set size"
 
 
 # -- what is asked for -----------------------------------------------------------------------------------------------

@@ -21,12 +21,12 @@ AXES: dict[str, tuple[str, ...]] = {
     "depth": ("depth",),
     "distance": ("distance",),
     "position": ("position",),
-    "updates": ("updates",),
+    "updates": ("updates", "versions"),
     "set size": (
-        "items", "objects", "needles", "values", "people", "pairs", "keys", "contexts", "chains", "n_items", "set_size",
-        "list_length", "slots", "short", "long",
+        "items", "objects", "needles", "values", "people", "attributes", "families", "pairs", "keys", "contexts",
+        "chains", "sentences", "consolidation.facts",
     ),
-    "steps": ("hops", "facts", "steps", "terms", "sentences"),
+    "steps": ("hops", "facts", "steps", "terms"),
 }  # fmt: skip
 """What curves are drawn over, and the parameters, or the columns of examples, that each is of."""
 
@@ -42,9 +42,10 @@ Frames = Mapping[str, pd.DataFrame]
 """Examples of each rung, by its question; a frame with the column `reason` says why it was not asked."""
 
 
-def axis_of(name: str) -> str:
-    """The axis of a parameter or a column."""
-    return next((axis for axis, names in AXES.items() if name in names), OTHER)
+def axis_of(name: str, task: str = "") -> str:
+    """The axis of a parameter or a column: of `task.name` where that has one of its own, else of the name."""
+    known = {name: axis for axis, names in AXES.items() for name in names}
+    return known.get(f"{task}.{name}", known.get(name, OTHER))
 
 
 def rungs_table(rungs: Sequence[Rung], frames: Frames, seed: int) -> pd.DataFrame:
@@ -110,7 +111,11 @@ def _over_sizes(rungs: Sequence[Rung], frames: Frames, seed: int) -> list[pd.Dat
     if len({r.at for r in rungs}) < 2 or any(np.isnan(r.at) for r in rungs):
         return []
     rows = _pooled(rungs, frames, ())
-    about = {"family": info(rungs[0].task).family, "task": rungs[0].task, "axis": axis_of(rungs[0].param)}
+    about = {
+        "family": info(rungs[0].task).family,
+        "task": rungs[0].task,
+        "axis": axis_of(rungs[0].param, rungs[0].task),
+    }
     return [
         curve(rows, "_size", metric, seed=seed).assign(**about, by=rungs[0].param, line="", metric=metric)
         for metric in _told(rows)
@@ -128,7 +133,7 @@ def _within_sizes(rungs: Sequence[Rung], frames: Frames, seed: int) -> list[pd.D
         if rows[by].nunique() < 2:
             continue
         # A place in a list means another thing in each length of list.
-        apart = by == "position" and axis_of(having[0].param) == "set size"
+        apart = by == "position" and axis_of(having[0].param, having[0].task) == "set size"
         for part in [[r] for r in having] if apart else [having]:
             own = rows[rows["_size"].isin([r.at for r in part])] if apart else rows
             if own[by].notna().sum() and own[by].nunique() > 1:
