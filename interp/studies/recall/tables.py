@@ -44,7 +44,7 @@ Frames = Mapping[str, pd.DataFrame]
 
 def axis_of(name: str, task: str = "") -> str:
     """The axis of a parameter or a column: of `task.name` where that has one of its own, else of the name."""
-    known = {name: axis for axis, names in AXES.items() for name in names}
+    known = {each: axis for axis, names in AXES.items() for each in names}
     return known.get(f"{task}.{name}", known.get(name, OTHER))
 
 
