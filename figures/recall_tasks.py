@@ -49,8 +49,7 @@ def numbers(data: Path = DATA) -> str:
     ]
     for row in rows:
         told = [
-            row[name]
-            for name in ("task", "size", "n", "choice", "accuracy", "difference", "chance", "status")
+            row[name] for name in ("task", "size", "n", "choice", "accuracy", "difference", "guess", "status")
         ]
         lines.append("| " + " | ".join(str(value).replace("|", "\\|") for value in told) + " |")
     return "\n\n".join([_summary(tables), "\n".join(lines)])

@@ -71,6 +71,7 @@ def test_a_rung_says_what_a_direct_measurement_says(model: CausalLM, folder: Pat
     assert row["chance"] == pytest.approx(np.mean([e.chance for e in examples])) and row["n"] == 5
     assert row["tokens"] == np.mean([len(e.ids) for e in examples])
     assert (row["status"] == "at chance") == at_chance(found) and row["judged"] == "choice"
+    assert row["guess"] == row["chance"], "no two candidates share a token"
     assert row["family"] == "associative recall" and row["at"] == 8
 
 
@@ -128,6 +129,20 @@ def test_a_run_goes_on_where_it_stopped(model: CausalLM, folder: Path) -> None:
     assert told[-1] == (400, 400, "induction n_answer=2")
 
 
+def test_candidates_that_share_the_token_of_the_choice_make_a_guess_better(
+    model: CausalLM, tmp_path: Path
+) -> None:
+    # Of four candidates three begin like the answer, and the choice is read off the first token.
+    words = ["ab", "ac", "ad", "b"]
+    lines = [{"prompt": f"{i}: a", "answer": "ab", "candidates": words} for i in range(40)]
+    file = tmp_path / "alike.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    study.run(RecallSpec(model="tiny", tasks=(str(file),), n=40), tmp_path / "run", subject=model)
+    (row,) = table(tmp_path / "run").to_dict("records")
+    assert row["chance"] == 0.25 and row["guess"] == 0.75 and row["judged"] == "choice"
+    assert (row["status"] == "ok") == (row["choice_lo"] > 0.75)
+
+
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +153,7 @@ def planted(n: int, *, right: float, size: float, chance: float = 0.25, **column
     return pd.DataFrame(
         {
             "accuracy": 0.0, "choice": hit, "logit_diff": 2 * hit - 1, "logprob": -1.0, "rank": 1.0, "nll": 0.5,
-            "cluster": [f"{size} {i}" for i in range(n)], "chance": chance, "tokens": 40, "redraws": 1,
+            "cluster": [f"{size} {i}" for i in range(n)], "chance": chance, "guess": chance, "tokens": 40, "redraws": 1,
             "judged": "choice", "status": above, **columns,
         }
     )  # fmt: skip
@@ -279,10 +294,10 @@ def test_all_asks_for_every_natural_task(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_table_on_the_terminal_leaves_out_what_there_is_not() -> None:
-    base = {"task": "a", "param": "length", "size": "8", "n": 4, "chance": 0.25, "status": "ok"}
+    base = {"task": "a", "param": "length", "size": "8", "n": 4, "guess": 0.25, "status": "ok"}
     values = {f"{m}{end}": v for m in command.METRICS for end, v in (("", 0.5), ("_lo", 0.25), ("_hi", 0.75))}
     nothing = dict.fromkeys(values, np.nan)
-    gone = base | {"n": 0, "chance": np.nan, "param": "", "size": "", "status": "not asked"}
+    gone = base | {"n": 0, "guess": np.nan, "param": "", "size": "", "status": "not asked"}
     rows = command.shown(pd.DataFrame([base | values | {"logit_diff_lo": np.nan}, gone | nothing]))
     assert rows[0]["size"] == "length 8" and rows[0]["choice"] == "0.50 [0.25, 0.75]"
-    assert rows[0]["logit diff"] == "0.50" and rows[1]["choice"] == "-" and rows[1]["chance"] == "-"
+    assert rows[0]["logit diff"] == "0.50" and rows[1]["choice"] == "-" and rows[1]["a guess"] == "-"

@@ -79,8 +79,8 @@ def shown(table: pd.DataFrame) -> list[dict[str, Any]]:
             "task": row["task"], "size": f"{row['param']} {row['size']}".strip(), "n": row["n"],
         }  # fmt: skip
         told = {m.replace("_", " "): _interval(row[m], row[f"{m}_lo"], row[f"{m}_hi"]) for m in METRICS}
-        chance = f"{row['chance']:.3g}" if row["n"] else "-"
-        rows.append({**about, **told, "chance": chance, "status": row["status"]})
+        guess = f"{row['guess']:.3g}" if row["n"] else "-"
+        rows.append({**about, **told, "a guess": guess, "status": row["status"]})
     return rows
 
 

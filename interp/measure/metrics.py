@@ -35,6 +35,26 @@ def score_at(example: Example) -> int:
     return next((i for i in range(longest) if len({o[i] for o in options}) > 1), longest)
 
 
+def choice_chance(example: Example) -> float:
+    """What a uniform guess among the candidates scores as `choice`; NaN where there are not two of them.
+
+    More than `Example.chance` where candidates share the token that is looked at: numbers by their first digit, lists
+    that begin alike.
+    """
+    if len(example.candidates) < 2:
+        return math.nan
+    place = score_at(example)
+    right = _accepted(example, place)
+    return sum(len(c) > place and c[place] in right for c in example.candidates) / len(example.candidates)
+
+
+def _accepted(example: Example, place: int) -> list[int]:
+    """Tokens that are right at the place of the choice: the answer's, and those of alternatives that begin like it."""
+    own = example.answer_ids
+    same = [a for a in example.alternatives if len(a) > place and a[:place] == own[:place]]
+    return [own[place], *(a[place] for a in same)]
+
+
 def divergence(a: Ids, b: Ids) -> int | None:
     """First index at which two answers differ; None if one begins the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
@@ -71,8 +91,7 @@ def score_answer(logits: Float[torch.Tensor, "m v"], example: Example) -> dict[s
         others = sorted({c[place] for c in example.candidates if len(c) > place} - {own})
         row = logits[place]
         out["rank"] = 1.0 + float((row[others] > row[own]).sum())
-        same = [a for a in example.alternatives if len(a) > place and a[:place] == example.answer_ids[:place]]
-        accepted = [own, *(a[place] for a in same)]
+        accepted = _accepted(example, place)
         wrong = [t for t in others if t not in accepted]
         out["choice"] = float(not wrong or bool(row[accepted].max() > row[wrong].max()))
     return out

@@ -19,7 +19,7 @@ from interp.plot.text import count, joined, listed, number, percent, safe
 from interp.plot.theme import Width
 
 LADDER = (
-    "task", "param", "size", "n", "chance", "judged", "status", "accuracy", "accuracy_lo", "accuracy_hi", "choice",
+    "task", "param", "size", "n", "guess", "judged", "status", "accuracy", "accuracy_lo", "accuracy_hi", "choice",
     "choice_lo", "choice_hi", "logit_diff", "logit_diff_lo", "logit_diff_hi",
 )  # fmt: skip
 """What each row says of a task at one size; `status` is `ok`, `at chance` or `not asked`."""
@@ -139,9 +139,9 @@ def _size(row: pd.Series) -> str:
 
 
 def _guesses(fig: go.Figure, lines: Sequence[_Line], font: float) -> None:
-    own = [line for line in lines if np.isfinite(line.row["chance"])]
+    own = [line for line in lines if np.isfinite(line.row["guess"])]
     fig.add_scatter(
-        x=[line.row["chance"] for line in own], y=[line.y for line in own], mode="markers", name="uniform guess",
+        x=[line.row["guess"] for line in own], y=[line.y for line in own], mode="markers", name="uniform guess",
         marker={"symbol": "line-ns-open", "size": 0.95 * font, "color": theme.MUTED, "line": {"width": 1.2}},
         hovertemplate="uniform guess %{x:.3g}<extra></extra>",
     )  # fmt: skip
@@ -183,7 +183,7 @@ def _said(row: pd.Series, metric: str, name: str) -> str:
     written = (lambda v: number(v, 2)) if metric == "logit_diff" else (lambda v: percent(v))
     return (
         f"<b>{safe(joined([str(row['task']), _size(row)], ', '))}</b><br>{name} {written(value)}, 95% interval "
-        f"{written(low)} to {written(high)}<br>n = {int(row['n'])}, a guess {number(row['chance'], 3)}: "
+        f"{written(low)} to {written(high)}<br>n = {int(row['n'])}, a guess {number(row['guess'], 3)}: "
         f"{'above chance' if row['status'] == OK else 'at chance'}"
     )
 

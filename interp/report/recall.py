@@ -77,7 +77,7 @@ def rows(tables: Tables) -> list[dict[str, Any]]:
                 "choice": _told(row, "choice", percent),
                 "accuracy": _told(row, "accuracy", percent),
                 "difference": _told(row, "logit_diff", signed),
-                "chance": number(row["chance"], 3) if asked else "\u2013",
+                "guess": number(row["guess"], 3) if asked else "\u2013",
                 "status": "above chance" if row["status"] == OK else str(row["status"]),
                 "above": row["status"] == OK,
                 "reason": str(row.get("reason") or ""),

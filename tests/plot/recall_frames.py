@@ -38,16 +38,16 @@ def recall_frame(n: int = 32, seed: int = 0) -> pd.DataFrame:
                 row: dict[str, Any] = {
                     "family": family, "task": task, "param": param, "size": str(size), "rung": place, "n": n,
                     "at": float(size) if isinstance(size, int) else np.nan, "n_clusters": n // 2, "tokens": 300.0,
-                    "redraws": 0, "chance": chance, "judged": "choice", "status": "at chance" if low else "ok",
+                    "redraws": 0, "guess": chance, "judged": "choice", "status": "at chance" if low else "ok",
                     "reason": "", "nll": 1.2,
                 }  # fmt: skip
                 shares = {"choice": choice, "accuracy": _ends(0.8 * choice[0], 0.15)}
                 shares["logit_diff"] = (4 - place + rng.normal(0, 0.1), 3.0 - place, 5.0 - place)
                 if task == "reading":
-                    row |= {"judged": "accuracy", "chance": 1 / 49152}
+                    row |= {"judged": "accuracy", "guess": 1 / 49152}
                     shares |= dict.fromkeys(("choice", "logit_diff"), (np.nan,) * 3)
                 if task == "niah" and place == 2:
-                    row |= {"status": "not asked", "n": 0, "judged": "", "chance": np.nan, "nll": np.nan}
+                    row |= {"status": "not asked", "n": 0, "judged": "", "guess": np.nan, "nll": np.nan}
                     row["reason"] = "1024 tokens do not fit <b>here</b>"
                     shares = dict.fromkeys(shares, (np.nan,) * 3)
                 for metric, (value, lo, hi) in shares.items():

@@ -32,7 +32,7 @@ def test_every_size_is_a_line_and_every_number_a_mark() -> None:
         low = own[own["status"] == "ok"]
         assert list(filled.error_x.arrayminus) == pytest.approx(list(low[metric] - low[f"{metric}_lo"]))  # type: ignore[attr-defined]
     (guess,) = traces(fig, "uniform guess")
-    assert list(guess.x) == asked["chance"].tolist()  # type: ignore[attr-defined]
+    assert list(guess.x) == asked["guess"].tolist()  # type: ignore[attr-defined]
 
 
 def test_marks_stand_on_the_line_of_their_label() -> None:

@@ -2,21 +2,23 @@
 
 A rung is a task at one size. Each is asked once, of the intact model, and what the model answers is held against a
 uniform guess among the candidates: a rung is `at chance` where the 95 % interval of the judged metric (the choice among
-candidates, else greedy accuracy) does not lie above chance. At that level one or two of a hundred rungs at chance will
-pass by luck. A task that cannot be asked at a size (this tokenizer spoils its draws, the prompt does not fit) is `not
-asked`, with the reason.
+candidates, else greedy accuracy) does not lie above what such a guess scores. A choice is read off one token, so of
+candidates that share it (numbers by their first digit, lists that begin alike) all count as right, for the model and
+for the guess. Of a hundred rungs at chance two or three will pass by luck. A task that cannot be asked at a size (this
+tokenizer spoils its draws, the prompt does not fit) is `not asked`, with the reason.
 
 Tables, and their columns:
 
 - recall: one row a rung. family, task, param, size (as JSON), at (as a number), rung (place in the ladder), n,
-  n_clusters, tokens (mean of the prompts), redraws, chance, judged (metric), status (`ok`, `at chance`, `not asked`);
+  n_clusters, tokens (mean of the prompts), redraws, chance (of giving all of the answer by a uniform guess), judged
+  (metric), guess (what a uniform guess scores by it), status (`ok`, `at chance`, `not asked`);
   accuracy, choice, logit_diff, logprob, rank, nll, each with _lo and _hi (95 %, over clusters: of proportions exact,
   else bootstrapped; NaN where the task has no foil or no candidates); reason.
 - recall_curves: one row a point. family, task, axis (`length`, `depth`, `distance`, `position`, `updates`, `set size`,
   `steps`, `other sizes`), by (the parameter or column), line (of positions in lists: the length of the list), metric,
-  x, x_lo, x_hi (least and largest of a bin), value, ci_lo, ci_hi, n, n_clusters, chance.
+  x, x_lo, x_hi (least and largest of a bin), value, ci_lo, ci_hi, n, n_clusters, chance (what a guess scores).
 
-Under parts/ is one table a rung, a row an example: its numbers of `meta`, metrics, cluster, chance, tokens.
+Under parts/ is one table a rung, a row an example: its numbers of `meta`, metrics, cluster, chance, guess, tokens.
 """
 
 from __future__ import annotations
@@ -65,9 +67,11 @@ class RecallStudy(Study[RecallSpec]):
 
     def _asked(self, rung: Rung, progress: Progress | None) -> pd.DataFrame:
         """One row an example; or, where the task cannot be asked, why."""
-        from interp.measure.effects import AT_CHANCE, at_chance, floor_metric
+        from interp.measure.effects import AT_CHANCE, floor_metric
+        from interp.measure.metrics import choice_chance
         from interp.measure.outcomes import evaluate
         from interp.measure.plans import CLEAN
+        from interp.measure.stats import proportion_ci
         from interp.tasks.registry import task
 
         settings = {"n": self.spec.n, "seed": self.spec.seed, **rung.settings}
@@ -81,11 +85,15 @@ class RecallStudy(Study[RecallSpec]):
             return pd.DataFrame([{"reason": str(why)}])
         frame = found.frame()
         told = frame.select_dtypes("number").assign(cluster=frame["cluster"].astype(str))
+        judged = floor_metric(found, ("accuracy",))
+        guess = [choice_chance(e) if judged == "choice" else e.chance for e in examples]
+        low, _ = proportion_ci(found.values[CLEAN][judged], found.clusters)
         return told.assign(
+            guess=guess,
             tokens=[len(e.ids) for e in examples],
             redraws=sum(made.redraws.values()),
-            judged=floor_metric(found, ("accuracy",)),
-            status=AT_CHANCE if at_chance(found) else "ok",
+            judged=judged,
+            status="ok" if low > sum(guess) / len(guess) else AT_CHANCE,
         )
 
 

@@ -60,13 +60,21 @@ def _row(rung: Rung, frame: pd.DataFrame, seed: int) -> dict[str, Any]:
     }  # fmt: skip
     nothing = {name: np.nan for m in METRICS for name in (m, f"{m}_lo", f"{m}_hi")}
     if "reason" in frame:
-        empty = {"n": 0, "n_clusters": 0, "tokens": np.nan, "redraws": 0, "chance": np.nan, "judged": ""}
+        empty = {
+            "n": 0,
+            "n_clusters": 0,
+            "tokens": np.nan,
+            "redraws": 0,
+            "chance": np.nan,
+            "judged": "",
+            "guess": np.nan,
+        }
         return about | empty | {"status": NOT_ASKED} | nothing | {"reason": str(frame["reason"].iloc[0])}
     first, clusters = frame.iloc[0], frame["cluster"].to_numpy()
     out = about | {
         "n": len(frame), "n_clusters": frame["cluster"].nunique(), "tokens": float(frame["tokens"].mean()),
         "redraws": int(first["redraws"]), "chance": float(frame["chance"].mean()), "judged": str(first["judged"]),
-        "status": str(first["status"]), **nothing, "reason": "",
+        "guess": float(frame["guess"].mean()), "status": str(first["status"]), **nothing, "reason": "",
     }  # fmt: skip
     for metric in METRICS:
         values = frame[metric].to_numpy(float)
@@ -117,7 +125,9 @@ def _over_sizes(rungs: Sequence[Rung], frames: Frames, seed: int) -> list[pd.Dat
         "axis": axis_of(rungs[0].param, rungs[0].task),
     }
     return [
-        curve(rows, "_size", metric, seed=seed).assign(**about, by=rungs[0].param, line="", metric=metric)
+        curve(_held(rows, metric), "_size", metric, seed=seed).assign(
+            **about, by=rungs[0].param, line="", metric=metric
+        )
         for metric in _told(rows)
     ]
 
@@ -139,7 +149,7 @@ def _within_sizes(rungs: Sequence[Rung], frames: Frames, seed: int) -> list[pd.D
             if own[by].notna().sum() and own[by].nunique() > 1:
                 line = f"{part[0].written} {part[0].param}" if apart else ""
                 found += [
-                    curve(own, by, metric, bins=_bins(own[by], bins), seed=seed).assign(
+                    curve(_held(own, metric), by, metric, bins=_bins(own[by], bins), seed=seed).assign(
                         **about, axis=axis_of(by), by=by, line=line, metric=metric
                     )
                     for metric in _told(own)
@@ -154,9 +164,14 @@ def _bins(values: pd.Series, bins: int | None) -> int | None:
 
 def _pooled(rungs: Sequence[Rung], frames: Frames, more: Sequence[str]) -> pd.DataFrame:
     """Examples of several rungs, with the size of each in `_size`."""
-    columns = [*CURVED, "cluster", "chance", *more]
+    columns = [*CURVED, "cluster", "chance", "guess", *more]
     parts = [frames[r.question][columns].astype({m: float for m in more}).assign(_size=r.at) for r in rungs]
     return pd.concat(parts, ignore_index=True)
+
+
+def _held(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows with what a metric is held against as their chance: the choice, against what a guess scores by it."""
+    return rows.assign(chance=rows["guess"]) if metric == "choice" else rows
 
 
 def _told(rows: pd.DataFrame) -> list[str]:
