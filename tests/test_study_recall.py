@@ -188,11 +188,12 @@ def test_positions_have_a_line_for_each_length_of_list() -> None:
 
 def test_depths_are_pooled_over_lengths_and_binned() -> None:
     rungs = [Rung("niah", "length", n, i, {"length": n}) for i, n in enumerate((256, 512))]
+    rungs = [Rung("niah", "haystack", "all", 0, {"haystack": "all"}), *rungs]
     rungs += [Rung("niah", "needles", 9, 0, {"needles": 9})]
     frames = {r.question: planted(20, right=1, size=r.at, depth=np.linspace(0, 1, 20)) for r in rungs}
     curves = curves_table(rungs, frames, 0)
     own = curves[(curves["axis"] == "depth") & (curves["metric"] == "choice")]
-    assert len(own) == 5 and own["n"].sum() == 40, "the other ladder is left out"
+    assert len(own) == 5 and own["n"].sum() == 40, "the other ladders are left out"
     assert own["x_lo"].iloc[0] == 0 and own["x_hi"].iloc[-1] == 1 and set(own["line"]) == {""}
     assert curves[curves["by"] == "needles"].empty, "a single size is no curve"
 

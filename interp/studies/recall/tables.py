@@ -95,8 +95,10 @@ def curves_table(rungs: Sequence[Rung], frames: Frames, seed: int) -> pd.DataFra
         own = [r for r in rungs if r.task == name and "reason" not in frames[r.question]]
         for param in dict.fromkeys(r.param for r in own):
             found += _over_sizes([r for r in own if r.param == param], frames, seed)
-        # One ladder alone: sizes of the other one differ in more than the quantity of the curve.
-        found += _within_sizes([r for r in own if r.param == own[0].param], frames, seed) if own else []
+        if own:
+            # One ladder alone, of numbers where there is one: what others vary would be mixed into the curve.
+            param = next((r.param for r in own if not np.isnan(r.at)), own[0].param)
+            found += _within_sizes([r for r in own if r.param == param], frames, seed)
     columns = (
         "family",
         "task",
