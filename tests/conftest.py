@@ -112,15 +112,14 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture
 def rng_untouched() -> Iterator[None]:
-    """Fails the test when the global random state of torch or numpy differs after it.
+    """Fails the test when the global random state of torch, numpy or Python differs after it."""
+    import random
 
-    Python's own is left out: beartype draws from it, to choose which item of a sequence it checks.
-    """
     import numpy as np
     import torch
 
     def states() -> list[Any]:
-        return [torch.get_rng_state().tolist(), str(np.random.get_state())]
+        return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]
 
     before = states()
     yield

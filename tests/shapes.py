@@ -6,11 +6,17 @@ alone, or protocols that cannot be asked at run time, are left alone.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from typing import Any
 
 from beartype import beartype
+from beartype._check.code import codemain
+
+# Of a sequence one item is checked, drawn at random: from a generator of its own, since tests hold code to leaving the
+# global one alone.
+codemain.getrandbits = random.Random(0).getrandbits  # type: ignore[attr-defined]
 
 _SHAPE = re.compile(r"\b(Float|Int|Integer|Bool|Num|Real|Shaped|Complex|UInt)\d*\[")
 

@@ -35,3 +35,11 @@ def test_the_package_is_imported_under_the_checks() -> None:
     assert Rows(torch.zeros(2, 1, dtype=torch.int64)).columns.shape == (2, 1)
     with pytest.raises(TypeCheckError):
         Rows(torch.zeros(2, dtype=torch.int64))
+
+
+def test_checks_leave_the_global_random_state_alone(rng_untouched: None) -> None:
+    @checked
+    def total(rows: list[Float[torch.Tensor, " n"]]) -> float:
+        return float(sum(row.sum() for row in rows))
+
+    assert total([torch.ones(2), torch.ones(2)]) == 4
