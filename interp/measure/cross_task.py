@@ -23,7 +23,7 @@ from interp.errors import UsageError
 from interp.intervene.ablate import Ablate, Mode, ablate
 from interp.intervene.base import Scope
 from interp.intervene.reference import Reference
-from interp.measure.effects import AT_CHANCE, COLUMNS, _against, at_chance, effect_rows, floor_metric
+from interp.measure.effects import AT_CHANCE, COLUMNS, _against, at_chance, effect_rows, floor_metric, guess
 from interp.measure.metrics import METRICS
 from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
 from interp.measure.plans import CLEAN, Condition, named_reference, with_controls
@@ -321,5 +321,5 @@ def _tested(
 def _floor(outcomes: Outcomes, metric: str) -> float:
     """What a guess gets: chance is that of a guess among candidates, and no guess from the vocabulary is right."""
     if metric == "choice":
-        return float(np.mean([e.chance for e in outcomes.examples]))
+        return guess(outcomes.examples, metric)
     return 0.0 if metric in ("accuracy", "logit_diff") else float("nan")

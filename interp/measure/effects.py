@@ -21,12 +21,12 @@ import pandas as pd
 
 from interp.errors import AtChance, UsageError
 from interp.intervene.reference import Reference
-from interp.measure.metrics import BINARY, METRICS
+from interp.measure.metrics import BINARY, METRICS, guess_of
 from interp.measure.outcomes import Outcomes, Progress, evaluate, shares_prefix
 from interp.measure.plans import CLEAN, Condition, Cut, dose, named_reference, sufficient, with_controls
 from interp.measure.stats import bootstrap_ci, mcnemar, proportion_ci, sign_flip
 from interp.models.subject import CausalLM
-from interp.tasks.base import Task
+from interp.tasks.base import Example, Task
 
 Role = Literal["target", "control_task", "off_target"]
 AT_CHANCE = "at chance"
@@ -190,7 +190,7 @@ def _measure_one(
             what = "accuracy among candidates" if judged == "choice" else judged
             raise AtChance(
                 f"{subject.name} is at chance on {task!r}: {what} {clean.mean():.2f} [{low:.2f}, {high:.2f}], chance "
-                f"{_chance(outcomes):.2f}; no effect is reported. Take an easier task, or one this model can do"
+                f"{guess(examples, judged):.2f}; no effect is reported. Take an easier task, or one this model can do"
             )
     if into is not None:
         into[task.name] = Measured(outcomes, tuple(plan), status)
@@ -208,8 +208,12 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def _chance(outcomes: Outcomes) -> float:
-    return float(np.mean([e.chance for e in outcomes.examples]))
+def guess(examples: Sequence[Example], metric: str) -> float:
+    """What a uniform guess gets of a metric that is held against chance, mean over the examples.
+
+    Of `choice` that is more than the examples' chance where candidates share the token that is looked at.
+    """
+    return float(np.mean([guess_of(e, metric) for e in examples]))
 
 
 def floor_metric(outcomes: Outcomes, metrics: Sequence[str]) -> str:
@@ -226,7 +230,7 @@ def at_chance(outcomes: Outcomes) -> bool:
     """The floor rule: the interval of the clean choice, or accuracy, does not lie above chance."""
     judged = floor_metric(outcomes, ("accuracy",))
     low, _ = proportion_ci(outcomes.values[CLEAN][judged], outcomes.clusters)
-    return not low > _chance(outcomes)
+    return not low > guess(outcomes.examples, judged)
 
 
 def effect_rows(

@@ -48,6 +48,11 @@ def choice_chance(example: Example) -> float:
     return sum(len(c) > place and c[place] in right for c in example.candidates) / len(example.candidates)
 
 
+def guess_of(example: Example, metric: str) -> float:
+    """What a uniform guess scores by a metric that is held against chance: the choice, or giving the whole answer."""
+    return choice_chance(example) if metric == "choice" else example.chance
+
+
 def _accepted(example: Example, place: int) -> list[int]:
     """Tokens that are right at the place of the choice: the answer's, and those of alternatives that begin like it."""
     own = example.answer_ids

@@ -44,7 +44,7 @@ class TaskStudy(Study[S]):
         return pd.concat(found, ignore_index=True)
 
     def _floor(self, name: str) -> pd.DataFrame:
-        from interp.measure.effects import at_chance, floor_metric
+        from interp.measure.effects import at_chance, floor_metric, guess
         from interp.measure.outcomes import evaluate
         from interp.measure.plans import CLEAN
         from interp.measure.stats import proportion_ci
@@ -66,7 +66,7 @@ class TaskStudy(Study[S]):
             done = not at_chance(found)
             row |= {m: float(values[m].mean()) for m in ("accuracy", "choice", "logit_diff")}
             row |= {"n": len(examples), "judged": judged, "ci_lo": low, "ci_hi": high}
-            row |= {"chance": sum(e.chance for e in examples) / len(examples)}
+            row |= {"chance": guess(examples, judged)}
             rows.append(row | {"status": "ok" if done else "at chance", "taken": done})
             if done:
                 break

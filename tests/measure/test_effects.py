@@ -14,10 +14,20 @@ import interp
 from interp.errors import AtChance, NoAcceptedExample, UsageError
 from interp.intervene.ablate import ablate
 from interp.measure.controls import matched_heads
-from interp.measure.effects import AT_CHANCE, COLUMNS, contrast, dose, floor_metric, measure
+from interp.measure.effects import (
+    AT_CHANCE,
+    COLUMNS,
+    at_chance,
+    contrast,
+    dose,
+    floor_metric,
+    guess,
+    measure,
+)
 from interp.measure.metrics import score_answer
 from interp.measure.outcomes import evaluate
 from interp.measure.plans import CLEAN
+from interp.measure.stats import proportion_ci
 from interp.models.batch import Batch
 from interp.models.sites import Head, components
 from interp.tasks.base import Example, FixedTask, Span
@@ -29,13 +39,13 @@ def solvable(s, n=8, seed=0, length=20):
     out = []
     for i, e in enumerate(examples((length,) * n, seed)):
         said = tuple(s.generate(Batch.of_ids([e.ids]), 2)[0])
-        foil = (said[0], (said[1] + 1) % 256)
+        others = [(said[0], (said[1] + step) % 256) for step in range(1, 20)]
         out.append(
             replace(
                 e,
                 answer_ids=said,
-                foil_ids=foil,
-                candidates=(said, foil),
+                foil_ids=others[0],
+                candidates=(said, *others),
                 chance=0.05,
                 corrupt={},
                 cluster=str(i // 2),
@@ -311,3 +321,23 @@ def test_the_global_random_state_is_left_alone(rng_untouched):
     s = subject("llama")
     measure(s, solvable(s, 4), ablate("L1H2", "resample", "answer"), controls=2, off_target=())
     assert torch.is_grad_enabled()
+
+
+def test_the_floor_of_a_choice_counts_candidates_that_share_the_token_looked_at():
+    """Three of four candidates begin alike, so a guess is right three times of four: no better is at chance."""
+    s = subject("llama")
+    asked = []
+    for i, e in enumerate(solvable(s, 12).examples(s)):
+        logits = s.run([e]).logits[0, 0]
+        worst, best = (int(t) for t in logits.argsort()[[0, -1]])
+        # Right nine times of twelve: less than the interval can tell from .75, far above one in four.
+        first, other = (best, worst) if i < 9 else (worst, best)
+        answer, *others = (first, 5), (first, 6), (first, 7), (other, 5)
+        asked.append(
+            replace(e, answer_ids=answer, foil_ids=others[2], candidates=(answer, *others), chance=0.25)
+        )
+    outcomes = evaluate(s, asked, {CLEAN: None})
+    assert outcomes.values[CLEAN]["choice"].mean() == 0.75
+    assert proportion_ci(outcomes.values[CLEAN]["choice"], outcomes.clusters)[0] > 0.25
+    assert guess(asked, "choice") == 0.75 and guess(asked, "accuracy") == 0.25
+    assert at_chance(outcomes)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import NoAcceptedExample, UsageError
+from interp.measure.metrics import choice_chance
 from interp.measure.outcomes import Progress, evaluate
 from interp.measure.plans import CLEAN
 from interp.measure.priors import answer_priors
@@ -63,7 +64,7 @@ def items(
             "tokens": [len(e.answer_ids) for e in examples],
             "log_prior": own,
             "foil_log_prior": foil,
-            "chance": [e.chance for e in examples],
+            "chance": [choice_chance(e) for e in examples],
         }
     )
     return frame.assign(**{m: values[m] for m in METRICS})

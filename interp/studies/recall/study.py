@@ -67,11 +67,10 @@ class RecallStudy(Study[RecallSpec]):
 
     def _asked(self, rung: Rung, progress: Progress | None) -> pd.DataFrame:
         """One row an example; or, where the task cannot be asked, why."""
-        from interp.measure.effects import AT_CHANCE, floor_metric
-        from interp.measure.metrics import choice_chance
+        from interp.measure.effects import AT_CHANCE, at_chance, floor_metric
+        from interp.measure.metrics import guess_of
         from interp.measure.outcomes import evaluate
         from interp.measure.plans import CLEAN
-        from interp.measure.stats import proportion_ci
         from interp.tasks.registry import task
 
         settings = {"n": self.spec.n, "seed": self.spec.seed, **rung.settings}
@@ -86,14 +85,12 @@ class RecallStudy(Study[RecallSpec]):
         frame = found.frame()
         told = frame.select_dtypes("number").assign(cluster=frame["cluster"].astype(str))
         judged = floor_metric(found, ("accuracy",))
-        guess = [choice_chance(e) if judged == "choice" else e.chance for e in examples]
-        low, _ = proportion_ci(found.values[CLEAN][judged], found.clusters)
         return told.assign(
-            guess=guess,
+            guess=[guess_of(e, judged) for e in examples],
             tokens=[len(e.ids) for e in examples],
             redraws=sum(made.redraws.values()),
             judged=judged,
-            status="ok" if low > sum(guess) / len(guess) else AT_CHANCE,
+            status=AT_CHANCE if at_chance(found) else "ok",
         )
 
 
