@@ -51,7 +51,6 @@ class MultiHop(InProse):
         shots: int = 1,
         n: int = 64,
         seed: int = 0,
-        **params: Any,
     ):
         for name, value, known in (("style", style, get_args(Style)), ("ask", ask, get_args(Ask))):
             if value not in known:
@@ -70,7 +69,6 @@ class MultiHop(InProse):
             chains=chains,
             ask=ask,
             style=style,
-            **params,
         )
 
     def pool(self, drawer: Drawer) -> Pool:

@@ -115,8 +115,8 @@ class RulerNiah(InProse):
             seed=seed,
             setting=setting,
             depth=self.depths.param,
-            haystack=haystack if isinstance(haystack, str) else list(self.pieces),
         )
+        self.params["haystack"] = haystack if isinstance(haystack, str) else list(self.pieces)
         del self.params["shots"]  # RULER has none, so no parameter
 
     def between(self, ruler: Ruler, rng: np.random.Generator, budget: int) -> tuple[list[Sentence], str]:

@@ -68,9 +68,9 @@ class VariableTracking(MultiHop):
             shots=shots,
             n=n,
             seed=seed,
-            names=names,
         )
         del self.params["style"]  # fixed, so no parameter
+        self.params["names"] = names
 
     def pool(self, drawer: Drawer) -> Pool:
         return drawer.of_one_length(made_up() if self.names == "letters" else list_data()["variables"])
