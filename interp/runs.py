@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -29,8 +30,8 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "sc
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename."""
-    # Two processes may write the same file: each has a temporary name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # Two may write the same file at once: each has a temporary name of its own.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -32,11 +32,15 @@ STALE = 120.0
 PARTIAL = ".partial"
 
 
+class DiskFull(MissingResource):
+    """The store cannot be written: no unit is at fault, and nothing more is tried."""
+
+
 class Store:
     """A folder of units' results.
 
     Raises:
-        MissingResource: it cannot be written.
+        DiskFull: it cannot be written.
     """
 
     def __init__(self, folder: str | Path):
@@ -62,7 +66,7 @@ class Store:
         """Record a result; the table comes last, since what has one is done.
 
         Raises:
-            MissingResource: the disk is full, or the store cannot be written.
+            DiskFull: the store cannot be written.
         """
         try:
             self.path(key).parent.mkdir(exist_ok=True)
@@ -76,7 +80,7 @@ class Store:
         """Record that a unit raised.
 
         Raises:
-            MissingResource: the disk is full, or the store cannot be written.
+            DiskFull: the store cannot be written.
         """
         try:
             self.path(key).parent.mkdir(exist_ok=True)
@@ -166,9 +170,9 @@ class Store:
         return n
 
 
-def full(folder: Path, error: OSError) -> MissingResource:
+def full(folder: Path, error: OSError) -> DiskFull:
     """The error of a store that cannot be written."""
-    return MissingResource(
+    return DiskFull(
         f"cannot write to the store '{folder}' ({error.strerror}); what is done is kept: make room, and run again"
     )
 

@@ -39,6 +39,9 @@ VERSION = 1
 AWAY = 10_000
 """A locator without a task of its own is fitted on the unit's, drawn with a seed that is so far away."""
 
+WAIT = 0.5
+"""Seconds between two looks at a ranking that another launcher makes."""
+
 METRICS = ("accuracy", "choice", "logit_diff", "logprob")
 
 
@@ -186,16 +189,25 @@ class Bench:
         return Result(_labelled(frame, unit, identity), {**self.about(unit, identity), **spent, "at": begun})
 
     def ranking(self, unit: Unit, identity: Identity, progress: Progress | None = None) -> pd.DataFrame:
-        """What a unit's locator finds, from the store where it was found before."""
+        """What a unit's locator finds, from the store where it was found before, or where another launcher finds it."""
         key = identity.locator_key
-        if not self.store.done(key):
-            subject, on = self.subject(unit.model), self._on(unit)
-            kind = LOCATORS[unit.locator.name]
-            data = None if on is None else self._ready(*on, subject)
-            made = kind.locate(subject, data, unit.seed, progress, **{**kind.params, **unit.locator.set})
-            own = made[["component", "score"]].astype({"component": str}).reset_index(drop=True)
-            self.store.put(key, own, {"ranking": unit.locator.label, **self.about(unit, identity)})
+        while not self.store.done(key):
+            with self.store.claim(key) as mine:
+                if mine and not self.store.done(key):
+                    self.store.put(key, self._located(unit, progress), self._of_ranking(unit, identity))
+            if not mine:
+                time.sleep(WAIT)
         return self.store.frame(key)
+
+    def _located(self, unit: Unit, progress: Progress | None) -> pd.DataFrame:
+        subject, on = self.subject(unit.model), self._on(unit)
+        kind = LOCATORS[unit.locator.name]
+        data = None if on is None else self._ready(*on, subject)
+        made = kind.locate(subject, data, unit.seed, progress, **{**kind.params, **unit.locator.set})
+        return made[["component", "score"]].astype({"component": str}).reset_index(drop=True)
+
+    def _of_ranking(self, unit: Unit, identity: Identity) -> dict[str, Any]:
+        return {"ranking": unit.locator.label, **self.about(unit, identity)}
 
     def about(self, unit: Unit, identity: Identity) -> dict[str, Any]:
         """What is recorded beside a result: what made it, where."""

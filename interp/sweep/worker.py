@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from interp.errors import MissingResource
 from interp.measure.outcomes import Progress
 from interp.models.batch import smaller_batches
 from interp.sweep.spec import Unit
-from interp.sweep.store import Store
+from interp.sweep.store import DiskFull, Store
 from interp.sweep.unit import Bench, Identity, Result
 
 HALVINGS = 6
@@ -70,10 +68,6 @@ class Done:
     error: str = ""
 
 
-class DiskFull(MissingResource):
-    """A result could not be recorded; nothing more is tried."""
-
-
 def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None = None) -> Done:
     """Run a unit unless its result is there, and record it; a unit that raises is recorded as failed.
 
@@ -85,7 +79,7 @@ def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None =
         return Done(job.key, "there")
     if store.failed(job.key) and not settings.failed:
         return Done(job.key, "failed", error=str(store.about(job.key).get("error", "")))
-    with _recording(), store.claim(job.key) as mine:
+    with store.claim(job.key) as mine:
         if not mine:
             return Done(job.key, "held")
         # Another launcher may have ended it between the look and the claim.
@@ -101,17 +95,6 @@ def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None =
             return Done(job.key, "failed", time.monotonic() - begun, told)
         store.put(job.key, result.frame, result.about)
     return Done(job.key, "done", time.monotonic() - begun)
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """What goes wrong while the store is written is not the unit's failure."""
-    try:
-        yield
-    except DiskFull:
-        raise
-    except MissingResource as error:
-        raise DiskFull(str(error)) from error
 
 
 def _run(job: Job, bench: Bench, progress: Progress | None) -> Result:
