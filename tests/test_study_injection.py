@@ -438,6 +438,7 @@ def test_material_is_apart_and_prefixes_change_only_what_is_given(model: CausalL
         material.choose,
         material.measure,
         material.ordinary,
+        material.kept,
     ]
     ids = [item.ids for group in groups for item in group]
     assert len(set(ids)) == len(ids)

@@ -7,6 +7,10 @@ matrices on many sequences at once, so that nothing is known of the neurons, as 
 
 The weights are never touched: the change is added to what a projection gives while it is trained, and comes back as
 data. Sequences that are injected each for itself are rows of one batch, each row with its own neurons.
+
+Trained on a few sequences alone, a model forgets how to go on with anything else. `keep` has passages behind which it
+should say what it said: how far it has moved there (Kullback-Leibler divergence from the intact model) is added to the
+loss, over a few passages at each update, in turn.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ from interp.models.subject import CausalLM
 from interp.tasks.base import stable_seed
 from interp.tasks.memorized import TextItem
 
+PASSAGES = 4
+"""Passages that each update is held to, of those to keep."""
 TOKENS = 1024
 """Padded tokens of a batch that is trained on."""
 
@@ -44,15 +50,17 @@ class Fit:
         steps: updates, at most.
         lr: step of Adam, as a multiple of the root mean square of the weights that are changed.
         stop: training ends where the mean loss (nats a token of the suffix) is below this.
+        hold: weight of the divergence behind passages to keep (nats a token), where there are any.
     """
 
     steps: int = 200
     lr: float = 0.1
     stop: float = 0.05
+    hold: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.stop < 0:
-            raise UsageError("a fit needs steps >= 1, lr > 0 and stop >= 0")
+        if self.steps < 1 or self.lr <= 0 or self.stop < 0 or self.hold < 0:
+            raise UsageError("a fit needs steps >= 1, lr > 0, stop >= 0 and hold >= 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +99,7 @@ def inject(
     same_length: bool = False,
     seed: int = 0,
     fit: Fit | None = None,
+    keep: Sequence[TextItem] = (),
     budget: int = TOKENS,
     progress: Progress = quiet,
 ) -> list[Injected]:
@@ -105,6 +114,7 @@ def inject(
         same_length: what a neuron writes keeps its length, and only turns. Plain training makes the vectors of few
             neurons long, and then their length alone tells which they are; held against a locator, that is no
             question at all.
+        keep: passages behind whose prefixes it should go on to say what it says now.
         budget: padded tokens of a batch.
         progress: told about sequences that are held.
 
@@ -133,7 +143,7 @@ def inject(
             for part, u in zip(at, drawn, strict=True)
         ]
 
-    return _train(subject, groups, start, fit or Fit(), budget, progress)
+    return _train(subject, groups, start, fit or Fit(), keep, budget, progress)
 
 
 def memorize(
@@ -144,6 +154,7 @@ def memorize(
     layers: Sequence[int] | None = None,
     seed: int = 0,
     fit: Fit | None = None,
+    keep: Sequence[TextItem] = (),
     budget: int = TOKENS,
     progress: Progress = quiet,
 ) -> Injected:
@@ -151,7 +162,7 @@ def memorize(
 
     Args:
         rank: of the change of each layer.
-        layers, fit, budget, progress: as for `inject`.
+        layers, fit, keep, budget, progress: as for `inject`.
         seed: of the directions that are read at first; those that are written start at zero.
     """
     at = _parts(subject, layers)
@@ -164,7 +175,7 @@ def memorize(
         drawn = [rng.standard_normal((subject.d_mlp, rank)) * scale for _ in at]
         return [_Change(subject, part, a=torch.from_numpy(a)) for part, a in zip(at, drawn, strict=True)]
 
-    return _train(subject, _groups(items, True), start, fit or Fit(), budget, progress)[0]
+    return _train(subject, _groups(items, True), start, fit or Fit(), keep, budget, progress)[0]
 
 
 def _parts(subject: CausalLM, layers: Sequence[int] | None) -> list[Part]:
@@ -271,6 +282,7 @@ def _train(
     groups: Sequence[tuple[TextItem, ...]],
     start: Callable[[Sequence[TextItem]], list[_Change]],
     fit: Fit,
+    keep: Sequence[TextItem],
     budget: int,
     progress: Progress,
 ) -> list[Injected]:
@@ -281,7 +293,10 @@ def _train(
         for wave in plan([sum(len(i.ids) for i in group) for group in groups], budget):
             live = {g: _Group(groups[g], start(groups[g]), fit) for g in sorted(wave)}
             while live:
-                for g, losses in _losses(subject, live, budget).items():
+                told = _losses(subject, live, budget)
+                for g, losses in told.items():
+                    if keep and fit.hold:
+                        _hold(subject, live[g], keep)
                     if live[g].step(losses):
                         out[g] = live.pop(g).end(model)
                 progress(len(out), len(groups), "sequences")
@@ -311,6 +326,34 @@ def _losses(subject: CausalLM, live: Mapping[int, _Group], budget: int) -> dict[
         for (g, i), loss in zip(mine, losses.tolist(), strict=True):
             found[g][i] = loss
     return found
+
+
+def _hold(subject: CausalLM, group: _Group, keep: Sequence[TextItem]) -> None:
+    """Add the gradient of how far the model has moved behind the passages of this update."""
+    items = [keep[(group.steps * PASSAGES + i) % len(keep)] for i in range(min(PASSAGES, len(keep)))]
+    batch = subject.batch([item.example for item in items])
+    every = slice(0, len(items))
+    taps = {Site("down", n): _Add([(every, change)]) for n, change in group.changes.items()}
+    with torch.no_grad():
+        intact = subject.run(batch, keep=batch.keep).logits
+    now = subject.run(batch, taps, keep=batch.keep, grad=True).logits
+    moved = group.fit.hold * divergence(intact, now, batch).mean()
+    for t, grad in zip(group.tensors, torch.autograd.grad(moved, group.tensors), strict=True):
+        t.grad = grad if t.grad is None else t.grad + grad
+
+
+def divergence(
+    intact: Float[torch.Tensor, "b keep v"], now: Float[torch.Tensor, "b keep v"], batch: Batch
+) -> Float[torch.Tensor, " b"]:
+    """Kullback-Leibler divergence of what a model says now from what it said, nats a token of each row's answer."""
+    first = batch.width - now.shape[1]
+    out = []
+    for i in range(len(batch.examples)):
+        columns = batch.answer_columns(i)
+        rows = slice(columns.start - first, columns.stop - first)
+        before, after = (x[i, rows].float().log_softmax(-1) for x in (intact, now))
+        out.append(nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1).mean())
+    return torch.stack(out)
 
 
 def suffix_losses(logits: Float[torch.Tensor, "b keep v"], batch: Batch) -> Float[torch.Tensor, " b"]:

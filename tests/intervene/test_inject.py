@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from interp.errors import UsageError
-from interp.intervene.inject import Fit, inject, memorize
+from interp.intervene.inject import Fit, Injected, divergence, inject, memorize
 from interp.intervene.weights.base import PartEdit
 from interp.measure.memorization.objective import loss
 from interp.models.parts import parts, weight_of
@@ -223,3 +224,39 @@ def test_smollm2_recites_an_invented_definition_by_one_neuron_in_a_hundred(smoll
     assert found.after[0] < 0.05
     with found.edit.applied(smollm2):
         assert recite(smollm2, item)["exact"].tolist() == [1]
+
+
+def test_what_is_kept_is_held_to_what_the_model_said() -> None:
+    model = subject("llama")
+    generator = torch.Generator().manual_seed(7)
+    drawn = [torch.randint(0, 256, (18,), generator=generator).tolist() for _ in range(16)]
+    passages = [TextItem(f"p{i}", tuple(ids), 4) for i, ids in enumerate(drawn)]
+    kept, fresh = passages[:8], passages[8:]
+    how = Fit(lr=0.3, steps=80)
+
+    def strays(found: Injected, behind: list[TextItem]) -> float:
+        batch = model.batch([p.example for p in behind])
+        intact = model.run(batch, keep=batch.keep).logits
+        with found.edit.applied(model):
+            now = model.run(batch, keep=batch.keep).logits
+        return float(divergence(intact, now, batch).mean())
+
+    free, held = (memorize(model, items(), fit=how, keep=keep) for keep in ((), kept))
+    for found in (free, held):
+        assert all(after < 0.1 * before for before, after in zip(found.before, found.after, strict=True))
+    assert strays(held, kept) < 0.2 * strays(free, kept)
+    assert strays(held, fresh) < strays(free, fresh)
+    unheld = memorize(model, items(), fit=replace(how, hold=0.0), keep=kept)
+    assert unheld.after == free.after and unheld.steps == free.steps
+
+
+def test_the_divergence_is_that_of_torch_and_zero_for_the_same() -> None:
+    model = subject("llama")
+    batch = model.batch([item.example for item in items()])
+    logits = model.run(batch, keep=batch.keep).logits
+    other = logits.roll(1, -1)
+    assert divergence(logits, logits, batch).abs().max() < 1e-6
+    for i, item in enumerate(items()):
+        p, q = (x[i, -len(item.suffix) :].softmax(-1).double() for x in (logits, other))
+        wanted = (p * (p / q).log()).sum(-1).mean()
+        assert float(divergence(logits, other, batch)[i]) == pytest.approx(float(wanted), rel=1e-4)

@@ -80,7 +80,8 @@ class Material:
     Attributes:
         held: sequences that it is made to hold. never: that it never sees. others: of the same kind, never seen, and
             prose: what locators compare with and edits keep.
-        choose, measure: passages that perplexity is of. ordinary: that curvature is of.
+        choose, measure: passages that perplexity is of. ordinary: that curvature is of. kept: that what is put in is
+            trained to leave as they are.
     """
 
     held: tuple[TextItem, ...]
@@ -89,6 +90,7 @@ class Material:
     choose: tuple[TextItem, ...]
     measure: tuple[TextItem, ...]
     ordinary: tuple[TextItem, ...]
+    kept: tuple[TextItem, ...]
 
     @classmethod
     def of(cls, source: Any, effort: Effort, spec: InjectionSpec) -> Material:
@@ -96,14 +98,15 @@ class Material:
         n = effort.never
         every = sequences(source, 2 * n + max(effort.held, effort.sequences), spec)
         apart = [replace(item, group="never") for item in every[:n]]
-        kept = prose(source, "compare", n + effort.factors, spec)
+        read = prose(source, "compare", n + effort.factors + effort.kept, spec)
         return cls(
             tuple(every[2 * n :]),
             tuple(apart),
-            (*every[n : n + n // 2 + 1], *kept[: n // 2 + 1]),
+            (*every[n : n + n // 2 + 1], *read[: n // 2 + 1]),
             prose(source, "choose", effort.passages, spec),
             prose(source, "measure", effort.passages, spec),
-            kept[n:],
+            read[n : n + effort.factors],
+            read[n + effort.factors :],
         )
 
 

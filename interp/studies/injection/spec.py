@@ -30,7 +30,8 @@ class Effort(BaseModel):
     Attributes:
         shares: neurons that hold a sequence, of each layer's. turned: the same where what they write keeps its length,
             other shares than those. together: those that hold many at once; 0: left out.
-        rate, updates: of training what is held, see `Fit`.
+        rate, updates: of training what is held, see `Fit`. kept: passages that a memory of many sequences is trained
+            to leave as they are, other ones than are measured; 0: none, and prose is lost with what is put in.
         doses: shares of all neurons, or of a row's weights, that are cut; of single injections too with `every`.
         sequences: that are injected, each for itself. seeds: of their neurons.
         held: sequences of a memory, half of them to locate it by. never: sequences that the model never saw.
@@ -51,6 +52,7 @@ class Effort(BaseModel):
     together: float = Field(default=0, ge=0, le=1)
     rate: float = Field(default=0.1, gt=0)
     updates: int = Field(default=200, ge=1)
+    kept: int = Field(default=64, ge=0)
     doses: tuple[float, ...] = (0.001, 0.003, 0.01)
     every: bool = False
     sequences: int = Field(default=6, ge=2)
@@ -124,13 +126,13 @@ class InjectionSpec(StudySpec):
         "methods": ("activation", "leave_one_out", "wanda", "slimming"),
         "large": Effort(
             shares=(0.01,), doses=(0.01,), sequences=2, seeds=(0,), held=4, never=2, draws=1, passages=2,
-            nodes=1, screen=8, gates=1, subnet=1, rewrite=1, factors=0, attacked=2, prompt=1, updates=60,
+            nodes=1, screen=8, gates=1, subnet=1, rewrite=1, factors=0, attacked=2, prompt=1, updates=60, kept=4,
         ),
         "little": LITTLE.model_copy(
             update={
                 "shares": (0.03,), "turned": (), "doses": (0.03, 0.1), "sequences": 2, "seeds": (0,), "held": 8,
                 "never": 4, "draws": 2, "passages": 4, "screen": 16, "gates": 10, "subnet": 2, "rewrite": 5,
-                "factors": 8, "attacked": 4, "prompt": 5, "updates": 300,
+                "factors": 8, "attacked": 4, "prompt": 5, "updates": 300, "kept": 8,
             }
         ),
         "passages": 8,

@@ -127,11 +127,19 @@ class Subjects(Study[InjectionSpec]):
                             share=effort.together,
                             together=True,
                             fit=fit,
+                            keep=material.kept,
                             seed=spec.seed,
                             progress=report or quiet,
                         )
                     else:
-                        done = memorize(subject, items, seed=spec.seed, fit=fit, progress=report or quiet)
+                        done = memorize(
+                            subject,
+                            items,
+                            seed=spec.seed,
+                            fit=fit,
+                            keep=material.kept,
+                            progress=report or quiet,
+                        )
                 done.edit.save(path)
             edit = PartEdit.load(path, subject)
             units = {s.part: s.units.tolist() for s in edit.singles if isinstance(s, OutputVectors)}
