@@ -91,6 +91,16 @@ ASSOCIATIVE: tuple[TaskInfo, ...] = (
         natural=False,
         family="associative recall",
     ),
+    TaskInfo(
+        "set_intersection",
+        "interp.tasks.set_intersection:SetIntersection",
+        "bare tokens: two lists that share one token, which is the answer",
+        "set intersection, Arora et al. (arXiv 2407.05483)",
+        {"short": 4, "long": 16, "order": "both", "n": 64, "seed": 0},
+        ladder={"long": (8, 32, 128), "short": (2, 4, 8)},
+        natural=False,
+        family="associative recall",
+    ),
 )
 
 LONG_CONTEXT: tuple[TaskInfo, ...] = (

@@ -68,6 +68,15 @@ mqar = st.one_of(
         }
     ),
 )
+set_intersection = st.fixed_dictionaries(
+    {
+        "short": st.integers(2, 6),
+        "long": st.integers(6, 40),
+        "order": st.sampled_from(["short_first", "long_first", "both"]),
+        "n": st.just(4),
+        "seed": seeds,
+    }
+)
 joint_recall = st.fixed_dictionaries(
     {
         "contexts": st.one_of(st.integers(2, 6), st.lists(st.integers(2, 6), min_size=2, max_size=2)),
@@ -298,6 +307,7 @@ PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "induction": induction,
     "mqar": mqar,
     "joint_recall": joint_recall,
+    "set_intersection": set_intersection,
     "facts": facts,
     "prose": prose,
     "multi_key": multi_key,
@@ -336,6 +346,7 @@ GUESSED: list[tuple[str, dict[str, Any]]] = [
     ("induction", {"n": 100, "length": 12}),
     ("mqar", {"n": 64}),
     ("joint_recall", {"n": 64}),
+    ("set_intersection", {"n": 64}),
     ("multi_key", {"n": 30}),
     ("multi_value", {"n": 30}),
     ("multi_hop", {"n": 30, "chains": 4}),
