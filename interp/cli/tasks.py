@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from interp.cli.console import Json, console, emit
+from interp.cli.console import Json, console, emit, say
 from interp.errors import MissingResource, UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +103,34 @@ def show(
         emit(_as_dict(task, example, tokens), json)
     else:
         _print(task, example, tokens, full)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A name that `interp tasks list` shows, or a .jsonl file.")],
+    out: Annotated[Path, typer.Option(help="A .jsonl file; or a folder, for a `datasets.Dataset`.")],
+    model: Annotated[
+        str, typer.Option(help="Whose tokenizer: a default model, a hub id or a folder.")
+    ] = "smollm2",
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Number of examples.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the task.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the task; repeatable."),
+    ] = None,
+) -> None:
+    """Write examples to a file that `interp` reads as a task again, or to a folder that `datasets` loads."""
+    task = build(name, n, seed, set_)
+    tokens = _tokens(model)
+    if out.suffix == ".jsonl":
+        from interp.tasks.jsonl import write_jsonl
+
+        write_jsonl(task.stream(tokens), tokens, out)
+    else:
+        from interp.tasks.export import to_dataset
+
+        to_dataset(task, tokens).save_to_disk(out)
+    say("done", f"{len(task)} examples in {out}")
 
 
 def build(name: str, n: int | None, seed: int, set_: list[str] | None) -> Task:

@@ -353,7 +353,7 @@ def write_jsonl(examples: Iterable[Example], tokens: Tokens, path: str | Path) -
         MissingResource: the file cannot be written.
     """
     target = Path(path)
-    lines = [json.dumps(_record(e, tokens), ensure_ascii=False, default=_plain) for e in examples]
+    lines = [json.dumps(record_of(e, tokens), ensure_ascii=False, default=plain) for e in examples]
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -370,13 +370,18 @@ def write_jsonl(examples: Iterable[Example], tokens: Tokens, path: str | Path) -
     return target
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON has for a number or array of numpy; `default` of `json.dumps`.
+
+    Raises:
+        UsageError: it is neither.
+    """
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise UsageError(f"meta holds {value!r}, which JSON cannot")
 
 
-def _record(example: Example, tokens: Tokens) -> dict[str, Any]:
+def record_of(example: Example, tokens: Tokens) -> dict[str, Any]:
     """The record of an example: in text form if that reads back the same, else in ids form."""
     as_ids = _write(example, tokens, lambda before, ids: list(ids), in_ids=True)
     as_ids["tokenizer"] = tokens.fingerprint
@@ -390,7 +395,7 @@ def _record(example: Example, tokens: Tokens) -> dict[str, Any]:
 
     record = _write(example, tokens, text, in_ids=False)
     try:
-        again = read_example(json.loads(json.dumps(record, default=_plain)), tokens)
+        again = read_example(json.loads(json.dumps(record, default=plain)), tokens)
     except BrokenData:
         return as_ids
     return record if _same(example, again) else as_ids
@@ -427,7 +432,7 @@ def _write(
 
 def _same(a: Example, b: Example) -> bool:
     def state(e: Example) -> Any:
-        plain = {**vars(e), "corrupt": {k: state(t) for k, t in e.corrupt.items()}}
-        return json.loads(json.dumps({**plain, "spans": [vars(s) for s in e.spans]}, default=_plain))
+        fields = {**vars(e), "corrupt": {k: state(t) for k, t in e.corrupt.items()}}
+        return json.loads(json.dumps({**fields, "spans": [vars(s) for s in e.spans]}, default=plain))
 
     return bool(state(a) == state(b))

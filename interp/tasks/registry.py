@@ -32,7 +32,14 @@ FILES: dict[str, TaskInfo] = {
         "facts of a file shaped like known_1000, a relation of LRE or patterns of ParaRel",
         "a file of the user's",
         {"path": None, "shape": None, "facts": None, "skip": False, "n": None, "seed": 0},
-    )
+    ),
+    "samples": TaskInfo(
+        "samples",
+        "interp.tasks.harness:Samples",
+        "documents of samples that lm-evaluation-harness logs, or of prepared files of RULER",
+        "a file of the user's, of lm-evaluation-harness or RULER",
+        {"path": None, "shape": None, "spans": False, "n": None, "seed": 0},
+    ),
 }
 """Tasks that are nothing without a file, `path`."""
 

@@ -50,7 +50,7 @@ def test_the_registry_does_not_import_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("nih", {}, r"no task 'nih' \(did you mean 'niah'\?\); there are induction, mqar, joint_recall, set_intersection"),
+        ("nih", {}, r"no task 'nih' \(did you mean 'niah'\?\); there are induction, mqar, joint_recall"),
         ("zzz", {}, r"no task 'zzz'; there are"),
         ("niah", {"lenght": 3}, r"task niah has no parameter 'lenght' \(did you mean 'length'\?\); it has length"),
         ("facts", {"depth": 3}, "task facts has no parameter 'depth'.*; it has relations"),
