@@ -7,10 +7,10 @@ was measured on them; `interp tasks run` shows every rung.
 from __future__ import annotations
 
 from interp.tasks.catalogue.context import ASSOCIATIVE, BIOGRAPHIES, LONG_CONTEXT, ORDER
-from interp.tasks.catalogue.info import TaskInfo
+from interp.tasks.catalogue.info import LENGTHS, TaskInfo
 from interp.tasks.catalogue.memory import INTERFERENCE, KNOWLEDGE, LISTS_AND_NAMES, OTHER, WORKING_MEMORY
 
-__all__ = ["BUILT_IN", "TaskInfo"]
+__all__ = ["BUILT_IN", "LENGTHS", "TaskInfo"]
 
 BUILT_IN = (
     *ASSOCIATIVE,

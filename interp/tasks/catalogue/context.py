@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from interp.tasks.catalogue.info import TaskInfo
-
-LENGTHS = (256, 512, 1024)
-"""Tokens of a prompt, of tasks that are measured by length."""
+from interp.tasks.catalogue.info import LENGTHS, TaskInfo
 
 ASSOCIATIVE: tuple[TaskInfo, ...] = (
     TaskInfo(

@@ -9,6 +9,9 @@ from typing import Any
 
 from interp.errors import UsageError
 
+LENGTHS = (256, 512, 1024)
+"""Tokens of a prompt, of tasks that are measured by length."""
+
 
 @dataclass(frozen=True)
 class TaskInfo:
