@@ -111,8 +111,8 @@ def test_orders_are_what_they_say() -> None:
 
 
 def test_turns_and_wordings_are_counterbalanced() -> None:
-    examples = ask(n=48, keys=3)
-    assert Counter(e.meta["position"] for e in examples) == {1: 16, 2: 16, 3: 16}
+    examples = ask(n=96, keys=3)
+    assert Counter(e.meta["position"] for e in examples) == {1: 32, 2: 32, 3: 32}
     assert Counter(e.cluster for e in examples) == dict.fromkeys(WORDINGS, 6)
     places = defaultdict(set)
     for e in examples:

@@ -104,10 +104,10 @@ def test_places_and_wordings_are_counterbalanced() -> None:
         ("updating", {"items": 4}, range(1, 5)),
         ("change_detection", {"items": 4}, range(1, 5)),
     ):
-        n = 8 * len(places)
+        n = 16 * len(places)
         examples = ask(name, n=n, **params)
-        assert Counter(e.meta["position"] for e in examples) == dict.fromkeys(places, 8)
-        assert Counter(e.cluster for e in examples) == dict.fromkeys(data("working_memory")[name], n // 8)
+        assert Counter(e.meta["position"] for e in examples) == dict.fromkeys(places, 16)
+        assert Counter(e.cluster for e in examples) == dict.fromkeys(data("working_memory")[name], n // 16)
 
 
 def test_the_twin_asks_for_another_place_where_ordinals_are_alike() -> None:
