@@ -42,9 +42,12 @@ class Wording:
 
     @property
     def pattern(self) -> str:
-        """A regular expression of the question; a group is a slot with the space before it."""
+        """A regular expression of the question; a group is a slot with the space before it, if there is one."""
         parts = [p for p in _SLOT.split(self.question) if p]
-        return "".join(rf"(?P<{_slot(p)}> [^?]+?)" if _SLOT.fullmatch(p) else re.escape(p) for p in parts)
+        return "".join(
+            rf"(?P<{_slot(p)}>{' ' * p.startswith(' ')}[^?]+?)" if _SLOT.fullmatch(p) else re.escape(p)
+            for p in parts
+        )
 
 
 def _slot(part: str) -> str:

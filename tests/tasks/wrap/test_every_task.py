@@ -32,8 +32,8 @@ KINDS = list(tests.tokenizers.KINDS)
 LENGTHS = (160, 480)
 """Tokens of prompts whose length is a parameter: the first that has room for what a task states."""
 
-REWORDED = {"niah", "niah_grid", "multi_key", "multi_value", "multi_hop", "paraphrase", "colored_objects"}
-
+REWORDED = set(NAMES) - {"passkey", "reading", "arithmetic"}
+"""Tasks whose questions can all be put in other words, as far as they have any."""
 
 LONG = {"multi_value", "multi_hop", "paraphrase", "variable_tracking"}
 """Tasks that have no room in the first of them."""
@@ -107,10 +107,13 @@ def kept(example: Example, old: Example, tokens: Tokens, copies: int, stride: in
             assert {t.hop // stride for t in found if t.hop % stride == span.hop} == set(range(copies))
 
 
+@pytest.mark.parametrize(
+    "again", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(KINDS)))]
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contract_holds_again(name: str) -> None:
-    turn = list(NAMES).index(name)
-    for kind in (KINDS[turn % len(KINDS)], KINDS[(turn + 3) % len(KINDS)]):
+def test_the_contract_holds_again(name: str, again: int) -> None:
+    # Tokenizers take turns over the tasks, so that each wrapper meets all of them; the slow tests are the other pairs.
+    for kind in [KINDS[(list(NAMES).index(name) + again) % len(KINDS)]]:
         tokens, given = tests.tokenizers.tokens(kind), base(name, kind)
         olds = given.examples(tokens)
         for wrapper, around in WRAPPERS.items():
