@@ -236,12 +236,13 @@ def peak_mb(job: Callable[[], Any]) -> float:
     Path("/proc/self/clear_refs").write_text(
         "5"
     )  # the high-water mark starts again from what is resident now
-    before = _status("VmRSS")
+    before = status("VmRSS")
     job()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(name: str) -> float:
+def status(name: str) -> float:
+    """A size that Linux tells of this process (`VmRSS`, `VmHWM`), in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) / 1024
