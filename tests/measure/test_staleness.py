@@ -36,7 +36,7 @@ def test_the_histogram_is_that_of_the_planted_ages() -> None:
     got = stale_rank(examples, chosen)
     assert got["age"].tolist() == [0, 1, 2, 3] and set(got["updates"]) == {4}
     assert got["share"].tolist() == [0.25, 0.5, 0.0, 0.25]
-    assert got["chance"].tolist() == [0.25] * 4 and set(got["n"]) == {40} and set(got["n_clusters"]) == {8}
+    assert got["chance"].tolist() == [0.25] * 4 and set(got["n"]) == {40} and set(got["n_clusters"]) == {16}
     assert (
         (got["ci_lo"] <= got["share"]).all() and (got["share"] <= got["ci_hi"]).all() and got["ci_hi"][2] > 0
     )

@@ -148,7 +148,10 @@ def test_the_contract_holds_again(name: str, again: int) -> None:
                     # What stands behind the last copy of the value: pauses alone.
                     behind = len(new.spans_of("pause")[-1]) if wrapper in ("pause", "composed") else 0
                     if wrapper not in ("distracted after", "distracted between", "reworded"):
-                        assert new.meta["distance"] - old.meta["distance"] == behind
+                        # A text that opens with what is asked for may have its first space as a token of its own.
+                        lone = old.text is not None and tokens.decode(old.ids[1:2]) == ""
+                        more = new.meta["distance"] - old.meta["distance"]
+                        assert more == behind or (lone and more == behind - 1)
 
 
 @pytest.mark.parametrize("name", ["niah", "induction", "conflict"])
