@@ -23,7 +23,7 @@ from interp.models.walk import Walk
 from interp.tasks.base import Example, Ids, Redraw, Task, listed, stable_seed, whole_number
 from interp.tasks.distinct import draw, tail_cost
 from interp.tasks.haystack import Ruler, select
-from interp.tasks.layout import Layout, Needle, needle_drop, pose, value_swap
+from interp.tasks.layout import Layout, Needle, can_be_swapped, needle_drop, pose, value_swap
 from interp.tasks.needles import KINDS
 from interp.tasks.niah import CANDIDATES, SHORTEST, chosen_kinds
 from interp.tasks.streams import Stream, arrange, deal, openings, places, stream_name
@@ -295,7 +295,13 @@ class NiahGrid(Task):
         known, values = plan.candidates[needle], [n.value for n in plan.needles]
         first = [values[needle], *(values[i] for i in present if i != needle and values[i] in known)]
         absent = [value for value in known if value not in values]
-        return {value: known[value] for value in [*first, *absent][: max(CANDIDATES, len(first) + 1)]}
+        room = max(CANDIDATES, len(first) + 1) - len(first)
+        chosen = {value: known[value] for value in [*first, *absent[:room]]}
+        for other in absent[room:]:
+            if can_be_swapped(values[needle], chosen, values):
+                break
+            chosen = {value: known[value] for value in [*first, *absent[: room - 1], other]}
+        return chosen
 
 
 def prefill_tokens(examples: Sequence[Example]) -> dict[str, int]:

@@ -187,6 +187,15 @@ def pose(
     return replace(example, meta=meta)
 
 
+def can_be_swapped(own: str, candidates: Mapping[str, Ids], present: Sequence[str]) -> bool:
+    """Whether a candidate that is not in the context differs from the answer where all part ways: see `value_swap`."""
+    try:
+        _foil(own, candidates, [c for c in candidates if c not in present])
+    except Redraw:
+        return False
+    return True
+
+
 def _foil(own: str, candidates: Mapping[str, Ids], among: Sequence[str] | None = None) -> str:
     """The first candidate (a distractor's value where there is one) that differs from the answer where all part ways.
 
