@@ -23,7 +23,7 @@ from interp.models.walk import Walk
 from interp.tasks.base import Example, Ids, Redraw, Task, listed, stable_seed, whole_number
 from interp.tasks.distinct import draw, tail_cost
 from interp.tasks.haystack import Ruler, select
-from interp.tasks.layout import Layout, Needle, can_be_swapped, needle_drop, pose, value_swap
+from interp.tasks.layout import Layout, Needle, apart, needle_drop, pose, value_swap
 from interp.tasks.needles import KINDS
 from interp.tasks.niah import CANDIDATES, SHORTEST, chosen_kinds
 from interp.tasks.streams import Stream, arrange, deal, openings, places, stream_name
@@ -297,8 +297,9 @@ class NiahGrid(Task):
         absent = [value for value in known if value not in values]
         room = max(CANDIDATES, len(first) + 1) - len(first)
         chosen = {value: known[value] for value in [*first, *absent[:room]]}
+        # Needles are drawn once for all cells, so that drawing again would not help where no value can be swapped in.
         for other in absent[room:]:
-            if can_be_swapped(values[needle], chosen, values):
+            if apart(values[needle], chosen, list(chosen)[len(first) :]) is not None:
                 break
             chosen = {value: known[value] for value in [*first, *absent[: room - 1], other]}
         return chosen

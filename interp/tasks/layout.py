@@ -7,7 +7,7 @@ and twins all follow from it, so that a twin is the same layout with one thing c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,6 +153,8 @@ def pose(
     spans = token_spans(prompt, pieces)
     asked = layout.needles[0]
     answer = candidates[asked.value]
+    foil = apart(asked.value, candidates, candidates)
+    assert foil is not None, "where some part ways, one parts from the answer"
     body = text[: text.rindex(QUESTION)]
     context_tokens = sum(1 for a, _ in prompt.offsets if a < len(body)) - ruler.n_special
     used = [s.source for s in layout.slots if isinstance(s, Sentence) and s.source != "filler"]
@@ -163,7 +165,7 @@ def pose(
         text=text,
         offsets=prompt.offsets,
         spans=spans,
-        foil_ids=candidates[_foil(asked.value, candidates)],
+        foil_ids=candidates[foil],
         candidates=(answer, *(ids for value, ids in candidates.items() if value != asked.value)),
         chance=1 / len(candidates),
         cluster=cluster,
@@ -187,26 +189,10 @@ def pose(
     return replace(example, meta=meta)
 
 
-def can_be_swapped(own: str, candidates: Mapping[str, Ids], present: Sequence[str]) -> bool:
-    """Whether a candidate that is not in the context differs from the answer where all part ways: see `value_swap`."""
-    try:
-        _foil(own, candidates, [c for c in candidates if c not in present])
-    except Redraw:
-        return False
-    return True
-
-
-def _foil(own: str, candidates: Mapping[str, Ids], among: Sequence[str] | None = None) -> str:
-    """The first candidate (a distractor's value where there is one) that differs from the answer where all part ways.
-
-    Raises:
-        Redraw: there is none.
-    """
+def apart(own: str, candidates: Mapping[str, Ids], among: Iterable[str]) -> str | None:
+    """The first of some candidates that differs from the answer where all of them part ways; None if none does."""
     at = next(i for i, column in enumerate(zip(*candidates.values(), strict=True)) if len(set(column)) > 1)
-    for text in among if among is not None else list(candidates):
-        if candidates[text][at] != candidates[own][at]:
-            return text
-    raise Redraw("no candidate starts differently from the answer")
+    return next((text for text in among if candidates[text][at] != candidates[own][at]), None)
 
 
 def value_swap(tokens: Tokens, layout: Layout, example: Example, candidates: Mapping[str, Ids]) -> Example:
@@ -216,7 +202,9 @@ def value_swap(tokens: Tokens, layout: Layout, example: Example, candidates: Map
         Redraw: there is no such value of as many tokens.
     """
     present = layout.values()
-    value = _foil(layout.needles[0].value, candidates, [c for c in candidates if c not in present])
+    value = apart(layout.needles[0].value, candidates, [c for c in candidates if c not in present])
+    if value is None:
+        raise Redraw("no candidate outside the context starts differently from the answer")
     prompt, spans, text = encode(tokens, layout.with_value(value))
     (at,) = example.spans_of("value", 0)
     if spans != example.spans or prompt.ids[at.start : at.end] != candidates[value]:
