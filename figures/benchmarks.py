@@ -210,19 +210,17 @@ def _short(value: float) -> str:
 
 
 def _footer(jobs: Sequence[Found]) -> Iterator[str]:
-    def each(key: str, of: Sequence[Found] = jobs) -> str:
-        return listed(dict.fromkeys(str(job[key]) for job in of))
-
-    compared = [job for job in jobs if job["ratios"]] or jobs
+    def each(key: str) -> str:
+        return listed(dict.fromkeys(str(job[key]) for job in jobs))
 
     versions = jobs[0]["versions"]
     tools = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "transformers", "transformer-lens", "nnsight")
     )
     yield (
-        f"CPU time; medians over {each('rounds', compared)} rounds of ratios within a round. {each('model')} on "
-        f"{each('cpu')}, {each('threads')} thread a job, {each('date')}; {tools}. Slow peers ran a sample "
-        "of the cells, stated in each file of [figures/data/benchmarks](figures/data/benchmarks)."
+        f"CPU time; medians over {each('rounds')} rounds of ratios within a round. {each('model')} on {each('cpu')}, "
+        f"{each('threads')} thread a job, {each('date')}; {tools}. Slow peers ran a sample of the cells, stated in "
+        "each file of [figures/data/benchmarks](figures/data/benchmarks)."
     )
 
 

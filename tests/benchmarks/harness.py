@@ -302,11 +302,15 @@ def run_job(name: str, rounds: int, folder: Path, concurrent: int) -> None:
 
 
 def _child(*args: str, threads: int | None = None) -> str:
+    return last_line("-m", "tests.benchmarks", *args, threads=threads)
+
+
+def last_line(*args: str, threads: int | None = None) -> str:
+    """What a Python process of its own, run in the checkout, prints last."""
     env = dict(os.environ)
     if threads is not None:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "tests.benchmarks", *args]
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *args], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(args)} failed")
     return done.stdout.strip().rpartition("\n")[2]
