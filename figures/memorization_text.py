@@ -104,7 +104,7 @@ def deletion_figures(data: Path) -> dict[str, go.Figure]:
             out[f"doses-{slugged(subject, memory)}"] = plot.value_curves(
                 rows.assign(edit=rows["edit"].map(named)), "dose", panel="measure", line="edit",
                 controls=[named(c) for c in CONTROLS], bands=["activation", "random"],
-                captions=CAPTIONS, x_percent=True, x_title="weights changed",
+                captions=CAPTIONS, ratios=["prose"], x_percent=True, x_title="weights changed",
                 levels={m: {"before": float(v)} for m, v in before.items() if m in DOSED},
                 y={m: "share" if m in SHARES else "over that before" for m in DOSED},
                 title=f"What silenced neurons delete and keep: {subject}, {memory}",
@@ -119,7 +119,7 @@ def deletion_figures(data: Path) -> dict[str, go.Figure]:
                 continue
             out[f"edits-{slugged(subject, memory)}"] = plot.value_strips(
                 rows.assign(edit=rows["edit"].map(named)), "edit", panel="measure", group="kind",
-                controls=[named(c) for c in CONTROLS], captions=CAPTIONS, percent=SHARES,
+                controls=[named(c) for c in CONTROLS], captions=CAPTIONS, percent=SHARES, ratios=["prose"],
                 levels={m: {"before": float(v)} for m, v in before.items()},
                 x={m: "share" if m in SHARES else "over that before" for m in DRAWN},
                 title=f"What each edit deletes, and what it keeps: {subject}, {memory}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from interp.errors import UsageError
@@ -58,3 +59,18 @@ def integers(frame: pd.DataFrame, columns: Iterable[str], what: str) -> None:
         column = frame[name]
         if column.isna().any() or (column != column.round()).any():
             raise UsageError(f"{what}: column {name} must hold whole numbers")
+
+
+def scale_of(panel: str, ratios: Collection[str], what: str) -> Callable[[Sequence[float]], np.ndarray]:
+    """Where values of a panel stand on its axis: at their decimal logarithms in panels of ratios, else as they are.
+
+    Raises:
+        UsageError: by what is returned, where a ratio is not above 0.
+    """
+
+    def logarithms(values: Sequence[float]) -> np.ndarray:
+        if (np.asarray(values, float) <= 0).any():
+            raise UsageError(f"{what}: {panel!r} holds ratios that are not above 0; draw it on a plain scale")
+        return np.log10(values)
+
+    return logarithms if panel in ratios else np.asarray

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from interp.errors import UsageError
 from interp.plot import theme
 from interp.plot.by_layer import Ink, ends_of, inks
-from interp.plot.check import need
+from interp.plot.check import need, scale_of
 from interp.plot.sheet import Sheet
 from interp.plot.text import joined, listed, number, safe
 from interp.plot.theme import Width
@@ -94,6 +94,7 @@ def value_curves(
     percent: bool = False,
     x_percent: bool = False,
     y_range: tuple[float, float] | None = None,
+    ratios: Collection[str] = (),
     captions: Mapping[str, str] | None = None,
     against: tuple[str, str] | None = None,
     width: Width = "double",
@@ -113,12 +114,14 @@ def value_curves(
         x_title, y: titles of the axes; with one for each panel they have ranges of their own.
         percent, x_percent: write shares in per cent.
         y_range: ends of all y axes; default by what is drawn.
+        ratios: panels of multiples, which stand on a scale of logarithms; give `y` for each panel then.
         captions: of panels, where they are not called after themselves.
         against: two panels; a last one shows the second's values over those of the first, each line in order of `x`.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
-        UsageError: missing columns, no row, more than seven lines, two rows for one point, or no such panel.
+        UsageError: missing columns, no row, more than seven lines, two rows for one point, no such panel, or a ratio
+            that is not above 0.
     """
     what = "value_curves"
     need(
@@ -191,13 +194,18 @@ def value_curves(
         levels_here = [
             v for p, by in (levels or {}).items() if p == name or isinstance(y, str) for v in by.values()
         ]
-        low_high = y_range or _room([*drawn["value"], *drawn["lo"], *drawn["hi"], *levels_here])
+        upright = scale_of(name, ratios, what)
+        low_high = _room(upright([*drawn["value"], *drawn["lo"], *drawn["hi"], *levels_here]))
+        if y_range is not None:
+            low_high = (float(upright(y_range)[0]), float(upright(y_range)[1]))
         first_column = i % sheet.columns == 0 or not isinstance(y, str)
         sheet.axes(i, x_title or x, y_title if first_column else "", across, low_high)
         places, texts = scale.ticks(sheet.room / sheet.font, x_percent)
         sheet.fig.update_layout({
             f"xaxis{sheet.axis(i)}": {"tickvals": places, "ticktext": texts, "tickangle": 0},
-            f"yaxis{sheet.axis(i)}": {"tickformat": ".0%" if percent else "", "nticks": 6},
+            f"yaxis{sheet.axis(i)}": {
+                "tickformat": ".0%" if percent else "", "nticks": 6, **({"type": "log"} if name in ratios else {}),
+            },
         })  # fmt: skip
     if against is not None:
         titles = [told.get(p, _caption(p)) for p in against]
@@ -277,7 +285,7 @@ def _against(
     })  # fmt: skip
 
 
-def _room(values: Sequence[float]) -> tuple[float, float]:
+def _room(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     finite = [v for v in values if np.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     pad = 0.05 * (high - low or 1.0)

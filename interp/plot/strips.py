@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from interp.errors import UsageError
 from interp.plot import theme
 from interp.plot.by_layer import ends_of
-from interp.plot.check import need
+from interp.plot.check import need, scale_of
 from interp.plot.text import joined, number, safe, wrapped
 from interp.plot.theme import Width
 
@@ -50,6 +50,7 @@ def value_strips(
     note: str = "",
     x: str | Mapping[str, str] = "",
     percent: bool | Collection[str] = False,
+    ratios: Collection[str] = (),
     captions: Mapping[str, str] | None = None,
     width: Width = "double",
 ) -> go.Figure:
@@ -68,11 +69,13 @@ def value_strips(
         title: of the figure. note: below it.
         x: title of the axes, or one for each panel.
         percent: write shares in per cent; or the panels that do.
+        ratios: panels of multiples, which stand on a scale of logarithms.
         captions: of panels, where they are not called after themselves.
         width: `single`, `double`, `page` or pixels.
 
     Raises:
-        UsageError: missing columns, no row, more than six marks, two rows for one point, or a line in two groups.
+        UsageError: missing columns, no row, more than six marks, two rows for one point, a line in two groups, or
+            a ratio that is not above 0.
     """
     what = "value_strips"
     columns = (line, value, *(ends or ()), *(c for c in (panel, mark, group) if c))
@@ -107,13 +110,19 @@ def value_strips(
     for i, name in enumerate(panels):
         own = rows[rows["panel"] == name]
         across = (levels or {}).get(name, {})
-        low_high = (ranges or {}).get(name) or _ends(own, list(across.values()), shares[name])
+        scale = scale_of(name, ratios, what)
+        given = (ranges or {}).get(name)
+        low_high = (
+            _ends(scale([*own["value"], *own["lo"], *own["hi"], *across.values()]), shares[name])
+            if given is None
+            else (float(scale(given)[0]), float(scale(given)[1]))
+        )
         _levels(made, i, across, dashes, shares[name], shown)
         for k, each in enumerate(marks):
             _points(
                 made, i, own[own["mark"] == each], k, len(marks), shares[name], controls, colors or {}, shown
             )
-        _axes(made, i, x if isinstance(x, str) else x.get(name, ""), low_high, shares[name])
+        _axes(made, i, x if isinstance(x, str) else x.get(name, ""), low_high, shares[name], name in ratios)
     return theme.legend_below(made.fig, made.font)
 
 
@@ -241,12 +250,16 @@ def _points(
         shown.add(name)
 
 
-def _axes(made: _Frame, panel: int, title: str, low_high: tuple[float, float], share: bool) -> None:
+def _axes(
+    made: _Frame, panel: int, title: str, low_high: tuple[float, float], share: bool, ratio: bool
+) -> None:
     shown = {
         "range": list(low_high),
         "title": {"text": safe(title), "standoff": 0.3 * made.font},
         "nticks": 4,
     }
+    if ratio:
+        shown |= {"type": "log"}
     if share:
         shown |= {"tickformat": ".0%"}
         if low_high == _SHARES:
@@ -257,8 +270,7 @@ def _axes(made: _Frame, panel: int, title: str, low_high: tuple[float, float], s
 _SHARES = (-0.08, 1.08)
 
 
-def _ends(own: pd.DataFrame, levels: Sequence[float], share: bool) -> tuple[float, float]:
-    seen = np.array([*own["value"], *own["lo"], *own["hi"], *levels], float)
+def _ends(seen: np.ndarray, share: bool) -> tuple[float, float]:
     seen = seen[np.isfinite(seen)]
     low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 1.0)
     if share and low >= 0 and high <= 1:

@@ -95,6 +95,23 @@ def test_levels_stand_where_they_are_in_their_panel_alone() -> None:
     assert list(own.layout.xaxis.range) == [0.0, 2.0]
 
 
+def test_ratios_stand_on_a_scale_of_logarithms_in_their_panel_alone() -> None:
+    rows = ROWS.assign(value=ROWS["value"] + 1, ci_lo=ROWS["ci_lo"] + 1, ci_hi=1000.0)
+    panel = {"panel": "measure", "title": "t", "ratios": ["B"]}
+    fig = plot.value_strips(rows, "edit", levels={"B": {"before": 0.1}}, **panel)
+    assert fig.layout.xaxis.type is None and fig.layout.xaxis2.type == "log"
+    low, high = fig.layout.xaxis2.range
+    assert -1.5 < low < -1 and 3 < high < 3.5 and fig.layout.xaxis.range[1] > 1000
+    given = plot.value_strips(rows, "edit", ranges={"B": (0.1, 100.0)}, **panel)
+    assert list(given.layout.xaxis2.range) == pytest.approx([-1, 2])
+    curves = rows.assign(dose=rows.groupby(["edit", "measure"]).cumcount() + 1.0)
+    drawn = plot.value_curves(curves, "dose", line="edit", y={"A": "share", "B": "times"}, **panel)
+    assert drawn.layout.yaxis.type is None and drawn.layout.yaxis2.type == "log"
+    assert 3 < drawn.layout.yaxis2.range[1] < 3.5 and drawn.layout.yaxis.range[1] > 1000
+    with pytest.raises(UsageError, match="'B' holds ratios that are not above 0"):
+        plot.value_strips(rows.assign(ci_lo=0.0), "edit", **panel)
+
+
 def test_strips_that_cannot_be_drawn_are_told() -> None:
     with pytest.raises(UsageError, match=r"'before' has two rows \(A\)"):
         plot.value_strips(pd.concat([ROWS, ROWS.head(1)]), "edit", panel="measure", title="t")
