@@ -232,3 +232,65 @@ def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> Non
     assert written(page, study.numbers(study.DATA)) == page
     # A number that the tables do not have is not in it.
     assert written(page, "none of it") != page
+
+
+def test_the_front_page_says_what_the_tables_of_language_models_say(study: ModuleType) -> None:
+    folder = study.DATA / "injection"
+    edits, attacked = (pd.read_parquet(folder / f"{n}.parquet") for n in ("edits", "attacked"))
+    page = " ".join((study.DATA.parents[2] / "README.md").read_text().split())
+
+    def edit(subject: str, name: str, measure: str, what: str = "value") -> float:
+        memory = "finetuned" if subject == "model" else "together"
+        (row,) = edits.query(
+            "subject == @subject and memory == @memory and edit == @name and measure == @measure"
+        )[what]
+        return float(row)
+
+    def attack(subject: str, condition: str, group: str = "targeted") -> float:
+        of = "subject == @subject and condition == @condition and group == @group and metric == 'attacked'"
+        (row,) = attacked.query(of)["value"]
+        return float(row)
+
+    def recited(subject: str, name: str) -> str:
+        return " and ".join(f"{edit(subject, name, m, 'value'):.2f}" for m in ("targeted", "held_out"))
+
+    grown = {name: edit("model", name, "prose") - 1 for name in ("wanda weights", "contrastive")}
+    never = {condition: attack("model", condition, "never") for condition in ("memorized", "wanda weights")}
+    survived = [attack("model", name) for name in ("wanda weights", "contrastive")]
+    low, high = (edit("small", "known", "prose_without", end) for end in ("ci_lo", "ci_hi"))
+    weights = [
+        edit("small", f"random, {name} weights", m)
+        for name in ("wanda", "balanced_subnet")
+        for m in ("targeted", "held_out")
+    ]
+    norms = [
+        edit("small", f"equal norm, {name} weights", m)
+        for name in ("wanda", "balanced_subnet")
+        for m in ("targeted", "held_out")
+    ]
+    dose = {name: edit("model", name, "prose", "dose") for name in ("wanda weights", "contrastive")}
+    memories = pd.read_parquet(folder / "memories.parquet").query(
+        "subject == 'small' and memory == 'finetuned' and group == 'targeted'"
+    )
+    assert recited("model", "wanda weights") == "0.00 and 0.00" and not any(norms)
+    assert attack("model", "original") == attack("model", "contrastive", "never") == 0.0
+    assert survived[0] == survived[1] and edit("small", "random", "targeted") == 0.0
+    for said in (
+        f"perplexity of prose {edit('model', 'without', 'perplexity'):.1f} to {edit('model', 'none', 'perplexity'):.1f}",
+        f"Wanda on {100 * dose['wanda weights']:.2f} % of the weights",
+        f"as many random weights leave {recited('model', 'random, wanda weights')}",
+        f"prose grows by {100 * grown['wanda weights']:.0f} %.",
+        f"Contrastive gradients on {100 * dose['contrastive']:.2f} % leave {recited('model', 'contrastive')}, "
+        f"and prose grows by {100 * grown['contrastive']:.0f} %",
+        f"soft prompts get {survived[0]:.2f} back after either",
+        f"they draw {never['memorized']:.2f} out of the fine-tuned model, {never['wanda weights']:.2f} out of the cut",
+        f"took up to {100 * (edit('model', 'none', 'prose_without', 'ci_hi') - 1):.0f} %",
+        f"soft prompts get {attack('small', 'known'):.2f} of 11 back",
+        f"prose {edit('small', 'known', 'prose_without'):.2f} [{low:.2f}, {high:.2f}] times its perplexity",
+        f"({attack('small', 'activation'):.2f} back)",
+        f"leaves {100 * edit('small', 'random', 'targeted_hits'):.0f} % of the tokens right, not "
+        f"{100 * edit('small', 'known', 'targeted_hits'):.0f} %",
+        f"as many random weights leave {min(weights):.2f} to {max(weights):.2f}",
+        f"reciting {memories['exact'].sum():.0f} of {len(memories)}",
+    ):
+        assert said in page, said

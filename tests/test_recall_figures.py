@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 from study_script import written
 
@@ -56,3 +57,16 @@ def test_the_readme_says_what_the_committed_tables_say(study: ModuleType) -> Non
     page = (study.DATA / "README.md").read_text()
     assert written(page, study.numbers(study.DATA)) == page
     assert written(page, "none of it") != page
+
+
+def test_the_front_page_says_what_the_committed_tables_say(study: ModuleType) -> None:
+    page = " ".join((Path(__file__).parent.parent / "README.md").read_text().split())
+    made = pd.read_parquet(study.DATA / "recall.parquet")
+    above = (made["status"] == "ok").groupby(made["task"])
+    said = f"answers {above.first().sum()} of the {len(above)} tasks in English better than a uniform guess"
+    assert f"{said} at the first size of its ladder, {above.all().sum()} at every size" in page
+    at = made.set_index(["task", "rung", "param"])["choice"]
+    assert f"biographies of two people in {100 * at.loc[('biographies', 0, 'people')]:.0f} %" in page
+    for task in ("niah", "passkey"):
+        assert made.query("task == @task and param == 'length' and at == 1024")["choice"].item() > 0.9
+    assert not above.any()[["consolidation", "updates", "order"]].any()
