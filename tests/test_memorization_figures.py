@@ -239,20 +239,18 @@ def test_the_front_page_says_what_the_tables_of_language_models_say(study: Modul
     edits, attacked = (pd.read_parquet(folder / f"{n}.parquet") for n in ("edits", "attacked"))
     page = " ".join((study.DATA.parents[2] / "README.md").read_text().split())
 
+    edits = edits[edits["memory"] == edits["subject"].map({"model": "finetuned", "small": "together"})]
+    edits = edits.set_index(["subject", "edit", "measure"])
+    attacked = attacked[attacked["metric"] == "attacked"].set_index(["subject", "condition", "group"])
+
     def edit(subject: str, name: str, measure: str, what: str = "value") -> float:
-        memory = "finetuned" if subject == "model" else "together"
-        (row,) = edits.query(
-            "subject == @subject and memory == @memory and edit == @name and measure == @measure"
-        )[what]
-        return float(row)
+        return float(edits.loc[(subject, name, measure), what])
 
     def attack(subject: str, condition: str, group: str = "targeted") -> float:
-        of = "subject == @subject and condition == @condition and group == @group and metric == 'attacked'"
-        (row,) = attacked.query(of)["value"]
-        return float(row)
+        return float(attacked.loc[(subject, condition, group), "value"])
 
     def recited(subject: str, name: str) -> str:
-        return " and ".join(f"{edit(subject, name, m, 'value'):.2f}" for m in ("targeted", "held_out"))
+        return " and ".join(f"{edit(subject, name, m):.2f}" for m in ("targeted", "held_out"))
 
     grown = {name: edit("model", name, "prose") - 1 for name in ("wanda weights", "contrastive")}
     never = {condition: attack("model", condition, "never") for condition in ("memorized", "wanda weights")}
@@ -269,14 +267,14 @@ def test_the_front_page_says_what_the_tables_of_language_models_say(study: Modul
         for m in ("targeted", "held_out")
     ]
     dose = {name: edit("model", name, "prose", "dose") for name in ("wanda weights", "contrastive")}
-    memories = pd.read_parquet(folder / "memories.parquet").query(
-        "subject == 'small' and memory == 'finetuned' and group == 'targeted'"
-    )
+    memories = pd.read_parquet(folder / "memories.parquet").set_index(["subject", "memory", "group"])
+    tuned = memories.sort_index().loc[("small", "finetuned", "targeted")]
     assert recited("model", "wanda weights") == "0.00 and 0.00" and not any(norms)
     assert attack("model", "original") == attack("model", "contrastive", "never") == 0.0
     assert survived[0] == survived[1] and edit("small", "random", "targeted") == 0.0
     for said in (
-        f"perplexity of prose {edit('model', 'without', 'perplexity'):.1f} to {edit('model', 'none', 'perplexity'):.1f}",
+        f"perplexity of prose {edit('model', 'without', 'perplexity'):.1f} to "
+        f"{edit('model', 'none', 'perplexity'):.1f}",
         f"Wanda on {100 * dose['wanda weights']:.2f} % of the weights",
         f"as many random weights leave {recited('model', 'random, wanda weights')}",
         f"prose grows by {100 * grown['wanda weights']:.0f} %.",
@@ -291,6 +289,6 @@ def test_the_front_page_says_what_the_tables_of_language_models_say(study: Modul
         f"leaves {100 * edit('small', 'random', 'targeted_hits'):.0f} % of the tokens right, not "
         f"{100 * edit('small', 'known', 'targeted_hits'):.0f} %",
         f"as many random weights leave {min(weights):.2f} to {max(weights):.2f}",
-        f"reciting {memories['exact'].sum():.0f} of {len(memories)}",
+        f"reciting {tuned['exact'].sum():.0f} of {len(tuned)}",
     ):
         assert said in page, said
