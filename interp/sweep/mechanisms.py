@@ -23,6 +23,9 @@ from interp.tasks.base import Task
 RANKING = ("component", "score")
 """Columns of a ranking, best first."""
 
+BY = ("head", "layer")
+"""What is cut at a time where every head is."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -195,25 +198,32 @@ def _heads(
     )
 
 
-def _each(found: Found, mode: str, scope: str, controls: int, reference: int) -> list[Condition]:
-    """Every head by itself."""
+def _each(found: Found, by: str, mode: str, scope: str, controls: int, reference: int) -> list[Condition]:
+    """Every head by itself, or the heads of every layer together."""
     from interp.measure.plans import with_controls
 
+    if by not in BY:
+        raise UsageError(f"cut each_head: by is {by!r}; take {' or '.join(BY)}")
     cut = _ablation(found, mode, scope, reference)
+    sets: list[tuple[Component, ...]] = [(part,) for part in found.components()]
+    if by == "layer":
+        heads = found.subject.heads()
+        sets = [tuple(h for h in heads if h.layer == i) for i in sorted({h.layer for h in heads})]
     out: list[Condition] = []
-    for number, part in enumerate(found.components()):
+    for number, parts in enumerate(sets):
         out += with_controls(
-            found.subject, cut.with_components((part,)), controls=controls, seed=found.seed + number
+            found.subject, cut.with_components(parts), controls=controls, seed=found.seed + number
         )
     return out
 
 
-def _each_mlp(found: Found, window: int, controls: int) -> list[Condition]:
-    """The MLPs of every window of layers, zeroed."""
+def _each_mlp(found: Found, window: int, step: int, controls: int) -> list[Condition]:
+    """The MLPs of windows of layers, zeroed; each window starts `step` layers after the one before it."""
     n = found.subject.n_layers
-    if not 1 <= window <= n:
-        raise UsageError(f"cut each_mlp: window is {window}; take 1 to {n}")
-    sets = [[MLP(i) for i in range(start, start + window)] for start in range(n - window + 1)]
+    for name, value in (("window", window), ("step", step)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= n:
+            raise UsageError(f"cut each_mlp: {name} is {value!r}; take 1 to {n}")
+    sets = [[MLP(i) for i in range(start, start + window)] for start in range(0, n - window + 1, step)]
     return _zeroed(found, sets, controls)
 
 
@@ -293,11 +303,13 @@ CUTS: dict[str, CutKind] = {
         },
     ),
     "each_head": CutKind(
-        "every head", _each, {"mode": "zero", "scope": "answer", "controls": 0, "reference": 16}
+        "every head",
+        _each,
+        {"by": "head", "mode": "zero", "scope": "answer", "controls": 0, "reference": 16},
     ),
     "channels": CutKind("channels", _channel_parts, {"doses": (10, 50), "controls": 5}),
     "mlps": CutKind("mlps", _mlps, {"doses": (1, 3), "window": 0, "controls": 5}),
     "neurons": CutKind("neurons", _neurons, {"doses": (20, 100), "controls": 5}),
-    "each_mlp": CutKind("every mlp", _each_mlp, {"window": 1, "controls": 0}),
+    "each_mlp": CutKind("every mlp", _each_mlp, {"window": 1, "step": 1, "controls": 0}),
 }
 """Every cut by name."""

@@ -30,6 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from interp.errors import MissingResource, UsageError
 
+SPECS = Path(__file__).parent / "specs"
+"""Where the ready specs are."""
+
 AnyItem = TypeVar("AnyItem", bound="Item")
 
 
@@ -229,15 +232,14 @@ def read_sweep(path: str | Path, changes: Mapping[str, Any] | None = None) -> Sw
     """The spec of a YAML file.
 
     Args:
+        path: the file, or the name of a ready spec.
         changes: values by dotted names (`cuts.0.set.controls`) that take the place of the file's.
 
     Raises:
         MissingResource: there is no such file.
         UsageError: it is no YAML, or no spec; the message names the line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingResource(f"there is no spec '{path}'")
+    path = _found(path)
     text = path.read_text("utf-8")
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -252,6 +254,29 @@ def read_sweep(path: str | Path, changes: Mapping[str, Any] | None = None) -> Sw
         return SweepSpec(**data)
     except ValidationError as error:
         raise UsageError(told(error, str(path), tree)) from error
+
+
+def ready() -> dict[str, Path]:
+    """The specs that come with the package, by name.
+
+    >>> "head-doses" in ready()
+    True
+    """
+    return {path.stem: path for path in sorted(SPECS.glob("*.yaml"))}
+
+
+def _found(path: str | Path) -> Path:
+    """The file of a spec; a file of the user's goes before a ready spec of its name.
+
+    Raises:
+        MissingResource: there is neither.
+    """
+    known = ready()
+    if Path(path).is_file():
+        return Path(path)
+    if str(path) in known:
+        return known[str(path)]
+    raise MissingResource(f"there is no spec '{path}'; give a YAML file or a ready spec: {', '.join(known)}")
 
 
 def told(error: ValidationError, source: str, tree: yaml.Node | None = None) -> str:
