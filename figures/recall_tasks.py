@@ -22,17 +22,17 @@ from interp.report.tables import Tables
 
 DATA = Path(__file__).parent / "data" / "recall_tasks"
 
-TABLES = {"": ("recall", "recall_curves")}
+TABLES = {"": ("recall", "recall_curves", "recall_ages")}
 """Tables that figures and numbers come from."""
 
 
 def found(data: Path) -> Tables:
     """The tables of a folder, as far as they are there."""
-    return Tables(data, recall=read(data, "", "recall"), recall_curves=read(data, "", "recall_curves"))
+    return Tables(data, **{name: read(data, "", name) for name in TABLES[""]})
 
 
 def figures(data: Path = DATA) -> dict[str, go.Figure]:
-    """Every figure that the tables allow, by its name: one a family of tasks, one an axis of curves."""
+    """Every figure that the tables allow, by its name: one a family of tasks, one an axis of curves, one of ages."""
     charts = recall.charts(found(data))
     return {f"recall-tasks-{chart.name.removeprefix('recall-')}": chart.draw("double") for chart in charts}
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from study_script import written
 
-from tests.plot.recall_frames import recall_curves_frame, recall_frame
+from tests.plot.recall_frames import recall_ages_frame, recall_curves_frame, recall_frame
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     recall_frame().to_parquet(folder / "recall.parquet")
     recall_curves_frame().to_parquet(folder / "recall_curves.parquet")
+    recall_ages_frame().to_parquet(folder / "recall_ages.parquet")
     (folder / "spec.yaml").write_text("model: tiny\n")
     return folder
 
@@ -30,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_is_a_figure_for_each_family_and_axis(study: ModuleType, data: Path) -> None:
     names = set(study.figures(data))
     assert {"recall-tasks-long-context", "recall-tasks-by-depth", "recall-tasks-by-set-size"} <= names
-    assert len(names) == 9
+    assert "recall-tasks-by-age" in names and len(names) == 10
 
 
 def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
@@ -48,7 +49,12 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
 
 def test_export_copies_what_is_drawn(study: ModuleType, data: Path, tmp_path: Path) -> None:
     copied = study.export({"": data}, tmp_path / "out")
-    assert {p.name for p in copied} == {"recall.parquet", "recall_curves.parquet", "spec.yaml"}
+    assert {p.name for p in copied} == {
+        "recall.parquet",
+        "recall_curves.parquet",
+        "recall_ages.parquet",
+        "spec.yaml",
+    }
     assert study.numbers(tmp_path / "out") == study.numbers(data)
     assert study.numbers(tmp_path / "none") == "" and study.figures(tmp_path / "none") == {}
 

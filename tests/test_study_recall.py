@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+import interp
 from interp.cli import app
 from interp.cli import recall as command
 from interp.measure.effects import at_chance
 from interp.measure.outcomes import evaluate
 from interp.measure.recall_curves import curve
+from interp.measure.staleness import choices, stale_rank
 from interp.measure.stats import bootstrap_ci, proportion_ci
 from interp.models.subject import CausalLM
 from interp.models.tokens import Tokens
@@ -26,6 +30,7 @@ from interp.studies.recall.tables import axis_of, curves_table, rungs_table
 from interp.tasks.induction import Induction
 from interp.tasks.registry import NAMES
 from tests.tiny import byte_tokenizer, tiny
+from tests.tokenizers import tokens
 
 LADDERS: dict[str, Any] = {"induction": {"length": (8, 32, 4000), "n_answer": (1, 2)}}
 SMALL: dict[str, Any] = {"model": "tiny", "tasks": ("induction",), "n": 5, "seed": 3, "ladders": LADDERS}
@@ -302,3 +307,23 @@ def test_the_table_on_the_terminal_leaves_out_what_there_is_not() -> None:
     rows = command.shown(pd.DataFrame([base | values | {"logit_diff_lo": np.nan}, gone | nothing]))
     assert rows[0]["size"] == "length 8" and rows[0]["choice"] == "0.50 [0.25, 0.75]"
     assert rows[0]["logit diff"] == "0.50" and rows[1]["choice"] == "-" and rows[1]["a guess"] == "-"
+
+
+def test_of_updated_values_the_age_of_the_answer_is_told(tmp_path: Path) -> None:
+    words = tokens("smollm")  # one that has words as tokens, as the task needs
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(words.hf), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                             num_attention_heads=2)  # fmt: skip
+        model = CausalLM(LlamaForCausalLM(config).eval(), words, name="tiny")
+    asked: dict[str, Any] = {"tasks": ("updates",), "ladders": {"updates": {"updates": (2, 4), "keys": (1,)}}}
+    spec = RecallSpec(**SMALL | asked)
+    job = study.run(spec, tmp_path / "run", subject=model)
+    ages = table(job.folder, "recall_ages")
+    assert set(ages["updates"]) == {2, 4} and (ages["task"] == "updates").all()
+    for updates, rows in ages.groupby("updates"):
+        examples = interp.task("updates", updates=updates, n=5, seed=3).examples(model)
+        wanted = stale_rank(examples, choices(model, examples))
+        pd.testing.assert_frame_equal(rows.drop(columns="task").reset_index(drop=True), wanted)
+        assert rows["share"].sum() == pytest.approx(1)
+    assert "Which update is answered" in (job.folder / "report.html").read_text()

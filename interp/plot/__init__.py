@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.plot.ages import recall_ages
     from interp.plot.agreement import score_agreement
     from interp.plot.attention import attention_rows
     from interp.plot.by_layer import layer_lines
@@ -88,6 +89,7 @@ _HOME = {
     "overlap_matrix": "reuse",
     "patch_map": "patching",
     "prior_layers": "facts_prior",
+    "recall_ages": "ages",
     "recall_curves": "recall",
     "recall_ladder": "recall",
     "recovery_curves": "memorization",
@@ -147,6 +149,7 @@ __all__ = [
     "overlap_matrix",
     "patch_map",
     "prior_layers",
+    "recall_ages",
     "recall_curves",
     "recall_ladder",
     "recovery_curves",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.plot.ages import AGES
 from interp.plot.recall import CURVES, LADDER, NOT_ASKED, OK
 from interp.plot.text import count, number, percent, signed
 from interp.report.figures import Chart
@@ -18,7 +19,7 @@ _SHOWN = (*LADDER[:7], "accuracy", "choice", "logit_diff", "nll", "tokens")
 
 
 def charts(tables: Tables) -> list[Chart]:
-    """A figure for each family of tasks, and one for each axis of curves."""
+    """A figure for each family of tasks, one for each axis of curves, and one of the ages of values answered."""
     from interp import plot
 
     out: list[Chart] = []
@@ -44,6 +45,14 @@ def charts(tables: Tables) -> list[Chart]:
                     lambda axis=axis: curves[curves["axis"] == axis][list(CURVES)],  # type: ignore[misc]
                 )
             )  # fmt: skip
+    if tables.recall_ages is not None:
+        ages = tables.recall_ages
+        out.append(
+            Chart(
+                "recall-by-age", "recall_ages", lambda w: plot.recall_ages(ages, width=w),
+                lambda: ages[[c for c in AGES if c in ages]],
+            )
+        )  # fmt: skip
     return out
 
 

@@ -27,6 +27,7 @@ FRAMES = (
     "patch",
     "recall",
     "recall_curves",
+    "recall_ages",
 )
 
 
@@ -49,6 +50,7 @@ class Tables:
     patch: pd.DataFrame | None = None
     recall: pd.DataFrame | None = None
     recall_curves: pd.DataFrame | None = None
+    recall_ages: pd.DataFrame | None = None
     rows: dict[str, Any] | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)

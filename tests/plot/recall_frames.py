@@ -92,3 +92,17 @@ def recall_curves_frame(seed: int = 0) -> pd.DataFrame:
     for hops in (0, 1, 2, 3):
         add("multi_hop", "steps", "hops", hops, 0.9 - 0.2 * hops, 0.3)
     return pd.DataFrame(rows)
+
+
+def recall_ages_frame() -> pd.DataFrame:
+    """Ages of answers: of two values the one that holds, of four the first that was said, one in eight never said."""
+    shares = {2: {0: 0.75, 1: 0.25}, 4: {-1: 0.125, 0: 0.125, 1: 0.0, 2: 0.25, 3: 0.5}}
+    rows = []
+    for updates, own in shares.items():
+        for age, share in own.items():
+            _, lo, hi = _ends(share, 0.1)
+            rows.append({
+                "task": "updates", "updates": updates, "age": age, "share": share, "ci_lo": lo, "ci_hi": hi, "n": 32,
+                "n_clusters": 16, "chance": 1 / len(own),
+            })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from interp import plot
 from interp.plot.theme import Width
-from tests.plot.recall_frames import recall_curves_frame, recall_frame
+from tests.plot.recall_frames import recall_ages_frame, recall_curves_frame, recall_frame
 
 
 @cache
@@ -17,6 +17,7 @@ def recalled(width: Width) -> dict[str, go.Figure]:
     table, curves = recall_frame(), recall_curves_frame()
     drawn = {"ladder": plot.recall_ladder(table, width=width)}
     drawn["ladder-one"] = plot.recall_ladder(table[table["task"] == "reading"], width=width)
+    drawn["ages"] = plot.recall_ages(recall_ages_frame(), width=width)
     return drawn | {
         f"curves-{axis}": plot.recall_curves(curves, axis, width=width)
         for axis in dict.fromkeys(curves["axis"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from interp import plot
 from interp.errors import UsageError
-from tests.plot.recall_frames import recall_curves_frame, recall_frame
+from tests.plot.recall_frames import recall_ages_frame, recall_curves_frame, recall_frame
 
 TABLE, CURVES = recall_frame(), recall_curves_frame()
 
@@ -99,3 +100,21 @@ def test_what_cannot_be_drawn_is_said() -> None:
     many = CURVES.assign(line=[f"{i} items" for i in range(len(CURVES))])
     with pytest.raises(UsageError, match="lines do not fit"):
         plot.recall_curves(many, "depth")
+
+
+def test_ages_of_answers_have_a_panel_a_number_of_updates() -> None:
+    ages = recall_ages_frame()
+    fig = plot.recall_ages(ages)
+    for axis, updates in (("x", 2), ("x2", 4)):
+        own = ages[ages["updates"] == updates].sort_values("age")
+        bars = [t for t in fig.data if t.type == "bar" and t.xaxis == axis]
+        drawn = {x: y for t in bars for x, y in zip(t.x, t.y, strict=True)}
+        assert drawn == dict(zip(own["age"], own["share"], strict=True))
+        assert {t.name: list(t.x) for t in bars}["the value that holds"] == [0]
+        (guess,) = [t for t in fig.data if t.name == "uniform guess" and t.xaxis == axis]
+        assert set(guess.y) == {1 / len(own)}
+    assert list(fig.layout.xaxis2.ticktext) == ["never", "0", "3"]
+    with pytest.raises(UsageError, match="two rows"):
+        plot.recall_ages(pd.concat([ages, ages[:1]]))
+    with pytest.raises(UsageError, match="missing columns share"):
+        plot.recall_ages(ages.drop(columns="share"))

@@ -18,12 +18,17 @@ Tables, and their columns:
   `steps`, `other sizes`), by (the parameter or column), line (of positions in lists: the length of the list), metric,
   x, x_lo, x_hi (least and largest of a bin), value, ci_lo, ci_hi, n, n_clusters, chance (what a guess scores).
 
+- recall_ages: where a task of updates was asked, one row an age of each number of updates. task, updates, age (0 is the
+  value that holds, 1 the one before, ...), share (of the answers among the candidates), ci_lo, ci_hi, n, n_clusters,
+  chance.
+
 Under parts/ is one table a rung, a row an example: its numbers of `meta`, metrics, cluster, chance, guess, tokens.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +44,10 @@ if TYPE_CHECKING:
     from interp.models.subject import CausalLM
     from interp.runs import Run
     from interp.studies.base import Stage
+    from interp.tasks.base import Task
+
+AGED = {"updates": "updates"}
+"""Tasks whose values grow old, and the ladder that says how often."""
 
 
 class RecallStudy(Study[RecallSpec]):
@@ -59,11 +68,37 @@ class RecallStudy(Study[RecallSpec]):
                     frames[rung.question] = self.job.table(f"parts/{self._part(rung)}", make)
         self.write("recall", rungs_table(rungs, frames, self.spec.seed))
         self.write("recall_curves", curves_table(rungs, frames, self.spec.seed))
+        self._write_ages([r for r in rungs if "reason" not in frames[r.question]])
+
+    def _write_ages(self, asked: Sequence[Rung]) -> None:
+        """How old the values are that are answered where values were updated."""
+        aged = [rung for rung in asked if AGED.get(rung.task) == rung.param]
+        if not aged:
+            return
+        parts = []
+        with self.stage("ages") as report:
+            for i, rung in enumerate(aged):
+                if report is not None:
+                    report(i, len(aged), str(rung))
+                parts.append(self.job.table(f"parts/{self._part(rung)}-ages", partial(self._ages, rung)))
+        self.write("recall_ages", pd.concat(parts, ignore_index=True))
+
+    def _ages(self, rung: Rung) -> pd.DataFrame:
+        from interp.measure.staleness import choices, stale_rank
+
+        examples = self._task(rung).examples(self.subject)
+        found = stale_rank(examples, choices(self.subject, examples))
+        return found.assign(task=rung.task)[["task", *found.columns]]
 
     def _part(self, rung: Rung) -> str:
         task = re.sub(r"\W+", "-", rung.task).strip("-")
         number = f"{self.spec.tasks.index(rung.task):02d}"
         return f"{number}-{task}" + (f"-{rung.param}-{rung.place}" if rung.param else "")
+
+    def _task(self, rung: Rung) -> Task:
+        from interp.tasks.registry import task
+
+        return task(rung.task, **{"n": self.spec.n, "seed": self.spec.seed, **rung.settings})
 
     def _asked(self, rung: Rung, progress: Progress | None) -> pd.DataFrame:
         """One row an example; or, where the task cannot be asked, why."""
@@ -71,11 +106,9 @@ class RecallStudy(Study[RecallSpec]):
         from interp.measure.metrics import guess_of
         from interp.measure.outcomes import evaluate
         from interp.measure.plans import CLEAN
-        from interp.tasks.registry import task
 
-        settings = {"n": self.spec.n, "seed": self.spec.seed, **rung.settings}
         try:
-            made = task(rung.task, **settings)
+            made = self._task(rung)
             examples = made.examples(self.subject)
             found = evaluate(self.subject, examples, {CLEAN: None}, progress=progress)
         except (NoAcceptedExample, MissingResource, UsageError) as why:
