@@ -1,4 +1,4 @@
-"""Figures of a sweep's merged table: dose curves, profiles of layers, and what each mechanism does beyond its controls."""
+"""Figures of a sweep's merged table: dose curves, profiles of layers, mechanisms beyond their controls."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def told(frame: pd.DataFrame, metric: str, what: str) -> pd.DataFrame:
 def dose_table(frame: pd.DataFrame, metric: str = "choice") -> pd.DataFrame:
     """Value by components cut: line `cut` with 95 % intervals, `controls` with their 5th to 95th percentile, `clean`.
 
-    Tasks at which the clean model is at chance are left out (the floor rule), and so are parts that were cut one by one.
+    Left out are tasks at which the clean model is at chance (the floor rule), and parts that were cut one by one.
 
     Raises:
         UsageError: missing columns, or no row.
