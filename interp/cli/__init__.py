@@ -25,6 +25,7 @@ from interp.cli import (
     recall,
     reproduce,
     study,
+    sweep,
     tasks,
     work,
     zoo,
@@ -88,6 +89,7 @@ tasks.app.command("run")(recall.run)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(memorization.app, name="memorization")
 app.add_typer(study.app, name="study")
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(zoo.app, name="zoo")
 for _command in (work.locate, work.ablate, work.patch, work.atlas, work.report):
