@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from interp.errors import UsageError
 from interp.measure.outcomes import Progress
 from interp.models.batch import smaller_batches
 from interp.sweep.spec import Unit
-from interp.sweep.store import DiskFull, Store
+from interp.sweep.store import HOST, DiskFull, Store
 from interp.sweep.unit import Bench, Identity, Result
 
 HALVINGS = 6
@@ -46,15 +49,26 @@ class Settings:
         store: its folder.
         device, threads: of the models.
         failed: try units again that failed.
+        elsewhere: the worker may be on another machine than the one that planned; what it makes of a unit is
+            compared with the plan before the unit is run.
+        cwd: relative paths in a spec start there; empty where the worker is in it.
     """
 
     store: str
     device: str = "auto"
     threads: int = 1
     failed: bool = False
+    elsewhere: bool = False
+    cwd: str = ""
+
+    def sent(self) -> Settings:
+        """The same for a worker in another process, perhaps on another machine."""
+        return replace(self, store=str(Path(self.store).resolve()), elsewhere=True, cwd=os.getcwd())
 
     def bench(self) -> Bench:
         """A bench of its own for a worker."""
+        if self.cwd and Path(self.cwd).is_dir():
+            os.chdir(self.cwd)
         return Bench(Store(self.store), self.device, self.threads)
 
 
@@ -86,6 +100,8 @@ def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None =
         if store.done(job.key):
             return Done(job.key, "there")
         try:
+            if settings.elsewhere:
+                _as_planned(job, bench)
             result = _run(job, bench, progress)
         except DiskFull:
             raise
@@ -95,6 +111,31 @@ def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None =
             return Done(job.key, "failed", time.monotonic() - begun, told)
         store.put(job.key, result.frame, result.about)
     return Done(job.key, "done", time.monotonic() - begun)
+
+
+def give_up(job: Job, store: Store, reason: str) -> Done:
+    """Record a unit whose workers die as failed, unless somebody has its result by now.
+
+    Raises:
+        DiskFull: the store cannot be written.
+    """
+    if store.done(job.key):
+        return Done(job.key, "there")
+    store.fail(job.key, {"error": reason, "trace": "", **_of(job)})
+    return Done(job.key, "failed", error=reason)
+
+
+def _as_planned(job: Job, bench: Bench) -> None:
+    here = bench.identity(job.unit)
+    if here.key != job.key:
+        other = [
+            f"{name} is {here.facts.get(name)} and not {planned}"
+            for name, planned in job.facts.items()
+            if here.facts.get(name) != planned
+        ]
+        raise UsageError(
+            f"this worker on {HOST} would run another unit than the one that was planned: {', '.join(other)}"
+        )
 
 
 def _run(job: Job, bench: Bench, progress: Progress | None) -> Result:
