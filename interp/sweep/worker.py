@@ -82,6 +82,17 @@ class Done:
     error: str = ""
 
 
+def settled(job: Job, store: Store, settings: Settings) -> Done | None:
+    """What came of a unit, where nothing is to be run for it now."""
+    if store.done(job.key):
+        return Done(job.key, "there")
+    if store.failed(job.key) and not settings.failed:
+        return Done(job.key, "failed", error=str(store.about(job.key).get("error", "")))
+    if store.claimed(job.key):
+        return Done(job.key, "held")
+    return None
+
+
 def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None = None) -> Done:
     """Run a unit unless its result is there, and record it; a unit that raises is recorded as failed.
 
@@ -89,10 +100,9 @@ def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None =
         DiskFull: the store cannot be written.
     """
     store, begun = bench.store, time.monotonic()
-    if store.done(job.key):
-        return Done(job.key, "there")
-    if store.failed(job.key) and not settings.failed:
-        return Done(job.key, "failed", error=str(store.about(job.key).get("error", "")))
+    already = settled(job, store, settings)
+    if already is not None:
+        return already
     with store.claim(job.key) as mine:
         if not mine:
             return Done(job.key, "held")

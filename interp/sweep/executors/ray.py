@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from interp.errors import MissingResource, UsageError
 from interp.sweep.spec import ModelItem
 from interp.sweep.store import Store, alive
-from interp.sweep.worker import Done, Job, Settings, give_up, work
+from interp.sweep.worker import Done, Job, Settings, give_up, settled, work
 
 DEATHS = 2
 """Workers that may die on a unit before it counts as failed."""
@@ -112,10 +112,11 @@ class OnRay:
         # Ray takes seconds to start: not for units that others hold.
         left = []
         for job in jobs:
-            if store.claimed(job.key):
-                yield Done(job.key, "held")
-            else:
+            already = settled(job, store, settings)
+            if already is None:
                 left.append(job)
+            else:
+                yield already
         if not left:
             return
         self._fits(settings)
