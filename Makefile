@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "interp needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt torch==2.13.0 || $(PY) -m pip install -q torch
-	$(PY) -m pip install -q -c constraints.txt -e '.[dev,figures,diffusion,notebook]'
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev,figures,diffusion,notebook,ray,slurm]'
 	rm -f $(VENV)/.installed-*
 	touch $@
 

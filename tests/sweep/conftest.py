@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from interp.sweep.run import Sweep
 from interp.tasks.symbols import symbols
 from tests.zoo.planted import Planted, planted
 
@@ -34,3 +36,8 @@ def fields(circuit: tuple[Path, Planted]) -> dict[str, Any]:
         ],
         "cuts": [{"cut": "heads", "set": {"doses": [1], "controls": 2}}],
     }
+
+
+def results(made: Sweep) -> pd.DataFrame:
+    """The merged table without the commit, which changes while people work on the source."""
+    return made.to_frame().drop(columns="commit")
