@@ -44,7 +44,7 @@ def sweep_doses(frame: pd.DataFrame, metric: str = "choice", *, width: Width = "
         title=f"What is left as more {table['mechanism'].iloc[0]} are cut",
         note=joined([
             str(table["subject"].iloc[0]), "bands of cuts: 95% intervals; grey: mean of matched controls, "
-            f"5th to 95th percentile of {_draws(lines)}", _left_out(frame, metric),
+            f"5th to 95th percentile of {_draws(lines)}", _left_out(frame, metric, table),
         ]),
         x_title="components cut", y=_titles(lines), width=width,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def sweep_layers(frame: pd.DataFrame, metric: str = "choice", *, width: Width = 
             if each else "bands of cuts: 95% intervals",
             f"grey: 5th to 95th percentile of {_draws(drawn)}"
             if len(drawn) else "no control draws: each layer is held against the others",
-            _left_out(frame, metric),
+            _left_out(frame, metric, table),
         ]),
         y=_titles(table, "change of "), width=width,
     )  # fmt: skip
@@ -104,17 +104,22 @@ def sweep_matrix(frame: pd.DataFrame, metric: str = "choice", *, width: Width = 
     ]  # fmt: skip
     rows = list(dict.fromkeys(table["row"]))
     font, total = theme.font_px(width), theme.pixels(width)
-    heads = _captions(table)
+    other = {r.task: r.metric for r in table.itertuples() if r.metric != metric}
+    heads = {
+        task: name.replace(" (n", f", {metric_label(other[task], unit=False)} (n") if task in other else name
+        for task, name in _captions(table).items()
+    }
     left = min(0.36 * total, (0.54 * max(map(len, rows)) + 1) * font)
     cell = (total - left - font) / len(tasks)
     above = 0.56 * font * max(len(heads[task]) for task in tasks)
-    tall = 3.4 * font
+    tall = 4.0 * font
     at_chance = listed(dict.fromkeys(short(tasks)[t] for t in table[table["status"] == AT_CHANCE]["task"]))
     fig = theme.figure(
         "What each cut changes beyond its matched controls",
         joined([
             str(table["subject"].iloc[0]), f"{metric_label(metric, unit=False)}, or the metric named with the task",
             f"each cell: change less the controls' mean, its rank among {_draws(table)} (1: more harm than all)",
+            "intervals: 95% of the cut, moved by as much",
             "red: harm, scaled metric by metric", f"hatched: at chance on {at_chance}" if at_chance else "",
         ]),
         width=width, plot_height=tall * len(rows), left=left, right=font, bottom=0.8 * font, top=above + 2.4 * font,
@@ -145,6 +150,8 @@ def sweep_matrix(frame: pd.DataFrame, metric: str = "choice", *, width: Width = 
             hatch(fig, x, y)
             continue
         rank = f"<br>{int(r.rank)} of {r.draws + 1}" if np.isfinite(r.rank) else ""
+        if cell >= 6.8 * font and np.isfinite(r.lo):
+            rank = f"<br>[{number(r.lo)}, {number(r.hi)}]{rank}"
         ink = theme.ON_DARK if abs(r.harm) > 0.62 else theme.INK
         fig.add_annotation(
             x=x, y=y, text=f"<b>{signed(r.beyond)}</b>{rank}", font={"color": ink, "size": 0.86 * font}
@@ -190,9 +197,10 @@ def _draws(table: pd.DataFrame) -> str:
     return f"{counts[0]} draws" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} draws"
 
 
-def _left_out(frame: pd.DataFrame, metric: str) -> str:
+def _left_out(frame: pd.DataFrame, metric: str, table: pd.DataFrame) -> str:
+    """Tasks that a table has not because the clean model is at chance."""
     rows = told(frame, metric, "sweep")
-    gone = dict.fromkeys(rows[rows["status"] == AT_CHANCE]["task"])
+    gone = dict.fromkeys(rows[(rows["status"] == AT_CHANCE) & ~rows["task"].isin(table["task"])]["task"])
     return f"at chance, so left out: {listed(short(rows['task'])[t] for t in gone)}" if gone else ""
 
 

@@ -35,11 +35,17 @@ def told(frame: pd.DataFrame, metric: str, what: str) -> pd.DataFrame:
     """Rows of the metric, or of the metric that a task has in its place.
 
     Raises:
-        UsageError: missing columns, or no row.
+        UsageError: missing columns, no row, or two units that are told apart by no label.
     """
     need(
         frame, (*EFFECTS, "cut", "seed", "unit"), what, numeric=("k", "value", "delta", "ci_lo", "ci_hi", "n")
     )
+    frame = frame.assign(locator=_located(frame))
+    shared = frame.groupby([*UNIT, "seed"], sort=False)["unit"].nunique()
+    if (shared > 1).any():
+        raise UsageError(
+            f"{what}: {shared.idxmax()} is the name of two units; filter the table to one of them"
+        )
     wanted = (metric, *(m for m in METRICS if m != metric))
     has = frame.groupby("task", sort=False)["metric"].agg(
         lambda own: next((m for m in wanted if m in set(own)), "")
@@ -153,6 +159,17 @@ def short(labels: Iterable[str]) -> dict[str, str]:
         others = [set(own[1:]) for own in parts.values() if own[0] == name]
         out[label] = " ".join([name, *(p for p in params if not all(p in own for own in others))])
     return out
+
+
+def _located(frame: pd.DataFrame) -> pd.Series:
+    """Locators, with the task they were fitted on where one was fitted on several."""
+    if "located_on" not in frame:
+        return frame["locator"]
+    on = frame["located_on"].fillna("").astype(str)
+    names = short(dict.fromkeys(on[on != ""]))
+    several = on.groupby(frame["locator"]).transform("nunique") > 1
+    fitted = pd.Series([names.get(task, "") for task in on], index=frame.index, dtype=object)
+    return frame["locator"].where(~several | (on == ""), frame["locator"].astype(object) + ", on " + fitted)
 
 
 def _value(rows: pd.DataFrame, column: str = "value") -> tuple[float, float, float]:

@@ -12,6 +12,9 @@ from interp.errors import UsageError
 METRICS = ("choice", "logit_diff")
 """What figures are made of; tasks without candidates are shown by their loss."""
 
+ABREAST = 6
+"""Locators that one figure of dose curves has room for."""
+
 
 def figures_of(frame: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Write the figures of a merged table: dose curves and layer profiles of each cut, and the matrix of all.
@@ -43,7 +46,13 @@ def figures_of(frame: pd.DataFrame, folder: str | Path) -> list[Path]:
             for cut, own in of_model.groupby("cut", sort=False):
                 doses, layers = dose_table(own, metric), layer_table(own, metric)
                 if doses[doses["line"] == "cut"]["k"].nunique() > 1:
-                    drawn.append((f"doses {cut}", sweep_doses(own, metric), doses))
+                    names = list(dict.fromkeys(own["locator"]))
+                    for at in range(0, len(names), ABREAST):
+                        some = own[own["locator"].isin(names[at : at + ABREAST])]
+                        number = f" {at // ABREAST + 1}" if len(names) > ABREAST else ""
+                        table = dose_table(some, metric)
+                        if len(table):
+                            drawn.append((f"doses {cut}{number}", sweep_doses(some, metric), table))
                 if len(layers):
                     drawn.append((f"layers {cut}", sweep_layers(own, metric), layers))
             matrix = beyond_table(of_model, metric)

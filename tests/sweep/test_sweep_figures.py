@@ -86,6 +86,16 @@ def test_seeds_are_taken_together(merged: pd.DataFrame) -> None:
     assert (table[cut]["n"] == 32).all() and (once[once["line"] == "cut"]["n"] == 16).all()
 
 
+def test_units_that_no_label_tells_apart_are_not_mixed(merged: pd.DataFrame) -> None:
+    twice = pd.concat([merged, merged.assign(unit=merged["unit"] + "b")])
+    with pytest.raises(UsageError, match="the name of two units"):
+        dose_table(twice)
+    fitted = merged[merged["locator"] == "retrieval_heads"]
+    other = fitted.assign(unit=fitted["unit"] + "b", located_on="mqar n=9")
+    table = dose_table(pd.concat([merged, other]))
+    assert {"retrieval_heads, on mqar n=8", "retrieval_heads, on mqar n=9"} <= set(table["locator"])
+
+
 def test_at_chance_nothing_is_drawn(merged: pd.DataFrame) -> None:
     first = merged["task"].iloc[0]
     floor = merged.assign(status=merged["status"].where(merged["task"] != first, "at chance"))
