@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import socket
 import threading
 import time
@@ -24,14 +25,18 @@ from pydantic import BaseModel
 
 from interp.errors import MissingResource, UsageError
 
+HOST = socket.gethostname()
 PARTIAL = ".partial"
+STALE = 120.0
+"""What a process of another host has not touched for so many seconds is of one that is dead."""
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "scipy", "pandas", "plotly")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename."""
     # Two may write the same file at once: each has a temporary name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    # The name says whose it is, so that only what the dead left is cleared.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}@{HOST}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -41,6 +46,52 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def clear_partials(folder: Path, pattern: str = "*") -> int:
+    """Remove the half-written files below a folder that killed processes left, and return how many.
+
+    Those of a live process of this host stay, and those of another host that were touched within `STALE` seconds.
+
+    Args:
+        pattern: of the names of the whole files.
+    """
+    n = 0
+    for path in folder.rglob(f"{pattern}{PARTIAL}"):
+        if not _being_written(path):
+            path.unlink(missing_ok=True)
+            n += 1
+    return n
+
+
+def _being_written(partial: Path) -> bool:
+    writer = re.search(r"\.(\d+)-\d+@(.+)" + re.escape(PARTIAL) + "$", partial.name)
+    if writer is None:
+        return False
+    return alive(int(writer[1])) if writer[2] == HOST else age(partial) < STALE
+
+
+def age(path: Path) -> float:
+    """Seconds since a file was touched; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this host runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        # A killed process that nobody has waited for still has its number.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
@@ -86,8 +137,7 @@ class Run:
         self.skipped: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.rglob("*" + PARTIAL):
-                left.unlink()
+            clear_partials(folder)
             self._claim()
         except OSError as error:
             raise MissingResource(
@@ -173,7 +223,7 @@ class Run:
 
         versions["interp"] = __version__
         host = {
-            "host": socket.gethostname(),
+            "host": HOST,
             "platform": platform.platform(),
             "python": platform.python_version(),
         }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 
 import pandas as pd
 import pytest
 from pydantic import BaseModel
 
 from interp.errors import MissingResource, UsageError
-from interp.runs import Run, read_spec, write_bytes
+from interp.runs import HOST, STALE, Run, read_spec, write_bytes
 
 
 class Spec(BaseModel):
@@ -49,6 +51,38 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     left.write_bytes(b"half")
     Run(tmp_path / "run", Spec())
     assert not left.exists()
+
+
+def test_what_a_live_writer_has_half_written_stays(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    Run(tmp_path, Spec())
+    names = {
+        f"a.parquet.{os.getpid()}-1@{HOST}.partial": True,
+        f"a.parquet.{process.pid}-1@{HOST}.partial": False,
+        f"a.parquet.{process.pid}-1@host.else.where.partial": True,
+        f"b.parquet.{process.pid}-1@host.else.where.partial": False,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / list(names)[3], (time.time() - 2 * STALE,) * 2)
+    Run(tmp_path, Spec())
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_second_launcher_takes_nothing_from_one_that_writes(tmp_path, monkeypatch):
+    replace, seen = os.replace, []
+
+    def while_another_starts(partial, path):
+        monkeypatch.setattr(os, "replace", replace)
+        Run(tmp_path, Spec())
+        seen.append(partial)
+        replace(partial, path)
+
+    Run(tmp_path, Spec())
+    monkeypatch.setattr(os, "replace", while_another_starts)
+    write_bytes(tmp_path / "a.json", b"whole")
+    assert seen and (tmp_path / "a.json").read_bytes() == b"whole"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

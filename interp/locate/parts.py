@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from interp.errors import MissingResource
 from interp.models.subject import CausalLM
-from interp.runs import PARTIAL, write_bytes
+from interp.runs import clear_partials, write_bytes
 from interp.tasks.base import Example
 
 SUFFIX = ".part.safetensors"
@@ -107,8 +107,7 @@ class Parts:
         self._about = [__version__, subject.fingerprint, str(subject.dtype), subject.engine.name, about]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*" + SUFFIX + PARTIAL):
-                left.unlink()
+            clear_partials(self.folder, f"*{SUFFIX}*")
         except OSError as error:
             raise MissingResource(
                 f"cannot write to '{self.folder}' ({error.strerror}); give a folder that can be written"

@@ -1,35 +1,28 @@
 """A store of results: one file a unit, named by everything that its numbers depend on, shared by any number of runs.
 
 A unit's table is `ab/<key>.parquet`; beside it `<key>.json` says how, where and how long, and `<key>.error.json` why it
-failed. Files are written whole or not at all, and two that are written for one key hold the same, so launchers need no
-lock; a claim (`<key>.claim`) only keeps two of them from doing the same work at the same time.
+failed. Files are written whole or not at all, and two that are written for one key hold the same, so results need no
+lock; a claim (`<key>.claim`) only keeps two launchers from doing the same work at the same time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from interp.errors import MissingResource
-from interp.runs import write_bytes, write_frame
+from interp.runs import HOST, STALE, age, alive, clear_partials, write_bytes, write_frame
 
-HOST = socket.gethostname()
 BEAT = 10.0
 """Seconds between two signs of life of a claim."""
-
-STALE = 120.0
-"""A claim of another host without a sign of life for so many seconds is one of a dead launcher."""
-
-PARTIAL = ".partial"
 
 
 class DiskFull(MissingResource):
@@ -140,18 +133,27 @@ class Store:
     def _take(self, path: Path) -> bool:
         try:
             path.parent.mkdir(exist_ok=True)
-            for _ in range(2):
-                try:
-                    with open(path, "x") as file:
-                        json.dump({"host": HOST, "pid": os.getpid()}, file)
-                    return True
-                except FileExistsError:
-                    if _live(path):
-                        return False
-                    path.unlink(missing_ok=True)
+            if _create(path):
+                return True
+            if _live(path):
+                return False
+            with self._alone():
+                self._bury(path)
+                return _create(path)
         except OSError as error:
             raise full(self.folder, error) from error
-        return False
+
+    def _alone(self) -> FileLock:
+        """Held while claims of the dead are removed: two that find one dead would remove each other's new one."""
+        return FileLock(self.folder / "lock")
+
+    @staticmethod
+    def _bury(path: Path) -> bool:
+        """Remove a claim unless somebody who lives holds it by now."""
+        if _live(path) or not path.exists():
+            return False
+        path.unlink(missing_ok=True)
+        return True
 
     def clear(self) -> int:
         """Remove what killed runs left: half-written files, and claims of launchers that are dead.
@@ -161,12 +163,12 @@ class Store:
         Returns:
             how many.
         """
-        n = 0
-        for path in [*self.folder.rglob("*" + PARTIAL), *self.folder.rglob("*.claim")]:
-            dead = not _live(path) if path.suffix == ".claim" else _age(path) > STALE or not _written(path)
-            if dead:
-                path.unlink(missing_ok=True)
-                n += 1
+        n = clear_partials(self.folder)
+        dead = [path for path in self.folder.rglob("*.claim") if not _live(path)]
+        if dead:
+            with self._alone():
+                for path in dead:
+                    n += self._bury(path)
         return n
 
 
@@ -181,11 +183,14 @@ def _text(about: Mapping[str, Any]) -> bytes:
     return json.dumps(about, ensure_ascii=False, indent=1, default=str).encode()
 
 
-def _age(path: Path) -> float:
+def _create(claim: Path) -> bool:
+    """Write a claim of this process, unless there is one."""
     try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        with open(claim, "x") as file:
+            json.dump({"host": HOST, "pid": os.getpid()}, file)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _live(claim: Path) -> bool:
@@ -198,28 +203,7 @@ def _live(claim: Path) -> bool:
         owner = {}
     if not owner:
         # It is being written, or its writer died in between.
-        return _age(claim) < BEAT
+        return age(claim) < BEAT
     if owner.get("host") == HOST:
         return alive(int(owner.get("pid", -1)))
-    return _age(claim) < STALE
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this host runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # A killed process that nobody has waited for still has its number.
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
-
-
-def _written(partial: Path) -> bool:
-    """Whether a claim says that someone works on the unit of a half-written file."""
-    key = partial.name.split(".")[0]
-    return _live(partial.with_name(f"{key}.claim"))
+    return age(claim) < STALE

@@ -27,10 +27,10 @@ from interp.measure.effects import measure
 from interp.measure.known import known_to
 from interp.measure.outcomes import Progress
 from interp.models.subject import CausalLM
-from interp.runs import PACKAGES
+from interp.runs import HOST, PACKAGES
 from interp.sweep.mechanisms import CUTS, LOCATORS, Found
 from interp.sweep.spec import ModelItem, TaskItem, Unit
-from interp.sweep.store import HOST, Store
+from interp.sweep.store import Store
 from interp.tasks.base import Task
 
 VERSION = 1

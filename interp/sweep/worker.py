@@ -15,8 +15,9 @@ import torch
 from interp.errors import UsageError
 from interp.measure.outcomes import Progress
 from interp.models.batch import smaller_batches
+from interp.runs import HOST
 from interp.sweep.spec import Unit
-from interp.sweep.store import HOST, DiskFull, Store
+from interp.sweep.store import DiskFull, Store
 from interp.sweep.unit import Bench, Identity, Result
 
 HALVINGS = 6

@@ -147,23 +147,21 @@ def test_parts_join_in_the_order_of_examples() -> None:
 SCRIPT = """
     import os, signal, sys
     import interp
-    from interp.locate import parts
     from tests.locate.test_fit import asked
     from tests.planted.retrieval import plant
 
     kill_at, folder = int(sys.argv[1]), sys.argv[2]
     made = 0
-    write = parts.write_bytes
+    replace = os.replace
 
-    def counted(path, data):
+    def counted(partial, path):
         global made
         made += 1
         if made == kill_at:  # the temporary file is there, the rename is not
-            path.with_name(path.name + ".partial").write_bytes(data[:100])
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, data)
+        replace(partial, path)
 
-    parts.write_bytes = counted
+    os.replace = counted
     model = interp.load(plant("gpt2", seed=1).module, tokenizer=None)
     interp.RetrievalHeads().fit(model, asked(model, "gpt2"), folder=folder).scores_.to_parquet(sys.argv[3])
 """
@@ -188,6 +186,7 @@ def test_a_killed_fit_ends_with_the_same_table(tmp_path: Path) -> None:
     left = list((tmp_path / "killed").iterdir())
     assert len(left) == 3 and sum(f.name.endswith(PARTIAL) for f in left) == 1
     assert fit(0, "killed", "killed.parquet") == 0
+    assert not list((tmp_path / "killed").glob("*" + PARTIAL))
     pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{n}.parquet") for n in ("whole", "killed")))
 
 

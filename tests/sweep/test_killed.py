@@ -18,11 +18,12 @@ import pandas as pd
 import pytest
 import torch
 
+from interp.runs import alive
 from interp.sweep.executors import executor
 from interp.sweep.executors.ray import OnRay
 from interp.sweep.run import Sweep, sweep
 from interp.sweep.spec import SweepSpec
-from interp.sweep.store import Store, alive
+from interp.sweep.store import Store
 from tests.sweep.conftest import results
 
 PATIENCE = 120.0

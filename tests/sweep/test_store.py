@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from interp.errors import MissingResource
+from interp.runs import HOST, STALE, alive
 from interp.sweep import store as stores
-from interp.sweep.store import HOST, STALE, Store, alive
+from interp.sweep.store import Store
 
 KEY = "ab" + "0" * 30
 FRAME = pd.DataFrame({"metric": ["accuracy"], "value": [0.5]})
@@ -99,12 +103,39 @@ def test_a_sign_of_life_is_given_while_the_work_goes_on(
 def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(store: Store) -> None:
     folder = store.path(KEY).parent
     folder.mkdir()
-    half = folder / f"{KEY}.parquet.1.partial"
+    half = folder / f"{KEY}.parquet.{os.getpid()}-1@{HOST}.partial"
     half.write_bytes(b"half")
     claimed_by(store, {"host": HOST, "pid": os.getpid()})
     assert store.clear() == 0 and half.exists()
+    half.rename(folder / f"{KEY}.parquet.{dead_pid()}-1@{HOST}.partial")
     claimed_by(store, {"host": HOST, "pid": dead_pid()})
     assert store.clear() == 2 and not list(folder.iterdir())
+
+
+def test_of_many_that_find_a_claim_dead_one_takes_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = stores._live
+
+    def slow(claim: Path) -> bool:
+        found = live(claim)
+        time.sleep(random.uniform(0, 0.01))  # others come between the look and what follows from it
+        return found
+
+    monkeypatch.setattr(stores, "_live", slow)
+    dead = {"host": HOST, "pid": dead_pid()}
+    path = claimed_by(store, dead)
+    for _ in range(8):
+        path.write_text(json.dumps(dead))
+        start = threading.Barrier(6)
+
+        def take(start: threading.Barrier = start) -> bool:
+            start.wait()
+            return store._take(path)
+
+        with ThreadPoolExecutor(6) as pool:
+            clearing = pool.submit(lambda start=start: (start.wait(), store.clear()))
+            taken = [each.result() for each in [pool.submit(take) for _ in range(5)]]
+            clearing.result()
+        assert taken.count(True) == 1 and json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_processes_are_told_from_the_dead() -> None:

@@ -27,8 +27,9 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from interp.errors import MissingResource, UsageError
+from interp.runs import alive
 from interp.sweep.spec import ModelItem
-from interp.sweep.store import Store, alive
+from interp.sweep.store import Store
 from interp.sweep.worker import Done, Job, Settings, give_up, settled, work
 
 DEATHS = 2
