@@ -14,7 +14,7 @@ import pandas as pd
 
 from interp.errors import UsageError
 from interp.plot.check import EFFECTS, need
-from interp.plot.conditions import AT_CHANCE
+from interp.plot.conditions import AT_CHANCE, LESS_IS_BETTER
 
 METRICS = ("choice", "accuracy", "nll")
 """A task that has not the metric asked for is shown in the first of these that it has."""
@@ -123,7 +123,7 @@ def beyond_table(frame: pd.DataFrame, metric: str = "choice") -> pd.DataFrame:
     out = []
     for key, own in rows.groupby([*UNIT, "role", "metric"], sort=False):
         clean = own[own["condition"] == "clean"]["value"].mean()
-        sign = -1.0 if key[-1] == "nll" else 1.0
+        sign = -1.0 if key[-1] in LESS_IS_BETTER else 1.0
         for k, cut in own[own["condition"] == "cut"].groupby("k"):
             drawn = own[(own["condition"] == "control") & (own["k"] == k)]["delta"].dropna()
             delta, lo, hi = _value(cut, "delta")

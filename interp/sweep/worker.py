@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +92,18 @@ def settled(job: Job, store: Store, settings: Settings) -> Done | None:
     if store.claimed(job.key):
         return Done(job.key, "held")
     return None
+
+
+def unsettled(jobs: Sequence[Job], store: Store, settings: Settings) -> Generator[Done, None, list[Job]]:
+    """Say what came of the units for which nothing is to be run, and return the others."""
+    left = []
+    for job in jobs:
+        already = settled(job, store, settings)
+        if already is None:
+            left.append(job)
+        else:
+            yield already
+    return left
 
 
 def work(job: Job, bench: Bench, settings: Settings, progress: Progress | None = None) -> Done:

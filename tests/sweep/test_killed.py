@@ -9,14 +9,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 from interp.runs import alive
 from interp.sweep.executors import executor
@@ -28,13 +27,6 @@ from tests.sweep.conftest import results
 
 PATIENCE = 120.0
 """Seconds for what has to happen soon."""
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

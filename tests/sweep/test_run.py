@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ from tests.zoo.planted import Planted
 
 LABELS = {"unit", "cut", "located_on", "fingerprint", "data", "dtype", "threads", "versions", "commit"}
 """Columns that a sweep adds to those of `measure`."""
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

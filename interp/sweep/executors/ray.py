@@ -30,7 +30,7 @@ from interp.errors import MissingResource, UsageError
 from interp.runs import alive
 from interp.sweep.spec import ModelItem
 from interp.sweep.store import Store
-from interp.sweep.worker import Done, Job, Settings, give_up, settled, work
+from interp.sweep.worker import Done, Job, Settings, give_up, unsettled, work
 
 DEATHS = 2
 """Workers that may die on a unit before it counts as failed."""
@@ -111,13 +111,7 @@ class OnRay:
         """
         store = Store(settings.store)
         # Ray takes seconds to start: not for units that others hold.
-        left = []
-        for job in jobs:
-            already = settled(job, store, settings)
-            if already is None:
-                left.append(job)
-            else:
-                yield already
+        left = yield from unsettled(jobs, store, settings)
         if not left:
             return
         self._fits(settings)

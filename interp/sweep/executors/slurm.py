@@ -21,7 +21,7 @@ from submitit.local.local import LocalJob
 
 from interp.errors import MissingResource, UsageError
 from interp.sweep.store import DiskFull, Store, full
-from interp.sweep.worker import Done, Job, Settings, give_up, settled, work
+from interp.sweep.worker import Done, Job, Settings, give_up, unsettled, work
 
 Cluster = Literal["slurm", "local", "debug"]
 """Slurm; processes on this machine; this process (for tests)."""
@@ -112,13 +112,7 @@ class OnSlurm:
             MissingResource: there is no Slurm, it takes no job, or jobs die before they come to a unit.
         """
         store = Store(settings.store)
-        left = []
-        for job in jobs:
-            already = settled(job, store, settings)
-            if already is None:
-                left.append(job)
-            else:
-                yield already
+        left = yield from unsettled(jobs, store, settings)
         if not left:
             return
         for job in left:
