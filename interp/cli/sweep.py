@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.console import Json, emit, say
+from interp.cli.tasks import parameters
 
 if TYPE_CHECKING:
     from interp.sweep.run import Sweep, Told
@@ -38,12 +39,27 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try units again that failed before.")
     ] = False,
+    how: Annotated[
+        str, typer.Option("--executor", help="Where units run: serial (this process), ray or slurm.")
+    ] = "serial",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="Of the executor: workers, address, gpus, cpus (ray); workers, partition, time, gpus, cluster, ... "
+            "(slurm); may be repeated.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run what is left of a sweep and write its merged table; a unit that fails does not stop the rest."""
+    from interp.sweep.executors import executor
+
+    runner = executor(how, **parameters(option))
     sweep = _sweep(spec, set_, out, store)
     say("sweep", f"{sweep.spec.name}: {len(sweep.jobs())} units in {sweep.folder}")
-    count = sweep.run(failed=retry_failed, told=_teller())
+    count = sweep.run(runner, failed=retry_failed, told=_teller())
     table = sweep.merge() if count["done"] + count["there"] else None
     told: dict[str, Any] = {
         "folder": str(sweep.folder),
@@ -78,6 +94,23 @@ def merge(spec: Spec, set_: Set = None, out: Out = None, store: Store = None, js
     emit({"table": str(path), "units": int((states == "done").sum()), "of": len(states)}, json)
 
 
+@app.command()
+def figures(
+    spec: Spec,
+    set_: Set = None,
+    out: Out = None,
+    store: Store = None,
+    to: Annotated[Path | None, typer.Option(help="Where they go; default FOLDER/figures.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw what is done: dose curves, layer profiles, mechanism x task; each a page, with its table beside it."""
+    from interp.sweep.figures import figures_of
+
+    sweep = _sweep(spec, set_, out, store)
+    paths = figures_of(sweep.to_frame(), to or sweep.folder / "figures")
+    emit([{"file": str(path)} for path in paths], json)
+
+
 @app.command("list")
 def list_ready(json: Json = False) -> None:
     """Show the ready specs, and how many units each has."""
@@ -94,7 +127,6 @@ def list_ready(json: Json = False) -> None:
 
 def _sweep(spec: str, set_: list[str] | None, out: Path | None, store: Path | None) -> Sweep:
     """The sweep of the options; its spec is read and checked before any folder is made."""
-    from interp.cli.tasks import parameters
     from interp.sweep.run import Sweep
     from interp.sweep.spec import read_sweep
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -19,11 +18,8 @@ from interp.sweep.spec import read_sweep, ready
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -55,6 +51,22 @@ def test_a_sweep_is_run_gone_on_with_and_merged(spec: Path, tmp_path: Path) -> N
     merged = json.loads(call("merge", str(spec), "--json").stdout)
     assert (merged["units"], merged["of"]) == (3, 4)
     assert len(pd.read_parquet(merged["table"])) < len(table)
+
+
+def test_units_run_where_they_are_sent_and_figures_are_drawn(spec: Path) -> None:
+    sent = ("--executor", "slurm", "--option", "cluster=local", "--option", "workers=2")
+    told = json.loads(call("run", str(spec), *sent, "--json").stdout)
+    assert told["done"] == 4 and list(Path("runs/planted/slurm").glob("*.out"))
+    files = [Path(row["file"]) for row in json.loads(call("figures", str(spec), "--json").stdout)]
+    assert files and all(path.stat().st_size for path in files)
+    assert {path.suffix for path in files} >= {".html", ".csv"}
+    assert {path.parent for path in files} == {Path("runs/planted/figures")}
+    for words, says in (
+        (("--executor", "condor"), "no executor 'condor'; there are serial, ray, slurm"),
+        (("--executor", "ray", "--option", "nodes=2"), "executor ray: "),
+    ):
+        refused = call("run", str(spec), *words)
+        assert refused.exit_code == 2 and says in " ".join(refused.stderr.split())
 
 
 def test_a_unit_that_fails_is_told_and_the_rest_is_run(spec: Path) -> None:
