@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 from study_script import copied, main, read
 
-from interp.plot.text import count, listed
+from interp.plot.text import count, listed, number, percent
 from interp.report import recall
 from interp.report.tables import Tables
 
@@ -52,7 +53,32 @@ def numbers(data: Path = DATA) -> str:
             row[name] for name in ("task", "size", "n", "choice", "accuracy", "difference", "guess", "status")
         ]
         lines.append("| " + " | ".join(str(value).replace("|", "\\|") for value in told) + " |")
-    return "\n\n".join([_summary(tables), "\n".join(lines)])
+    return "\n\n".join([part for part in (_summary(tables), "\n".join(lines), _ages(tables)) if part])
+
+
+def _ages(tables: Tables) -> str:
+    """Of values that were updated: how often the one that holds is answered, the first one, and the commonest."""
+    table = tables.recall_ages
+    if table is None:
+        return ""
+    lines = [
+        "Where a value was updated, by age (0: the one that holds):",
+        "",
+        "| values of a key | n | the one that holds | the first one | commonest age | its share | a guess |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for updates, rows in table.groupby("updates"):
+        by = rows.set_index("age")
+        most = by["share"].idxmax()
+        told = [_share(by.loc[age]) for age in (0, by.index.max(), most)]
+        guess = number(by["chance"].iloc[0], 3)
+        cells = [updates, int(rows["n"].max()), *told[:2], most, told[2], guess]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _share(row: pd.Series) -> str:
+    return f"{percent(row['share'])} [{percent(row['ci_lo'])}, {percent(row['ci_hi'])}]"
 
 
 def _summary(tables: Tables) -> str:

@@ -39,12 +39,17 @@ def test_numbers_are_those_of_the_tables(study: ModuleType, data: Path) -> None:
     assert text.startswith("The model answers 6 of 6 tasks better than a uniform guess at the first size")
     assert "Of 23 sizes, 20 above chance, 2 at chance and 1 not asked." in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(lines) == 1 + len(recall_frame())
+    assert len(lines) == 1 + len(recall_frame()) + 1 + len(set(recall_ages_frame()["updates"]))
     row = recall_frame().query("task == 'laundry' and size == '12'").iloc[0]
     assert (
         f"| laundry | items 12 | 32 | {100 * row['choice']:.1f}% [0.0%, " in text and "| at chance |" in text
     )
     assert "At chance already" not in text
+    ages = text.split("Where a value was updated")[1].splitlines()[4:]
+    assert ages == [
+        "| 2 | 32 | 75.0% [65.0%, 85.0%] | 25.0% [15.0%, 35.0%] | 0 | 75.0% [65.0%, 85.0%] | 0.500 |",
+        "| 4 | 32 | 12.5% [2.5%, 22.5%] | 50.0% [40.0%, 60.0%] | 3 | 50.0% [40.0%, 60.0%] | 0.200 |",
+    ]
 
 
 def test_export_copies_what_is_drawn(study: ModuleType, data: Path, tmp_path: Path) -> None:
@@ -77,3 +82,15 @@ def test_the_front_page_says_what_the_committed_tables_say(study: ModuleType) ->
         longest = made[(made["task"] == task) & (made["param"] == "length") & (made["at"] == 1024)]
         assert longest["choice"].item() > 0.9
     assert not above.any()[["consolidation", "updates", "order"]].any()
+
+
+def test_the_front_page_says_what_the_reference_row_of_mqar_came_to() -> None:
+    root = Path(__file__).parents[1]
+    row = pd.read_csv(root / "figures/data/mqar/reference.csv").iloc[0]
+    said = " ".join((root / "README.md").read_text().split())
+    assert f"{row['vocabulary']:,} symbols, {row['pairs']} pairs, {row['published']:.2f}) comes to" in said
+    assert (
+        f"comes to {row['accuracy']:.3f}".replace("0.", ".")
+        + f" after {row['epochs_of_64']} of its 64 epochs"
+        in said
+    )
