@@ -113,25 +113,29 @@ def test_on_ray_a_worker_that_dies_is_replaced_and_a_unit_it_dies_of_is_failed(
     assert row["state"] == "failed"
     assert row["error"].startswith("2 workers died on it; the last time a worker died: The actor died")
     assert made.store.about(bad.key)["label"] == bad.unit.label
-    pids = {made.store.about(job.key)["pid"] for job in made.jobs()[1:]}
-    assert os.getpid() not in pids and pids.isdisjoint(killer.pids)
+    # The second worker that dies may have ended other units before it took this one.
+    assert os.getpid() not in {made.store.about(job.key)["pid"] for job in made.jobs()[1:]}
     pd.testing.assert_frame_equal(results(made), serial[serial["unit"] != bad.key].reset_index(drop=True))
     assert made.run(failed=True) == {"there": 3, "done": 1}
     pd.testing.assert_frame_equal(results(made), serial)
 
 
-def test_no_worker_is_started_for_what_is_done_failed_or_held(made: Sweep) -> None:
+def test_no_worker_is_started_for_what_is_done_failed_or_held(
+    made: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, third, _ = made.jobs()
     settings = made.settings
     assert work(first, settings.bench(), settings).state == "done"
     made.store.fail(second.key, {"error": "ValueError: planted"})
-    begun = time.monotonic()
+    started: list[str] = []
+    monkeypatch.setattr(OnRay, "_start", lambda *_: started.append("ray"))
+    monkeypatch.setattr(OnSlurm, "_queue", lambda *_: started.append("slurm"))
     for run in (OnRay(), OnSlurm()):
         with made.store.claim(third.key):
             came = list(run.run([first, second, third], settings))
         assert [done.state for done in came] == ["there", "failed", "held"]
         assert came[1].error == "ValueError: planted"
-    assert time.monotonic() - begun < 2 and not ray.is_initialized()
+    assert not started
 
 
 def test_a_worker_takes_units_of_its_model_and_waits_for_no_ranking(made: Sweep, tmp_path: Path) -> None:
